@@ -1,0 +1,44 @@
+# `make repro` and `make test` are all it takes on a fresh clone; python3 (3.10 or newer), git and make must be there.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# The stages and the tests find the environment's programs as if it were activated.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Nothing is fetched from a model hub, and DVC sends no usage statistics.
+export HF_HUB_OFFLINE := 1
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help repro test check format sample clean
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+repro: .venv/ready  ## environment, all stages on the sample (or on data.archive), metrics
+	dvc repro
+	dvc metrics show
+
+test: .venv/ready  ## environment, all tests
+	python -m pytest
+
+check: .venv/ready  ## formatter, linter, types
+	ruff format --check .
+	ruff check .
+	mypy
+
+format: .venv/ready  ## format the code
+	ruff check --fix .
+	ruff format .
+
+sample: .venv/ready  ## write data/sample.zip anew (the same bytes)
+	python data/make_sample.py data/sample.zip
+
+clean:  ## remove what the stages made and the caches of tools; the environment and DVC's cache stay
+	rm -rf data/raw data/tokenized models runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests data benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A marker file, so that the environment is made once, and again when the pinned versions change.
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

@@ -1,0 +1,83 @@
+"""Stage 3: tokenize every text once, and derive how long the model's inputs should be."""
+
+import numpy as np
+
+import pipeline
+from receiptbert.corpus import (
+    LABEL,
+    LABELLED,
+    SPLIT,
+    SPLITS,
+    TEXT,
+    UNSUPERVISED,
+    label_list,
+    label_names,
+    read_categories,
+    read_corpus,
+)
+from receiptbert.corpus_facts import CorpusFacts, min_text_length
+from receiptbert.errors import UserError
+from receiptbert.params import Params
+from receiptbert.progress import track
+from receiptbert.reports import write_csv, write_json
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+
+
+def pretokenize(params: Params) -> None:
+    corpus = read_corpus(pipeline.CORPUS)
+    tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
+    labels = label_list(corpus)
+    class_ids = {label: number for number, label in enumerate(labels)}
+
+    stores = {}
+    for split in SPLITS:
+        rows = corpus[corpus[SPLIT] == split]
+        stores[split] = TokenStore.from_texts(
+            track(rows[TEXT], f"tokenizing {split}", len(rows), "texts"),
+            tokenizer,
+            rows[LABEL].map(class_ids) if split in LABELLED else None,
+        )
+    stores[UNSUPERVISED] = stores[UNSUPERVISED].sorted_by_length()
+    lengths = stores[UNSUPERVISED].lengths
+    if not len(lengths):
+        raise UserError(f"{pipeline.CORPUS} has no rows with split=unsupervised to pretrain on")
+
+    quantile = np.quantile(lengths, params.pretokenize.max_length_quantile, method="inverted_cdf")
+    facts = CorpusFacts(
+        min_length=min_text_length(params.pretrain.mask_prob),
+        max_length=max(int(quantile), 1),
+        label_names=label_names(labels, read_categories(pipeline.CATEGORIES)),
+    )
+    for split, store in stores.items():
+        store.save(pipeline.TOKENIZED / f"{split}.safetensors")
+    facts.save(pipeline.TOKENIZED / "corpus.json")
+    report(stores, facts, tokenizer)
+
+
+def report(stores: dict[str, TokenStore], facts: CorpusFacts, tokenizer: WordpieceTokenizer) -> None:
+    """Write ``metrics/tokens.json`` and the length histogram."""
+    lengths = stores[UNSUPERVISED].lengths
+    counts = {
+        "vocab_size": tokenizer.vocab_size,
+        "min_length": facts.min_length,
+        "max_length": facts.max_length,
+        "tokens_per_text": {split: float(store.lengths.mean()) for split, store in stores.items()},
+        "unknown_tokens": {
+            split: float((store.ids == tokenizer.unk_token_id).mean()) for split, store in stores.items()
+        },
+        "unsupervised_texts_below_min_length": int((lengths < facts.min_length).sum()),
+        "texts_above_max_length": {
+            split: int((store.lengths > facts.max_length).sum()) for split, store in stores.items()
+        },
+    }
+    write_json(pipeline.METRICS / "tokens.json", counts)
+    histogram = enumerate(np.bincount(lengths).tolist())
+    write_csv(pipeline.PLOTS / "lengths.csv", ["tokens", "texts"], histogram)
+    print(
+        f"{len(lengths):,} unsupervised texts; lengths used: {facts.min_length} to {facts.max_length} tokens"
+    )
+
+
+if __name__ == "__main__":
+    pipeline.run_stage(pretokenize)

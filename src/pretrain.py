@@ -1,0 +1,88 @@
+"""Stage 4: pretrain BERT on the unsupervised texts, by masked tokens and sentence order."""
+
+import torch
+from torch.utils.data import DataLoader
+
+import pipeline
+from receiptbert.collation import Collator
+from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.datasets import NUM_MARKS, LengthGroupedBatchSampler, PretrainDataset
+from receiptbert.devices import choose_device
+from receiptbert.errors import UserError
+from receiptbert.hf_format import save_pretrained
+from receiptbert.modeling import BertModel
+from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.params import Params, PretrainParams
+from receiptbert.reports import mean_curve, write_csv, write_json
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+from receiptbert.training import Trainer, num_optimizer_steps
+
+
+def pretrain(params: Params) -> None:
+    p = params.pretrain
+    device = choose_device(params.runtime.device)
+    facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
+    tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
+    store = TokenStore.load(pipeline.TOKENIZED / "unsupervised.safetensors")
+    held_out = store.held_out(p.holdout)
+    loader = make_loader(store.take(~held_out), tokenizer, facts, p)
+
+    torch.manual_seed(p.seed)
+    model = BertModel(
+        **params.model.kwargs(),
+        vocab_size=tokenizer.vocab_size,
+        max_seqlen=facts.max_length + NUM_MARKS,
+        input_dropout_prob=p.dropout,
+        hidden_dropout_prob=p.dropout,
+        attention_probs_dropout_prob=p.dropout,
+    )
+    optimizer = get_optimizer(model, weight_decay=p.weight_decay)
+    steps = num_optimizer_steps(len(loader), p.epochs, p.num_accum_steps)
+    scheduler = Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps)
+    trainer = Trainer(
+        model,
+        optimizer,
+        scheduler,
+        tokenizer.pad_token_id,
+        device,
+        num_accum_steps=p.num_accum_steps,
+        logdir=pipeline.new_run_folder("pretrain"),
+        max_grad_norm=p.max_grad_norm,
+    )
+    trainer.train(loader, p.epochs)
+
+    torch.manual_seed(p.seed)  # the same masks and swaps whatever came before
+    scores = trainer.evaluate(make_loader(store.take(held_out), tokenizer, facts, p))
+    save_pretrained(model, tokenizer, pipeline.PRETRAINED)
+    write_json(
+        pipeline.METRICS / "pretrain.json", scores | {"tokens_seen": trainer.tokens_seen, "steps": steps}
+    )
+    columns = ["step", "MLM", "SOP"]
+    write_csv(pipeline.PLOTS / "pretrain.csv", columns, mean_curve(trainer.history, columns))
+    print(f"held-out texts: MLM loss {scores['mlm_loss']:.3f}, SOP accuracy {scores['sop_accuracy']:.3f}")
+
+
+def make_loader(
+    store: TokenStore, tokenizer: WordpieceTokenizer, facts: CorpusFacts, p: PretrainParams
+) -> DataLoader[tuple[torch.Tensor, torch.Tensor, bool]]:
+    dataset = PretrainDataset(store, tokenizer, facts.min_length, facts.max_length, p.permute_prob)
+    if not len(dataset):
+        raise UserError(
+            f"{pipeline.TOKENIZED} has {len(store)} unsupervised texts and none of {facts.min_length} tokens "
+            "or more; pretraining needs at least ten of them"
+        )
+    return DataLoader(
+        dataset,
+        batch_sampler=LengthGroupedBatchSampler(dataset.lengths, p.batch_size, p.seed),
+        collate_fn=Collator(
+            tokenizer,
+            mask_prob=p.mask_prob,
+            random_prob=p.random_prob,
+            keep_unchanged_prob=p.keep_unchanged_prob,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    pipeline.run_stage(pretrain)

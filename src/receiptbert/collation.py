@@ -1,0 +1,84 @@
+"""Collators: masked language modelling for pretraining, padding for finetuning."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from receiptbert.datasets import SegmentPairs
+from receiptbert.tokenization import WordpieceTokenizer
+
+
+class Collator:
+    """Pad a batch and corrupt it for masked language modelling (Devlin et al. 2019, section 3.1).
+
+    Args:
+        tokenizer: tells which ids are special: those are never chosen as targets and never drawn.
+        non_target_idx: the label of a token that is no target.
+        mask_prob: how often a token is chosen as a target.
+        random_prob: how often a chosen token is replaced by a random one, which may be itself.
+        keep_unchanged_prob: how often a chosen token stays. Otherwise it becomes ``[MASK]``.
+
+    Randomness comes from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        tokenizer: WordpieceTokenizer,
+        non_target_idx: int = -100,
+        mask_prob: float = 0.15,
+        random_prob: float = 0.1,
+        keep_unchanged_prob: float = 0.1,
+    ) -> None:
+        self._pad_token_id = tokenizer.pad_token_id
+        self._mask_token_id = tokenizer.mask_token_id
+        self._special = torch.tensor(tokenizer.special_token_ids)
+        every = torch.arange(tokenizer.vocab_size)
+        self._ordinary = every[~torch.isin(every, self._special)]  # ids that may be drawn
+        self._non_target_idx = non_target_idx
+        self._mask_prob = mask_prob
+        self._random_prob = random_prob
+        self._keep_unchanged_prob = keep_unchanged_prob
+
+    def __call__(
+        self, batch: SegmentPairs | Sequence[tuple[Tensor, Tensor, bool]]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Collate ``[dataset[i] for i in ...]``, or the batch that ``PretrainDataset`` makes at once.
+
+        Returns:
+            input_ids (B, W) with corrupted targets, token_type_ids (B, W), labels (B, W) with the true ids at
+            the targets and ``non_target_idx`` elsewhere, permuted (B,) bool.
+        """
+        pairs = batch if isinstance(batch, SegmentPairs) else self._pad(batch)
+        input_ids, labels = self._mask(pairs.input_ids)
+        return input_ids, pairs.token_type_ids, labels, pairs.permuted
+
+    def _pad(self, batch: Sequence[tuple[Tensor, Tensor, bool]]) -> SegmentPairs:
+        input_ids, token_type_ids, permuted = zip(*batch, strict=True)
+        return SegmentPairs(
+            pad_sequence(list(input_ids), batch_first=True, padding_value=self._pad_token_id),
+            pad_sequence(list(token_type_ids), batch_first=True, padding_value=0),
+            torch.tensor(permuted),
+        )
+
+    def _mask(self, true_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Corrupted ids and labels, both (B, W)."""
+        eligible = ~torch.isin(true_ids, self._special)
+        target = eligible & (torch.rand(true_ids.shape) < self._mask_prob)
+        labels = torch.where(target, true_ids, self._non_target_idx)
+
+        # One uniform number decides what happens to a target: [0, random) is replaced,
+        # [random, random + keep) stays, the rest is masked.
+        fate = torch.rand(true_ids.shape)
+        is_random = target & (fate < self._random_prob)
+        is_masked = target & (fate >= self._random_prob + self._keep_unchanged_prob)
+        drawn = self._ordinary[torch.randint(len(self._ordinary), true_ids.shape)]
+        input_ids = torch.where(is_random, drawn, true_ids)
+        return input_ids.masked_fill(is_masked, self._mask_token_id), labels
+
+
+def collate_fn(batch: Sequence[tuple[Tensor, int]], pad_idx: int) -> tuple[Tensor, Tensor]:
+    """Pad a batch of a ``FinetuneDataset``: input_ids (B, W) and targets (B,), both int64."""
+    input_ids, targets = zip(*batch, strict=True)
+    return pad_sequence(list(input_ids), batch_first=True, padding_value=pad_idx), torch.tensor(targets)

@@ -1,0 +1,47 @@
+"""What later stages must know of the corpus; it travels with the tokenized texts."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from receiptbert.errors import UserError
+from receiptbert.reports import write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusFacts:
+    """Facts that several stages share, derived once, so that the stages cannot disagree.
+
+    Attributes:
+        min_length: texts of fewer tokens are not worth pretraining on.
+        max_length: of longer texts, so many tokens are used.
+        label_names: the name of each class, its place in the list being its id.
+    """
+
+    min_length: int
+    max_length: int
+    label_names: list[str]
+
+    def save(self, path: Path) -> None:
+        """Write the facts as JSON."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "CorpusFacts":
+        """Read what ``save`` wrote."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
+
+
+def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:
+    """The shortest text in which at least one token is a target with probability ``at_least_one``.
+
+    The assignment's question: the least n with 1 - (1 - mask_prob)^n >= at_least_one; 5 for 0.15 and 0.5.
+    """
+    length = 1
+    while 1 - (1 - mask_prob) ** length < at_least_one:
+        length += 1
+    return length

@@ -1,0 +1,243 @@
+"""Datasets of the assignment: texts for pretraining, for finetuning, and for prediction."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from receiptbert.progress import track
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+
+# Texts as a user has them, or tokenized beforehand.
+Texts: TypeAlias = Sequence[str] | TokenStore
+
+# [CLS] and [SEP]: how many positions a model needs beyond the longest text.
+NUM_MARKS = 2
+
+
+class SegmentPairs(NamedTuple):
+    """A batch for pretraining: ``[CLS] left [SEP] right``, padded to W = the longest text's tokens + 2."""
+
+    input_ids: Tensor  # (B, W) int64
+    token_type_ids: Tensor  # (B, W) int64: 0 for [CLS], the first segment and [SEP], 1 for the second
+    permuted: Tensor  # (B,) bool: were the two segments swapped?
+
+
+class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
+    """Texts as pairs of segments in true or swapped order (sentence order prediction, ALBERT).
+
+    Args:
+        corpus: raw texts, or a ``TokenStore`` of them.
+        tokenizer: the tokenizer of the corpus.
+        minlen: texts of fewer tokens are left out.
+        maxlen: of a longer text, a random window of so many tokens is shown, another one each time.
+        permute_prob: how often the two halves are swapped.
+        verbose: report the progress of tokenizing.
+        presort: order the texts by length, the shortest first.
+
+    Randomness comes from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        corpus: Texts,
+        tokenizer: WordpieceTokenizer,
+        minlen: int,
+        maxlen: int,
+        permute_prob: float = 0.5,
+        verbose: bool = False,
+        presort: bool = False,
+    ) -> None:
+        super().__init__()
+        store = _tokenized(corpus, tokenizer, verbose)
+        store = store.take(store.lengths >= max(minlen, 1))
+        if presort:
+            store = store.sorted_by_length()
+        self._corpus = store
+        self._tokenizer = tokenizer
+        self._permute_prob = permute_prob
+        self._maxlen = maxlen
+        # The extra [PAD] at the end lets padding be looked up like any other token.
+        self._ids = torch.tensor(
+            np.append(store.ids, tokenizer.pad_token_id), dtype=torch.int32
+        )  # (tokens + 1,)
+        self._starts = torch.from_numpy(store.offsets[:-1])  # (n,)
+        self._lengths = torch.from_numpy(store.lengths)  # (n,)
+
+    def __len__(self) -> int:
+        return len(self._corpus)
+
+    @property
+    def tokenizer(self) -> WordpieceTokenizer:
+        """The tokenizer of the corpus."""
+        return self._tokenizer
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, shape (n,)."""
+        return self._lengths
+
+    def set_maxlen(self, maxlen: int) -> None:
+        """Set the most tokens that are shown of a text."""
+        self._maxlen = maxlen
+
+    def __getitem__(self, idx: int) -> tuple[Tensor, Tensor, bool]:
+        """``input_ids`` (W,), ``token_type_ids`` (W,), and whether the segments are swapped."""
+        pair = self.__getitems__([idx])
+        return pair.input_ids[0], pair.token_type_ids[0], bool(pair.permuted[0])
+
+    def __getitems__(self, indices: Sequence[int]) -> SegmentPairs:
+        """A whole batch at once, as a ``DataLoader`` asks for it: no Python code runs per text."""
+        index = torch.as_tensor(indices)
+        lengths = self._lengths[index]
+        shown = lengths.clamp(max=self._maxlen)
+        starts = self._starts[index] + _random_below(lengths - shown + 1)
+        # The halves of an odd text differ by a token. Which of them is longer is left to chance:
+        # otherwise the place of [SEP] would give the order away.
+        left = (shown + _random_below(torch.full_like(shown, 2))) // 2
+        permuted = torch.rand(len(index)) < self._permute_prob
+        return self._lay_out(starts, shown, left, permuted)
+
+    def _lay_out(self, starts: Tensor, shown: Tensor, left: Tensor, permuted: Tensor) -> SegmentPairs:
+        """Put tokens and marks into their columns; all arguments have shape (B,)."""
+        column = torch.arange(int(shown.max()) + NUM_MARKS)  # (W,)
+        shown, left, starts = shown[:, None], left[:, None], starts[:, None]  # (B, 1)
+        first = torch.where(permuted[:, None], shown - left, left)  # length of the segment that stands first
+        is_sep = column == first + 1
+        is_second = (column > first + 1) & (column <= shown + 1)  # (B, W)
+        # Place among the text's tokens as they are shown; swapping two halves is rotating the text.
+        place = column - torch.where(column > first + 1, 2, 1)
+        source = starts + (place + torch.where(permuted[:, None], left, 0)) % shown
+        source = torch.where(column <= shown + 1, source, len(self._ids) - 1)
+        input_ids = self._ids[source].long()
+        input_ids[:, 0] = self._tokenizer.cls_token_id
+        input_ids[is_sep] = self._tokenizer.sep_token_id
+        return SegmentPairs(input_ids, is_second.long(), permuted)
+
+
+class FinetuneDataset(Dataset[tuple[Tensor, int]]):
+    """Texts with their classes.
+
+    Args:
+        texts: raw texts, or a ``TokenStore``.
+        targets: class ids 0 to n - 1, one for each text.
+        tokenizer: the tokenizer of the model to train.
+        maxlen: of a longer text, the first so many tokens are used.
+        presort: order the texts by length, the shortest first, each with its own target.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        targets: Sequence[int] | npt.NDArray[np.int64],
+        tokenizer: WordpieceTokenizer,
+        maxlen: int,
+        presort: bool = False,
+    ) -> None:
+        super().__init__()
+        self._texts = _tokenized(texts, tokenizer)
+        self._targets = np.asarray(targets, dtype=np.int64)
+        if len(self._texts) != len(self._targets):
+            raise ValueError(f"{len(self._texts)} texts but {len(self._targets)} targets")
+        if presort:
+            order = np.argsort(self._texts.lengths, kind="stable")
+            self._texts, self._targets = self._texts.take(order), self._targets[order]
+        self._tokenizer = tokenizer
+        self._maxlen = maxlen
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, shape (n,)."""
+        return torch.from_numpy(self._texts.lengths)
+
+    def __getitem__(self, idx: int) -> tuple[Tensor, int]:
+        """``input_ids`` (tokens + 2,) and the class."""
+        ids = self._texts[idx][: self._maxlen]
+        return with_marks(ids.tolist(), self._tokenizer), int(self._targets[idx])
+
+
+class InferenceDataset(Dataset[Tensor]):
+    """Texts to predict.
+
+    Args:
+        texts: raw texts, or a ``TokenStore``.
+        maxlen: of a longer text, the first so many tokens are used; None for all.
+        tokenizer: the tokenizer of the model.
+
+    The assignment's version adds no ``[CLS]``, although the head reads position 0; this one builds the
+    very inputs that ``FinetuneDataset`` trains on.
+    """
+
+    def __init__(self, texts: Texts, maxlen: int | None, tokenizer: WordpieceTokenizer) -> None:
+        super().__init__()
+        self._texts = _tokenized(texts, tokenizer)
+        self._maxlen = maxlen
+        self._tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, idx: int) -> Tensor:
+        """``input_ids`` (tokens + 2,)."""
+        return with_marks(self._texts[idx][: self._maxlen].tolist(), self._tokenizer)
+
+
+def with_marks(ids: list[int], tokenizer: WordpieceTokenizer) -> Tensor:
+    """``[CLS] text [SEP]``: the one form of a text to classify, in training and in prediction.
+
+    It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
+    which the right one is empty.
+    """
+    return torch.tensor([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id])
+
+
+class LengthGroupedBatchSampler(Sampler[list[int]]):
+    """Batches of texts of like length, all in random order, other batches in every epoch.
+
+    Padding is next to nothing, yet no epoch begins with the short texts and ends with the long ones,
+    which the falling learning rate would leave untrained.
+
+    Args:
+        lengths: tokens of each text, shape (n,).
+        batch_size: texts in a batch; the longest texts may make a smaller one.
+        seed: with the same seed, the same batches.
+    """
+
+    def __init__(self, lengths: Tensor, batch_size: int, seed: int = 0) -> None:
+        super().__init__()
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return -(-len(self._lengths) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # Sorting a shuffled list keeps equally long texts shuffled: that is what changes the batches.
+        shuffled = torch.randperm(len(self._lengths), generator=self._generator)
+        order = shuffled[torch.argsort(self._lengths[shuffled], stable=True)]
+        batches = torch.split(order, self._batch_size)
+        for number in torch.randperm(len(batches), generator=self._generator).tolist():
+            yield batches[number].tolist()
+
+
+def _tokenized(texts: Texts, tokenizer: WordpieceTokenizer, verbose: bool = False) -> TokenStore:
+    if isinstance(texts, TokenStore):
+        return texts
+    return TokenStore.from_texts(
+        track(texts, "tokenizing", len(texts), "texts") if verbose else texts, tokenizer
+    )
+
+
+def _random_below(limits: Tensor) -> Tensor:
+    """A random whole number from 0 to limit - 1 for each of ``limits``, shape (B,)."""
+    # Double precision: a float's 24 bits could round up to the limit itself.
+    return (torch.rand(limits.shape, dtype=torch.float64) * limits).long()

@@ -1,0 +1,254 @@
+"""Our checkpoints are Hugging Face checkpoints: names, shapes and the sentence order head translated.
+
+A folder written here loads with ``AutoModelForPreTraining``, ``AutoModelForMaskedLM`` or
+``AutoModelForSequenceClassification`` and ``AutoTokenizer``, and gives the same logits there.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from receiptbert.encoder import ACTIVATIONS, BertShape
+from receiptbert.errors import UserError
+from receiptbert.modeling import BertFinetuneModel, BertModel
+from receiptbert.tokenization import WordpieceTokenizer
+
+StateDict: TypeAlias = dict[str, Tensor]
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+# Ours -> Hugging Face's, for the weight and the bias of each module.
+EMBEDDINGS = {
+    "_token_embeddings": "word_embeddings",
+    "_position_embeddings": "position_embeddings",
+    "_segment_embeddings": "token_type_embeddings",
+    "_layer_norm": "LayerNorm",
+}
+LAYER = {
+    "_multihead_attention._qkv": "attention.self.*",  # one wide matrix there is three narrow ones
+    "_multihead_attention._output": "attention.output.dense",
+    "_multihead_attention._layer_norm": "attention.output.LayerNorm",
+    "_feedforward._expand": "intermediate.dense",
+    "_feedforward._contract": "output.dense",
+    "_feedforward._layer_norm": "output.LayerNorm",
+}
+HEADS = {
+    "_mlm_head._dense": "cls.predictions.transform.dense",
+    "_mlm_head._layer_norm": "cls.predictions.transform.LayerNorm",
+    "_mlm_head._decoder": "cls.predictions",  # its weight is the token embeddings'
+    "_classifier_head._dense": "bert.pooler.dense",
+    "_classifier_head._output": "classifier",
+}
+NARROW = ("query", "key", "value")
+TIED = "_mlm_head._decoder.weight"
+# Our one logit z says "swapped"; Hugging Face has two logits, for "in order" and for "swapped".
+# The softmax of (-z/2, z/2) is the sigmoid of z.
+OUR_SOP, THEIR_SOP = "_classifier_head._output", "cls.seq_relationship"
+
+
+def save_pretrained(
+    model: BertModel | BertFinetuneModel,
+    tokenizer: WordpieceTokenizer,
+    folder: Path,
+    label_names: list[str] | None = None,
+) -> None:
+    """Write a Hugging Face checkpoint: config.json, model.safetensors and the tokenizer's files.
+
+    Args:
+        label_names: the classes of a ``BertFinetuneModel`` in the order of their ids.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = model.shape
+    config = BertConfig(
+        architectures=[
+            "BertForPreTraining" if isinstance(model, BertModel) else "BertForSequenceClassification"
+        ],
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.max_seqlen,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        intermediate_size=shape.intermediate_size,
+        num_attention_heads=shape.num_attention_heads,
+        hidden_act=shape.act_func,
+        layer_norm_eps=shape.eps,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    if label_names is not None:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: number for number, name in enumerate(label_names)}
+        config.problem_type = "single_label_classification"
+    config.save_pretrained(str(folder))
+    save_file(to_hf(model.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder, max_seqlen=shape.max_seqlen)
+
+
+def read_shape(folder: Path) -> BertShape:
+    """The shape of a checkpoint's encoder.
+
+    Raises:
+        UserError: no BERT checkpoint, or one with parts that ours lacks.
+    """
+    config = _read_config(folder)
+    if config.hidden_act not in ACTIVATIONS:
+        raise UserError(f"{folder}: activation {config.hidden_act} is not among {', '.join(ACTIVATIONS)}")
+    if config.type_vocab_size != 2:
+        raise UserError(f"{folder}: {config.type_vocab_size} segment embeddings; only 2 can be used")
+    return BertShape(
+        vocab_size=config.vocab_size,
+        max_seqlen=config.max_position_embeddings,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        act_func=config.hidden_act,
+        eps=config.layer_norm_eps,
+    )
+
+
+def read_label_names(folder: Path) -> list[str]:
+    """The classes of a finetuned checkpoint in the order of their ids."""
+    names: dict[int, str] = _read_config(folder).id2label
+    return [names[number] for number in range(len(names))]
+
+
+def load_weights(self: nn.Module, path: str | Path) -> list[str]:
+    """Copy into a model all weights of a checkpoint that it has under the same name and shape.
+
+    Args:
+        self: any of our models.
+        path: a checkpoint folder (ours or any Hugging Face BERT), or a file with a model's own
+            ``state_dict`` saved by ``torch.save``.
+
+    Returns:
+        the names of the weights found, as in ``self.state_dict()``.
+    """
+    path = Path(path)
+    weights = from_hf(_read_weights(path)) if path.is_dir() else torch.load(path, weights_only=True)
+    state = self.state_dict()
+    found = [name for name in state if name in weights and weights[name].shape == state[name].shape]
+    with torch.no_grad():
+        for name in found:
+            state[name].copy_(weights[name])
+    return found
+
+
+def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
+    """Load all of a pretrained checkpoint but the last layer of its head.
+
+    Raises:
+        UserError: the checkpoint lacks weights that the model needs, or has them in another shape.
+    """
+    _require_all(model, load_weights(model, folder), folder, spared=OUR_SOP)
+
+
+def load_classifier(folder: Path) -> tuple[BertFinetuneModel, WordpieceTokenizer, list[str]]:
+    """A finetuned model without dropout, its tokenizer, and its classes in the order of their ids."""
+    names = read_label_names(folder)
+    model = BertFinetuneModel(**read_shape(folder).kwargs(), num_classes=len(names))
+    _require_all(model, load_weights(model, folder), folder)
+    return model.eval(), WordpieceTokenizer.from_pretrained(folder), names
+
+
+def _require_all(model: nn.Module, found: list[str], folder: Path, spared: str = "") -> None:
+    missing = [
+        name for name in model.state_dict().keys() - set(found) if not (spared and name.startswith(spared))
+    ]
+    if missing:
+        theirs = _names(model.state_dict())[min(missing)]
+        raise UserError(
+            f"{folder / WEIGHTS} lacks {len(missing)} weights of the shape that {CONFIG} promises, "
+            f"{theirs} among them"
+        )
+
+
+def to_hf(state: StateDict) -> StateDict:
+    """Weights under Hugging Face's names."""
+    is_pretraining = TIED in state
+    weights: StateDict = {}
+    for ours, theirs in _names(state).items():
+        if ours == TIED or ours not in state:
+            continue
+        tensor = state[ours].detach()
+        if is_pretraining and ours.startswith(OUR_SOP):
+            weights[ours.replace(OUR_SOP, THEIR_SOP)] = torch.cat([-tensor / 2, tensor / 2])
+        elif "*" in theirs:
+            for part, narrow in zip(NARROW, tensor.chunk(3), strict=True):
+                weights[theirs.replace("*", part)] = narrow.clone()  # safetensors stores no views
+        else:
+            weights[theirs] = tensor
+    return weights
+
+
+def from_hf(weights: StateDict) -> StateDict:
+    """Weights under our names; what our models have no place for is left out."""
+    weights = {_modern_name(name): tensor for name, tensor in weights.items()}
+    state: StateDict = {}
+    for ours, theirs in _names(weights).items():
+        narrow = [theirs.replace("*", part) for part in NARROW] if "*" in theirs else [theirs]
+        if all(name in weights for name in narrow):
+            state[ours] = torch.cat([weights[name] for name in narrow])
+    if "cls.predictions.bias" in weights:
+        state[TIED] = weights["bert.embeddings.word_embeddings.weight"]
+    for kind in ("weight", "bias"):
+        if (pair := weights.get(f"{THEIR_SOP}.{kind}")) is not None:
+            state[f"{OUR_SOP}.{kind}"] = pair[1:] - pair[:1]
+    return state
+
+
+def _names(state: StateDict) -> dict[str, str]:
+    """Our name -> their name of every tensor that a model with the layers of ``state`` may have."""
+    numbers = {int(match[1]) for name in state if (match := re.search(r"\.(?:_layers|layer)\.(\d+)\.", name))}
+    modules = {
+        f"_backbone._embeddings.{ours}": f"bert.embeddings.{theirs}" for ours, theirs in EMBEDDINGS.items()
+    }
+    for i in sorted(numbers):
+        for ours, theirs in LAYER.items():
+            modules[f"_backbone._layers.{i}.{ours}"] = f"bert.encoder.layer.{i}.{theirs}"
+    modules |= HEADS
+    return {
+        f"{ours}.{kind}": f"{theirs}.{kind}"
+        for ours, theirs in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def _modern_name(name: str) -> str:
+    """Their name as it is today: with the encoder's prefix, and without TensorFlow's names in layer norms."""
+    if not name.startswith(("bert.", "cls.", "classifier.")):
+        name = f"bert.{name}"  # a bare encoder
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _read_config(folder: Path) -> BertConfig:
+    try:
+        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no {CONFIG}; name a Hugging Face BERT checkpoint folder") from None
+    except ValueError:
+        raise UserError(
+            f"{folder / CONFIG} is not JSON; take the checkpoint again from where it came"
+        ) from None
+    if kind != "bert":
+        raise UserError(f"{folder} is a checkpoint of type {kind}; only bert can be used")
+    return BertConfig.from_pretrained(str(folder))
+
+
+def _read_weights(folder: Path) -> StateDict:
+    try:
+        return load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        # A pickled pytorch_model.bin could run any code when it is loaded.
+        raise UserError(f"{folder} holds no {WEIGHTS}; save it with safe_serialization=True") from None
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder / WEIGHTS} is damaged ({error}); take it again from where it came"
+        ) from None

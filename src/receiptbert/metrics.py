@@ -1,0 +1,70 @@
+"""Scores of a classifier and the data of its plots."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
+Classes = npt.NDArray[np.int64]
+
+
+def scores(true: Classes, predicted: Classes, majority: int) -> dict[str, Any]:
+    """Weighted F1 (the score of this project) first, then macro F1, accuracy, and what is behind them.
+
+    Args:
+        true: class ids, shape (n,).
+        predicted: class ids, shape (n,).
+        majority: the most frequent class of train; always answering it gives ``majority_weighted_f1``.
+    """
+
+    def f1(answers: Classes, average: str) -> float:
+        return float(f1_score(true, answers, average=average, zero_division=0))
+
+    return {
+        "weighted_f1": f1(predicted, "weighted"),
+        "macro_f1": f1(predicted, "macro"),
+        "accuracy": float(accuracy_score(true, predicted)),
+        "majority_weighted_f1": f1(np.full_like(true, majority), "weighted"),
+        "rows": len(true),
+    }
+
+
+def class_scores(
+    true: Classes, predicted: Classes, names: Sequence[str]
+) -> list[tuple[str, float, float, float, int]]:
+    """(name, F1, precision, recall, rows) of each class that occurs, the best first."""
+    numbers = np.union1d(true, predicted)
+    precision, recall, f1, rows = precision_recall_fscore_support(
+        true, predicted, labels=numbers, zero_division=0
+    )
+    table = [
+        (names[number], float(f), float(p), float(r), int(n))
+        for number, f, p, r, n in zip(numbers, f1, precision, recall, rows, strict=True)
+    ]
+    return sorted(table, key=lambda row: (-row[1], row[0]))
+
+
+class ConfusedPair(NamedTuple):
+    """One kind of error: rows of class ``actual`` that were taken for ``predicted``."""
+
+    actual: str
+    predicted: str
+    rows: int
+    example: str
+
+
+def most_confused_pairs(
+    true: Classes, predicted: Classes, texts: Sequence[str], names: Sequence[str], count: int = 20
+) -> list[ConfusedPair]:
+    """The ``count`` most frequent errors, each with the first text that shows it."""
+    errors: Counter[tuple[int, int]] = Counter()
+    examples: dict[tuple[int, int], str] = {}
+    for actual, answer, text in zip(true.tolist(), predicted.tolist(), texts, strict=True):
+        if actual != answer:
+            errors[actual, answer] += 1
+            examples.setdefault((actual, answer), text)
+    most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:count]
+    return [ConfusedPair(names[a], names[b], rows, examples[a, b]) for (a, b), rows in most]

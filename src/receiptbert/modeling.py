@@ -1,0 +1,206 @@
+"""The heads of BERT and the two models: for pretraining and for finetuning.
+
+The tasks are masked language modelling (Devlin et al. 2019) and sentence order prediction (Lan et al. 2020).
+Shapes: B texts in a batch, S tokens in a text, d hidden size, V vocabulary, C classes.
+"""
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from receiptbert.encoder import ACTIVATIONS, Bert, BertShape, linear
+
+
+class MlmHead(nn.Module):
+    """Masked language modelling: predict the true token at each target.
+
+    Args:
+        hidden_size: d.
+        vocab_size: V.
+        hidden_act: ``gelu`` or ``relu``.
+        eps: of the layer norm.
+        ignore_index: the label of a token that is no target.
+        input_embeddings: the token embeddings to share; None for a matrix of its own.
+
+    Parameters: d^2 + d + 2d + Vd + V, of which Vd are those of ``input_embeddings``.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        hidden_act: str,
+        eps: float = 1e-3,
+        ignore_index: int = -100,
+        input_embeddings: nn.Embedding | None = None,
+    ) -> None:
+        super().__init__()
+        self._dense = linear(hidden_size, hidden_size)
+        self._activation = ACTIVATIONS[hidden_act]
+        self._layer_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self._decoder = linear(hidden_size, vocab_size)
+        if input_embeddings is not None:
+            self._decoder.weight = input_embeddings.weight
+        self.ignore_index = ignore_index
+
+    def forward(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
+        """(B, S, d) and (B, S) true ids -> the mean cross entropy over the targets; 0 if there are none."""
+        # Logits at the targets alone: the product with the V x d matrix is the dearest of a small
+        # model, and six tokens in seven are no targets.
+        is_target = labels != self.ignore_index
+        logits = self.logits(hidden_states[is_target])  # (targets, V)
+        loss = F.cross_entropy(logits, labels[is_target], reduction="sum")
+        return loss / is_target.sum().clamp(min=1)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """(..., d) -> (..., V)."""
+        transformed = self._layer_norm(self._activation(self._dense(hidden_states)))
+        return cast(Tensor, self._decoder(transformed))
+
+
+class ClassifierHead(nn.Module):
+    """Classify a text by the hidden state of ``[CLS]``: sentence order in pretraining, then categories.
+
+    Args:
+        hidden_size: d.
+        num_classes: C.
+        hidden_dropout_prob: dropout before the last layer.
+
+    Parameters: d^2 + d + Cd + C.
+    """
+
+    CLS_POSITION = 0
+    CRITERION = nn.BCEWithLogitsLoss()
+
+    def __init__(self, hidden_size: int, num_classes: int = 1, hidden_dropout_prob: float = 0.0) -> None:
+        super().__init__()
+        self._dense = linear(hidden_size, hidden_size)
+        self._activation = nn.Tanh()
+        self._dropout = nn.Dropout(hidden_dropout_prob)
+        self._output = linear(hidden_size, num_classes)
+
+    def forward(self, hidden_states: Tensor, permuted: Tensor | None = None) -> Tensor:
+        """(B, S, d) -> logits (B, C); with ``permuted`` (B,) and C = 1, the binary cross entropy instead."""
+        pooled = self._activation(self._dense(hidden_states[:, self.CLS_POSITION]))
+        logits = cast(Tensor, self._output(self._dropout(pooled)))
+        if permuted is None:
+            return logits
+        return cast(Tensor, self.CRITERION(logits.squeeze(-1), permuted.to(logits.dtype)))
+
+
+class BertModel(nn.Module):
+    """BERT for pretraining: masked language modelling and sentence order prediction, weighted equally."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        max_seqlen: int,
+        num_hidden_layers: int,
+        intermediate_size: int,
+        num_attention_heads: int,
+        act_func: str = "relu",
+        input_dropout_prob: float = 0.0,
+        hidden_dropout_prob: float = 0.0,
+        attention_probs_dropout_prob: float = 0.0,
+        eps: float = 1e-3,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__()
+        self._backbone = Bert(
+            vocab_size=vocab_size,
+            max_seqlen=max_seqlen,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            intermediate_size=intermediate_size,
+            num_attention_heads=num_attention_heads,
+            input_dropout_prob=input_dropout_prob,
+            dropout_prob=hidden_dropout_prob,
+            attention_probs_dropout_prob=attention_probs_dropout_prob,
+            act_func=act_func,
+            eps=eps,
+        )
+        self._mlm_head = MlmHead(
+            hidden_size,
+            vocab_size,
+            act_func,
+            eps,
+            ignore_index,
+            input_embeddings=self._backbone.get_token_embeddings(),
+        )
+        self._classifier_head = ClassifierHead(
+            hidden_size, hidden_dropout_prob=hidden_dropout_prob, num_classes=1
+        )
+
+    @property
+    def shape(self) -> BertShape:
+        """The shape of the encoder."""
+        return self._backbone.shape
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        permuted: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimize, and its two parts: ``MLM`` and ``SOP``.
+
+        Args:
+            x: (B, S) corrupted ids.
+            attention_mask: (B, S), 1 for tokens and 0 for padding; None if nothing is padded.
+            labels: (B, S) true ids at the targets, ``ignore_index`` elsewhere.
+            permuted: (B,), whether the segments are swapped.
+            token_type_ids: (B, S), 0 or 1.
+        """
+        hidden_states = self._backbone(x, attention_mask, token_type_ids)
+        mlm_loss = self._mlm_head(hidden_states, labels)
+        sop_loss = self._classifier_head(hidden_states, permuted)
+        # As in BERT, whose second task was next sentence prediction.
+        return 0.5 * mlm_loss + 0.5 * sop_loss, {"MLM": mlm_loss, "SOP": sop_loss}
+
+
+class BertFinetuneModel(nn.Module):
+    """BERT for classification. Its head but for the last layer is the one pretrained on sentence order."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        max_seqlen: int,
+        num_hidden_layers: int,
+        intermediate_size: int,
+        num_attention_heads: int,
+        num_classes: int,
+        act_func: str = "relu",
+        input_dropout_prob: float = 0.0,
+        hidden_dropout_prob: float = 0.0,
+        attention_probs_dropout_prob: float = 0.0,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self._backbone = Bert(
+            vocab_size=vocab_size,
+            max_seqlen=max_seqlen,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            intermediate_size=intermediate_size,
+            num_attention_heads=num_attention_heads,
+            input_dropout_prob=input_dropout_prob,
+            dropout_prob=hidden_dropout_prob,
+            attention_probs_dropout_prob=attention_probs_dropout_prob,
+            act_func=act_func,
+            eps=eps,
+        )
+        self._classifier_head = ClassifierHead(hidden_size, num_classes, hidden_dropout_prob)
+
+    @property
+    def shape(self) -> BertShape:
+        """The shape of the encoder."""
+        return self._backbone.shape
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, S) ids and (B, S) mask -> logits (B, C)."""
+        return cast(Tensor, self._classifier_head(self._backbone(x, attention_mask)))

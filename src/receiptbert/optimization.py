@@ -1,0 +1,88 @@
+"""AdamW with decay groups, and the triangular learning rate schedule."""
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+
+def get_optimizer(model: nn.Module, weight_decay: float = 0.01) -> AdamW:
+    """AdamW (Loshchilov and Hutter 2019) in two groups: biases and layer norms are not decayed.
+
+    The learning rate is left to ``Scheduler``.
+    """
+    decayed_parameters: list[nn.Parameter] = []
+    not_decayed_parameters: list[nn.Parameter] = []
+    # By the kind of the module, not by its name: a name can be missed or match too much. A shared
+    # parameter (the token embeddings in the MLM head) must be in one group only, once.
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen:
+                continue
+            seen.add(parameter)
+            spared = name == "bias" or isinstance(module, nn.LayerNorm)
+            (not_decayed_parameters if spared else decayed_parameters).append(parameter)
+
+    grouped_parameters = [
+        {"params": decayed_parameters, "weight_decay": weight_decay},
+        {"params": not_decayed_parameters, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(grouped_parameters, fused=True)
+
+
+class Scheduler:
+    """Learning rate in a triangle: up from ``init_lr`` to ``peak_lr``, down to ``final_lr``, then constant.
+
+    The first step is taken at ``init_lr`` (at ``peak_lr`` if there is no warm-up), the step number
+    ``num_warmup_steps`` (from 0) at ``peak_lr``, the last one a little above ``final_lr``.
+
+    Args:
+        optimizer: whose groups all get the same rate.
+        init_lr: rate of the first step.
+        peak_lr: rate at the end of the warm-up.
+        final_lr: rate after the last step.
+        num_warmup_steps: steps from ``init_lr`` to ``peak_lr``.
+        num_training_steps: all steps of the optimizer (batches times epochs over accumulation).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        init_lr: float,
+        peak_lr: float,
+        final_lr: float,
+        num_warmup_steps: int,
+        num_training_steps: int,
+    ) -> None:
+        if not 0 <= num_warmup_steps < max(num_training_steps, 1):
+            raise ValueError(f"{num_warmup_steps} warm-up steps do not fit into {num_training_steps} steps")
+        self._optimizer = optimizer
+        self._step = 0
+        self._init_lr = init_lr
+        self._peak_lr = peak_lr
+        self._final_lr = final_lr
+        self._num_warmup_steps = num_warmup_steps
+        self._num_training_steps = num_training_steps
+        self._set_lr()
+
+    def step(self) -> None:
+        """Set the rate of the next step; call it after ``optimizer.step()``."""
+        self._step += 1
+        self._set_lr()
+
+    def get_last_lr(self) -> list[float]:
+        """The current rate of each group."""
+        return [group["lr"] for group in self._optimizer.param_groups]
+
+    def _set_lr(self) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr(self._step)
+
+    def _lr(self, step: int) -> float:
+        if step < self._num_warmup_steps:
+            return self._init_lr + (self._peak_lr - self._init_lr) * step / self._num_warmup_steps
+        remaining = self._num_training_steps - step
+        if remaining <= 0:
+            return self._final_lr
+        share = remaining / (self._num_training_steps - self._num_warmup_steps)
+        return self._final_lr + (self._peak_lr - self._final_lr) * share

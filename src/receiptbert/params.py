@@ -1,0 +1,222 @@
+"""``params.yaml`` as frozen dataclasses, checked key by key.
+
+The dataclasses have no defaults: ``params.yaml`` is the only source of values. Unknown, missing
+and mistyped keys and values out of range are errors that name the key.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from receiptbert.errors import UserError
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataParams:
+    """Where the corpus is."""
+
+    archive: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerParams:
+    """The vocabulary."""
+
+    vocab_size: int
+    min_frequency: int
+
+    def __post_init__(self) -> None:
+        _require(self.vocab_size >= 10, "vocab_size", "at least 10")
+        _require(self.min_frequency >= 1, "min_frequency", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretokenizeParams:
+    """The lengths of the texts."""
+
+    max_length_quantile: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.max_length_quantile <= 1, "max_length_quantile", "above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelParams:
+    """The shape of BERT."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    act_func: str
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            _require(getattr(self, name) >= 1, name, "at least 1")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            "hidden_size",
+            f"a multiple of num_attention_heads ({self.num_attention_heads})",
+        )
+        _require(self.act_func in ("gelu", "relu"), "act_func", "gelu or relu")
+
+    def kwargs(self) -> dict[str, Any]:
+        """As keyword arguments of ``BertModel``."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainParams:
+    """Pretraining."""
+
+    seed: int
+    epochs: int
+    batch_size: int
+    num_accum_steps: int
+    lr: float
+    final_lr: float
+    warmup: float
+    weight_decay: float
+    max_grad_norm: float
+    dropout: float
+    mask_prob: float
+    random_prob: float
+    keep_unchanged_prob: float
+    permute_prob: float
+    holdout: int
+
+    def __post_init__(self) -> None:
+        _require_training_ranges(self)
+        _require(self.num_accum_steps >= 1, "num_accum_steps", "at least 1")
+        _require(0 < self.mask_prob < 1, "mask_prob", "between 0 and 1")
+        for name in ("random_prob", "keep_unchanged_prob", "permute_prob"):
+            _require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+        _require(
+            self.random_prob + self.keep_unchanged_prob <= 1,
+            "random_prob",
+            f"at most 1 - keep_unchanged_prob ({1 - self.keep_unchanged_prob:g})",
+        )
+        _require(self.holdout >= 1, "holdout", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneParams:
+    """Finetuning."""
+
+    seed: int
+    init: str
+    epochs: int
+    batch_size: int
+    lr: float
+    final_lr: float
+    warmup: float
+    weight_decay: float
+    max_grad_norm: float
+    dropout: float
+
+    def __post_init__(self) -> None:
+        _require_training_ranges(self)
+        _require(bool(self.init), "init", "pretrained, scratch, or a checkpoint folder")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeParams:
+    """What cannot change a result beyond the last bits, so no stage tracks it."""
+
+    device: str
+
+    def __post_init__(self) -> None:
+        _require(
+            self.device == "auto" or self.device.split(":")[0] in ("cpu", "cuda"),
+            "device",
+            "auto, cpu or cuda",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Params:
+    """All sections of ``params.yaml``."""
+
+    data: DataParams
+    tokenizer: TokenizerParams
+    pretokenize: PretokenizeParams
+    model: ModelParams
+    pretrain: PretrainParams
+    finetune: FinetuneParams
+    runtime: RuntimeParams
+
+
+def load_params(path: Path) -> Params:
+    """Read ``path`` with DVC's own YAML parser, so that both see the same numbers.
+
+    PyYAML would read ``3e-05``, which is what ``dvc exp run -S finetune.lr=3e-5`` writes, as a string.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key is unknown, missing, mistyped or out of range.
+    """
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; run from the project's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return _build(Params, document, "")
+    except _BadValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+class _BadValueError(Exception):
+    """A complaint about one key, before the file and the section are known."""
+
+
+def _build(kind: type[Section], values: Any, prefix: str) -> Section:
+    """Make one dataclass out of a mapping; ``prefix`` is what stands before its keys, as ``pretrain.``."""
+    if not isinstance(values, dict):
+        raise _BadValueError(f"{prefix.rstrip('.') or 'the document'} must be a mapping of names to values")
+    hints = get_type_hints(kind)
+    if unknown := sorted(str(key) for key in values.keys() - hints.keys()):
+        raise _BadValueError(f"unknown key {prefix}{unknown[0]}; known are {', '.join(hints)}")
+    if missing := [key for key in hints if key not in values]:
+        raise _BadValueError(f"missing key {prefix}{missing[0]}")
+    converted = {key: _convert(hint, values[key], prefix + key) for key, hint in hints.items()}
+    try:
+        return kind(**converted)
+    except _BadValueError as error:
+        raise _BadValueError(f"{prefix}{error}") from None
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{key}.")  # type: ignore[arg-type]
+    # bool is an int to Python, never to a person who writes `epochs: yes`.
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise _BadValueError(f"{key} = {value!r} must be {_TYPE_NAMES[hint]}")
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def _require(holds: bool, key: str, rule: str) -> None:
+    if not holds:
+        raise _BadValueError(f"{key} must be {rule}")
+
+
+def _require_training_ranges(params: PretrainParams | FinetuneParams) -> None:
+    _require(params.epochs >= 1, "epochs", "at least 1")
+    _require(params.batch_size >= 1, "batch_size", "at least 1")
+    _require(params.lr > 0, "lr", "above 0")
+    _require(0 <= params.final_lr <= params.lr, "final_lr", f"between 0 and lr ({params.lr:g})")
+    _require(0 <= params.warmup < 1, "warmup", "a fraction of all steps, at least 0 and below 1")
+    _require(params.weight_decay >= 0, "weight_decay", "at least 0")
+    _require(params.max_grad_norm > 0, "max_grad_norm", "above 0")
+    _require(0 <= params.dropout < 1, "dropout", "at least 0 and below 1")

@@ -1,0 +1,39 @@
+"""Progress of long work: a bar in a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+# A log file wants few lines; a person who watches one wants to see that it still moves.
+SECONDS_BETWEEN_LINES = 20.0
+SECONDS_WORTH_A_LINE = 3.0
+
+
+def track(items: Iterable[T], what: str, total: int, unit: str = "batches") -> Iterator[T]:
+    """Yield ``items`` and report on stderr how far, how fast, and how long is left.
+
+    ``total`` is the number of items.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, unit=f" {unit}", smoothing=0.05)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            rate = done / (now - start)
+            left = (total - done) / rate
+            _say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f} a second, {left:,.0f} s left")
+    if last > start or time.monotonic() - start > SECONDS_WORTH_A_LINE:
+        _say(f"{what}: {total:,} {unit} in {time.monotonic() - start:,.0f} s")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

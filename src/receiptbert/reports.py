@@ -1,0 +1,54 @@
+"""Write metrics and plot data so that equal results are equal bytes."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Enough to tell experiments apart, and no more: the noise of the last bits stays out of `git diff`.
+DECIMALS = 5
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write ``values`` as JSON in their own order, floats rounded to ``DECIMALS``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_rounded(values), ensure_ascii=False, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write the data of a plot as CSV, floats rounded to ``DECIMALS``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([_rounded(value) for value in row] for row in rows)
+
+
+def mean_curve(
+    history: Sequence[Mapping[str, float]], columns: list[str], points: int = 200
+) -> list[list[float]]:
+    """About ``points`` rows: the means of ``columns`` over equal runs of steps, each under its last step.
+
+    Losses of single batches jump too much to be seen in a plot; TensorBoard has each of them.
+    """
+    size = max(1, len(history) // points)
+    runs = [history[i : i + size] for i in range(0, len(history), size)]
+    return [
+        [
+            run[-1]["step"],
+            *(sum(record[name] for record in run) / len(run) for name in columns if name != "step"),
+        ]
+        for run in runs
+    ]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, DECIMALS)
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value

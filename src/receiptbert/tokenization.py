@@ -1,0 +1,231 @@
+"""WordPiece: the tokenizer of BERT, trained on our own texts to the same bytes every time."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from transformers import BertTokenizerFast
+
+from receiptbert.errors import UserError
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CONTINUATION = "##"
+# As in the reference trainer: a thousand characters are kept, what is rarer becomes [UNK].
+MAX_ALPHABET = 1000
+# Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
+CHUNK = 10_000
+
+
+class WordpieceTokenizer:
+    """The assignment's tokenizer: ``BertTokenizerFast`` behind a small interface.
+
+    Args:
+        vocab_path: a ``vocab.txt``, one token a line, the line number being the id.
+        strip_accents: remove accents (й becomes и, as in BERT).
+        clean_text: remove control characters, make every white space a space.
+        lowercase: put the text into lower case.
+    """
+
+    def __init__(
+        self,
+        vocab_path: str | Path,
+        strip_accents: bool = True,
+        clean_text: bool = True,
+        lowercase: bool = True,
+    ) -> None:
+        self._tokenizer = BertTokenizerFast(
+            vocab=str(vocab_path), do_lower_case=lowercase, strip_accents=strip_accents
+        )
+        self._tokenizer.backend_tokenizer.normalizer.clean_text = clean_text
+
+    @classmethod
+    def from_corpus(
+        cls,
+        corpus: Iterable[str],
+        corpus_save_path: str | Path,
+        tokenizer_save_path: str | Path,
+        tokenizer_name: str,
+        vocab_size: int = 30000,
+        min_frequency: int = 2,
+        strip_accents: bool = True,
+        clean_text: bool = True,
+        lowercase: bool = True,
+    ) -> "WordpieceTokenizer":
+        """Learn a vocabulary from ``corpus``.
+
+        Args:
+            corpus: raw texts, read once.
+            corpus_save_path: where to put the texts, one a line, while training; removed afterwards.
+            tokenizer_save_path: folder for ``<tokenizer_name>-vocab.txt``.
+            vocab_size: entries wanted, special tokens included. A small corpus gives fewer.
+            min_frequency: a pair of pieces seen less often is not joined.
+        """
+        corpus_path = Path(corpus_save_path)
+        trainer = BertWordPieceTokenizer(
+            clean_text=clean_text, strip_accents=strip_accents, lowercase=lowercase
+        )
+        try:
+            characters = _write_lines(corpus, corpus_path)
+            tokens = _train(trainer, corpus_path, characters, vocab_size, min_frequency)
+        finally:
+            corpus_path.unlink(missing_ok=True)
+        folder = Path(tokenizer_save_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        vocab_path = folder / f"{tokenizer_name}-vocab.txt"
+        vocab_path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+        return cls(vocab_path, strip_accents, clean_text, lowercase)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "WordpieceTokenizer":
+        """Load from a folder that holds Hugging Face tokenizer files, ours or any other BERT's."""
+        if not any((Path(folder) / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+            raise UserError(
+                f"{folder} holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"
+            )
+        tokenizer = cls.__new__(cls)
+        tokenizer._tokenizer = BertTokenizerFast.from_pretrained(str(folder))
+        return tokenizer
+
+    def save_pretrained(self, folder: str | Path, max_seqlen: int | None = None) -> None:
+        """Write ``vocab.txt`` and the files that ``AutoTokenizer`` loads.
+
+        Args:
+            max_seqlen: longest input of the model beside it, special tokens included; tools cut longer texts.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if max_seqlen is not None:
+            self._tokenizer.model_max_length = max_seqlen
+        self._tokenizer.save_pretrained(str(folder))
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
+
+    def __call__(self, text: str) -> list[int]:
+        """Token ids of one raw text, without special tokens."""
+        return cast(list[int], self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_batch(
+        self, texts: Iterable[str]
+    ) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
+        """Token ids of many texts on all cores, a chunk at a time.
+
+        Yields:
+            the ids of a chunk one after another, shape (tokens,), and how many each text has, shape (texts,).
+        """
+        backend: Tokenizer = self._tokenizer.backend_tokenizer
+        iterator = iter(texts)
+        while chunk := list(islice(iterator, CHUNK)):
+            encoded = [
+                np.array(encoding.ids, dtype=np.int32)
+                for encoding in backend.encode_batch_fast(chunk, add_special_tokens=False)
+            ]
+            yield np.concatenate(encoded), np.array([len(ids) for ids in encoded], dtype=np.int64)
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The tokens behind ``ids``."""
+        return cast(list[str], self._tokenizer.convert_ids_to_tokens(list(ids)))
+
+    @property
+    def tokens(self) -> list[str]:
+        """The vocabulary in the order of its ids."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        return sorted(vocabulary, key=vocabulary.__getitem__)
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        """Ids that are no text: padding, unknown, and the marks that the model's inputs carry."""
+        return sorted(self._tokenizer.all_special_ids)
+
+    @property
+    def cls_token_id(self) -> int:
+        """Id of [CLS]."""
+        return cast(int, self._tokenizer.cls_token_id)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id of [PAD]."""
+        return cast(int, self._tokenizer.pad_token_id)
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of [MASK]."""
+        return cast(int, self._tokenizer.mask_token_id)
+
+    @property
+    def sep_token_id(self) -> int:
+        """Id of [SEP]."""
+        return cast(int, self._tokenizer.sep_token_id)
+
+    @property
+    def unk_token_id(self) -> int:
+        """Id of [UNK]."""
+        return cast(int, self._tokenizer.unk_token_id)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, special ones included."""
+        return cast(int, self._tokenizer.vocab_size)
+
+
+def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
+    """Write the texts one a line and count their characters."""
+    characters: Counter[str] = Counter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for text in corpus:
+            line = " ".join(text.split())
+            characters.update(line)
+            file.write(line + "\n")
+    return characters
+
+
+def _train(
+    trainer: BertWordPieceTokenizer,
+    corpus_path: Path,
+    characters: Counter[str],
+    vocab_size: int,
+    min_frequency: int,
+) -> list[str]:
+    """The vocabulary in the order of its ids, the same on every run.
+
+    Left alone, the trainer numbers the continuation characters (``##а``) in the order in which a hash map
+    yields the words, and breaks ties between equally frequent pairs by those numbers, so that every run
+    gives another vocabulary. Numbers given beforehand are kept: a first pass, which may join nothing, tells
+    which such characters there are; the second gets them, sorted, as if they were special tokens.
+    """
+    alphabet = _alphabet(trainer, characters)
+
+    def train(size: int, first: list[str]) -> dict[str, int]:
+        trainer.train(
+            str(corpus_path),
+            vocab_size=size,
+            min_frequency=min_frequency,
+            limit_alphabet=len(alphabet),
+            initial_alphabet=alphabet,
+            special_tokens=first,
+            show_progress=False,
+        )
+        return cast(dict[str, int], trainer.get_vocab())
+
+    continuations = sorted(token for token in train(0, SPECIAL_TOKENS) if token.startswith(CONTINUATION))
+    vocabulary = train(vocab_size, SPECIAL_TOKENS + continuations)
+    if len(vocabulary) > vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size = {vocab_size} is too small: the characters of the corpus alone "
+            f"need {len(vocabulary)} entries"
+        )
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def _alphabet(trainer: BertWordPieceTokenizer, characters: Counter[str]) -> list[str]:
+    """The most frequent characters after normalization, ties broken by code point (not by a hash map)."""
+    counts: Counter[str] = Counter()
+    for character, count in characters.items():
+        for normalized in trainer.normalize(character):
+            counts[normalized] += count
+    by_frequency = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    return sorted(by_frequency[:MAX_ALPHABET])

@@ -1,0 +1,266 @@
+"""The two training loops of the assignment."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from receiptbert.inference import padding_mask, predict
+from receiptbert.modeling import BertFinetuneModel, BertModel
+from receiptbert.optimization import Scheduler
+from receiptbert.progress import track
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Batches(Sized, Iterable[Any], Protocol):
+    """What a trainer needs of a ``DataLoader``."""
+
+
+def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 1) -> int:
+    """Steps of the optimizer in a whole training: the schedule's length."""
+    return math.ceil(num_batches / num_accum_steps) * n_epochs
+
+
+class _Optimization(Generic[Model]):
+    """One step of gradient descent and its log, which both loops share."""
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        scheduler: Scheduler,
+        device: torch.device | str,
+        logdir: str | None,
+        max_grad_norm: float | None,
+    ) -> None:
+        self._device = torch.device(device)
+        self._model = model.to(self._device)
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._writer = SummaryWriter(logdir) if logdir is not None else None
+        self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
+        self._step = 0
+        self._n_epoch = 0
+        self.history: list[dict[str, float]] = []
+        """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``."""
+
+    def _descend(self, losses: dict[str, float]) -> None:
+        """Step with the gradients at hand and write ``losses`` to the log."""
+        grad_norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._max_grad_norm)
+        record = losses | {"grad_norm": float(grad_norm), "lr": self._scheduler.get_last_lr()[0]}
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._scheduler.step()
+        self._step += 1
+        self._log(record, self._step)
+        self.history.append({"step": self._step} | record)
+
+    def _log(self, record: dict[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in record.items():
+                self._writer.add_scalar(name, value, global_step=step)
+
+    def _close_log(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+
+class Trainer(_Optimization[BertModel]):
+    """Pretraining.
+
+    Args:
+        model: a ``BertModel``.
+        optimizer: see ``get_optimizer``.
+        scheduler: stepped after each step of the optimizer.
+        pad_token_id: tells padding from tokens.
+        device: where to train.
+        num_accum_steps: batches whose gradients are averaged for one step. The batches left over at the
+            end of an epoch make a step of their own.
+        logdir: folder for TensorBoard: both losses, the gradient norm and the learning rate at each step.
+        max_grad_norm: longer gradients are cut to this norm.
+    """
+
+    def __init__(
+        self,
+        model: BertModel,
+        optimizer: Optimizer,
+        scheduler: Scheduler,
+        pad_token_id: int,
+        device: torch.device | str,
+        num_accum_steps: int = 1,
+        logdir: str | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm)
+        self._pad_token_id = pad_token_id
+        self._num_accum_steps = num_accum_steps
+        self.tokens_seen = 0
+        """Tokens trained on so far, special tokens counted, padding not."""
+
+    def train(self, dataloader: Batches, n_epochs: int) -> None:
+        """Train for ``n_epochs`` passes over ``dataloader``, which gives what ``Collator`` makes."""
+        for epoch in range(n_epochs):
+            self._train_step(track(dataloader, f"epoch {epoch + 1} of {n_epochs}", len(dataloader)))
+            self._n_epoch += 1
+        self._close_log()
+
+    def _train_step(self, batches: Iterable[Any]) -> None:
+        """One epoch."""
+        self._model.train()
+        for group in _grouped(batches, self._num_accum_steps):
+            sums: dict[str, float] = defaultdict(float)
+            for batch in group:
+                loss, parts = self._forward(batch)
+                self.tokens_seen += int((batch[0] != self._pad_token_id).sum())
+                (loss / len(group)).backward()  # type: ignore[no-untyped-call]
+                for name, value in parts.items():
+                    sums[name] += value.item() / len(group)
+            self._descend(dict(sums))
+
+    def _forward(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        input_ids, token_type_ids, labels, permuted = batch
+        mask = padding_mask(input_ids, self._pad_token_id)
+        loss, parts = self._model(
+            input_ids.to(self._device),
+            None if mask is None else mask.to(self._device),
+            labels.to(self._device),
+            permuted.to(self._device),
+            token_type_ids.to(self._device),
+        )
+        return loss, parts
+
+    def evaluate(self, dataloader: Batches) -> dict[str, float]:
+        """MLM loss per target (nats), and SOP accuracy, over all of ``dataloader``, without dropout."""
+        self._model.eval()
+        backbone, mlm_head, sop_head = (
+            self._model._backbone,
+            self._model._mlm_head,
+            self._model._classifier_head,
+        )
+        mlm_loss = targets = correct = texts = 0.0
+        with torch.inference_mode():
+            for batch in dataloader:
+                input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
+                hidden_states = backbone(
+                    input_ids, padding_mask(input_ids, self._pad_token_id), token_type_ids
+                )
+                batch_targets = int((labels != mlm_head.ignore_index).sum())
+                mlm_loss += mlm_head(hidden_states, labels).item() * batch_targets
+                targets += batch_targets
+                correct += int(((sop_head(hidden_states).squeeze(-1) > 0) == permuted).sum())
+                texts += len(permuted)
+        return {"mlm_loss": mlm_loss / max(targets, 1), "sop_accuracy": correct / max(texts, 1)}
+
+
+class FinetuneTrainer(_Optimization[BertFinetuneModel]):
+    """Finetuning of a classifier.
+
+    Args:
+        model: a ``BertFinetuneModel``.
+        optimizer: see ``get_optimizer``.
+        scheduler: stepped after each step of the optimizer.
+        pad_token_id: tells padding from tokens.
+        device: where to train.
+        logdir: folder for TensorBoard: loss, gradient norm and learning rate at each step, the eval loss and
+            the score after each epoch.
+        max_grad_norm: longer gradients are cut to this norm.
+    """
+
+    def __init__(
+        self,
+        model: BertFinetuneModel,
+        optimizer: Optimizer,
+        scheduler: Scheduler,
+        pad_token_id: int,
+        device: torch.device | str,
+        logdir: str | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm)
+        self._pad_token_id = pad_token_id
+        self._criterion = nn.CrossEntropyLoss()
+        self.epochs: list[dict[str, float]] = []
+        """One record an epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score by its name."""
+        self.best_epoch = 0
+        """The epoch whose weights the model has after ``train``."""
+
+    def train(
+        self,
+        dataloaders: dict[str, Batches],
+        n_epochs: int,
+        scorer: Callable[["FinetuneTrainer"], tuple[str, float]] | None = None,
+    ) -> None:
+        """Train for ``n_epochs`` and keep the weights of the epoch with the best score.
+
+        Args:
+            dataloaders: ``train`` and ``eval``, of batches that ``collate_fn`` makes.
+            scorer: takes the trainer, gives a metric's name and value, the higher the better; see
+                ``make_scorer``. Without it the last epoch's weights stay.
+        """
+        best_score, best_weights = -math.inf, None
+        for epoch in range(1, n_epochs + 1):
+            batches = track(dataloaders["train"], f"epoch {epoch} of {n_epochs}", len(dataloaders["train"]))
+            record = {
+                "train_loss": self._train_step(batches),
+                "eval_loss": self._eval_step(dataloaders["eval"]),
+            }
+            self.best_epoch = epoch if scorer is None else self.best_epoch
+            if scorer is not None:
+                name, score = scorer(self)
+                record[name] = score
+                if score > best_score:
+                    best_score, self.best_epoch = score, epoch
+                    best_weights = {key: value.clone() for key, value in self._model.state_dict().items()}
+            self._n_epoch += 1
+            self._log(record, self._step)
+            self.epochs.append({"epoch": epoch} | record)
+        if best_weights is not None:
+            self._model.load_state_dict(best_weights)
+        self._close_log()
+
+    def _train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """One epoch; the mean loss of its batches."""
+        self._model.train()
+        losses = []
+        for input_ids, targets in batches:
+            loss = self._loss(input_ids, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+            self._descend({"loss": losses[-1]})
+        return float(np.mean(losses))
+
+    def _eval_step(self, dataloader: Batches) -> float:
+        """The mean loss per text, without dropout."""
+        self._model.eval()
+        total = texts = 0.0
+        with torch.inference_mode():
+            for input_ids, targets in dataloader:
+                total += self._loss(input_ids, targets).item() * len(targets)
+                texts += len(targets)
+        return total / max(texts, 1)
+
+    def _loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        mask = padding_mask(input_ids, self._pad_token_id)
+        logits = self._model(input_ids.to(self._device), None if mask is None else mask.to(self._device))
+        return cast(Tensor, self._criterion(logits, targets.to(self._device)))
+
+    def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:
+        """The predicted class of each text of ``dataloader``, which has no targets; shape (n,)."""
+        return predict(self._model, dataloader, self._pad_token_id, self._device)
+
+
+def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items; the last may be shorter."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group

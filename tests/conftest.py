@@ -1,0 +1,63 @@
+"""What the tests share: a small corpus, its tokenizer, and models small enough to train in a test."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Tests must not look for a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 16,
+    "max_seqlen": 14,
+    "num_hidden_layers": 2,
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "act_func": "gelu",
+}
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """200 lines of 1 to 12 invented words."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("абвгдежз", k=rng.randint(1, 4))) for _ in range(60)]
+    return [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(200)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> WordpieceTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return WordpieceTokenizer.from_corpus(texts, folder / "corpus.txt", folder, "test", vocab_size=90)
+
+
+@pytest.fixture
+def pretrain_model(tokenizer: WordpieceTokenizer) -> Callable[..., BertModel]:
+    """Make a small ``BertModel`` from seed 0; keyword arguments override its shape."""
+
+    def make(**overrides: Any) -> BertModel:
+        torch.manual_seed(0)
+        return BertModel(vocab_size=tokenizer.vocab_size, **(SHAPE | overrides))
+
+    return make
+
+
+@pytest.fixture
+def finetune_model(tokenizer: WordpieceTokenizer) -> Callable[..., BertFinetuneModel]:
+    """Make a small ``BertFinetuneModel`` of 3 classes from seed 0."""
+
+    def make(**overrides: Any) -> BertFinetuneModel:
+        torch.manual_seed(0)
+        arguments = SHAPE | {"num_classes": 3} | overrides
+        return BertFinetuneModel(vocab_size=tokenizer.vocab_size, **arguments)
+
+    return make
