@@ -1,5 +1,6 @@
 import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,9 @@ def truncated(path: Path) -> Path:
         (lambda path: make_zip(path, {"a.csv": "0" * 9_000_000}), "unfolds to more than"),
     ],
 )
-def test_bad_archives_are_refused_and_leave_nothing(tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_archives_are_refused_and_leave_nothing(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         extract_corpus(make(tmp_path / "a.zip"), tmp_path / "raw")
     assert not (tmp_path / "raw").exists() or written(tmp_path / "raw") == {}

@@ -114,7 +114,9 @@ def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
     except pd.errors.ParserWarning:
-        raise UserError(f"{path}: rows have more fields than the header; quote texts that have commas") from None
+        raise UserError(
+            f"{path}: rows have more fields than the header; quote texts that have commas"
+        ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{path} is not a CSV: {' '.join(str(error).split())}") from None
     if missing := [name for name in columns if name not in table.columns]:

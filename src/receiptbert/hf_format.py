@@ -142,12 +142,12 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
 
 
 def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
-    """Load all of a pretrained checkpoint but the last layer of its head.
+    """Load the encoder of a pretrained checkpoint, and its head but for the last layer if it has one.
 
     Raises:
-        UserError: the checkpoint lacks weights that the model needs, or has them in another shape.
+        UserError: the checkpoint lacks weights of the encoder, or has them in another shape.
     """
-    _require_all(model, load_weights(model, folder), folder, spared=OUR_SOP)
+    _require_all(model, load_weights(model, folder), folder, spared="_classifier_head.")
 
 
 def load_classifier(folder: Path) -> tuple[BertFinetuneModel, WordpieceTokenizer, list[str]]:

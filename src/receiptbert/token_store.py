@@ -102,7 +102,8 @@ class TokenStore:
         place = np.arange(len(self.ids), dtype=np.uint64) - np.repeat(
             self.offsets[:-1].astype(np.uint64), self.lengths
         )
-        mixed = _mix(self.ids.astype(np.uint64) + (place << np.uint64(32)))
+        # Places count from 1: a token 0 at place 0 would mix to 0, as if it were not there.
+        mixed = _mix(self.ids.astype(np.uint64) + ((place + np.uint64(1)) << np.uint64(32)))
         # Sums modulo 2^64 between offsets; unlike np.add.reduceat they give an empty text a sum of 0.
         sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
         return _mix(sums[self.offsets[1:]] - sums[self.offsets[:-1]])

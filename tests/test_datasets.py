@@ -1,0 +1,136 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from receiptbert import FinetuneDataset, InferenceDataset, PretrainDataset, WordpieceTokenizer
+from receiptbert.datasets import LengthGroupedBatchSampler
+from receiptbert.token_store import TokenStore
+
+
+def split_pair(
+    tokenizer: WordpieceTokenizer, ids: list[int], types: list[int]
+) -> tuple[list[int], list[int]]:
+    """The two segments of ``[CLS] left [SEP] right``; checks the marks on the way."""
+    assert ids[0] == tokenizer.cls_token_id
+    assert ids.count(tokenizer.sep_token_id) == 1
+    sep = ids.index(tokenizer.sep_token_id)
+    assert types == [0] * (sep + 1) + [1] * (len(ids) - sep - 1)
+    return ids[1:sep], ids[sep + 1 :]
+
+
+def test_label_says_the_actual_order(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    torch.manual_seed(0)
+    dataset = PretrainDataset(texts, tokenizer, minlen=2, maxlen=100)
+    originals = [ids for ids in map(tokenizer, texts) if len(ids) >= 2]
+    seen = Counter()
+    assert len(dataset) == len(originals)
+    for i, original in enumerate(originals):
+        ids, types, permuted = dataset[i]
+        first, second = split_pair(tokenizer, ids.tolist(), types.tolist())
+        assert (second + first if permuted else first + second) == original
+        assert abs(len(first) - len(second)) <= 1
+        seen[permuted] += 1
+    assert min(seen.values()) > len(originals) / 3
+
+
+def test_a_batch_is_its_texts_padded(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    dataset = PretrainDataset(texts, tokenizer, minlen=1, maxlen=100, permute_prob=0)
+    batch = dataset.__getitems__([3, 14, 15, 92])
+    for row, index in enumerate([3, 14, 15, 92]):
+        original = tokenizer(texts[index])
+        length = len(original) + 2
+        first, second = split_pair(
+            tokenizer, batch.input_ids[row, :length].tolist(), batch.token_type_ids[row, :length].tolist()
+        )
+        assert first + second == original
+        assert batch.input_ids[row, length:].unique().tolist() in ([], [tokenizer.pad_token_id])
+        assert batch.token_type_ids[row, length:].sum() == 0
+
+
+def test_order_cannot_be_told_from_the_lengths_of_the_halves(tokenizer: WordpieceTokenizer) -> None:
+    """Of an odd text, a fixed rule for the odd token would give the label away."""
+    torch.manual_seed(0)
+    odd = next(text for text in ("а б в", "а б", "а") if len(tokenizer(text)) == 3)
+    dataset = PretrainDataset([odd], tokenizer, minlen=1, maxlen=100)
+    counts = Counter()
+    for _ in range(800):
+        ids, types, permuted = dataset[0]
+        first, _ = split_pair(tokenizer, ids.tolist(), types.tolist())
+        counts[len(first), permuted] += 1
+    assert set(counts) == {(1, False), (1, True), (2, False), (2, True)}
+    assert min(counts.values()) > 140  # 200 expected, deviation 12
+
+
+def test_windows_of_long_texts_cover_the_text_evenly(tokenizer: WordpieceTokenizer) -> None:
+    torch.manual_seed(0)
+    text = "а б в г д е"
+    original = tokenizer(text)
+    dataset = PretrainDataset([text], tokenizer, minlen=1, maxlen=100, permute_prob=0)
+    dataset.set_maxlen(len(original) - 2)
+    starts = Counter()
+    for _ in range(600):
+        ids, types, _ = dataset[0]
+        first, second = split_pair(tokenizer, ids.tolist(), types.tolist())
+        window = first + second
+        start = next(s for s in range(3) if original[s : s + len(window)] == window)
+        assert len(window) == len(original) - 2
+        starts[start] += 1
+    assert sorted(starts) == [0, 1, 2]
+    assert min(starts.values()) > 140  # 200 expected, deviation 12
+
+
+def test_short_texts_are_left_out_and_presort_orders(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    dataset = PretrainDataset(texts, tokenizer, minlen=6, maxlen=100, presort=True)
+    lengths = [len(tokenizer(text)) for text in texts]
+    assert dataset.lengths.tolist() == sorted(length for length in lengths if length >= 6)
+
+
+def test_a_token_store_gives_what_its_texts_give(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    stores = [texts, TokenStore.from_texts(texts, tokenizer)]
+    batches = []
+    for corpus in stores:
+        torch.manual_seed(0)
+        batches.append(PretrainDataset(corpus, tokenizer, 2, 8, presort=True).__getitems__(range(50)))
+    for ours, theirs in zip(*batches, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_targets_stay_with_their_texts_when_sorted(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    dataset = FinetuneDataset(texts, range(len(texts)), tokenizer, maxlen=100, presort=True)
+    items = [dataset[i] for i in range(len(dataset))]
+    assert sorted(target for _, target in items) == list(range(len(texts)))
+    assert [len(ids) for ids, _ in items] == sorted(len(ids) for ids, _ in items)
+    for ids, target in items:
+        assert ids[1:-1].tolist() == tokenizer(texts[target])
+
+
+def test_training_and_prediction_build_the_same_inputs(
+    texts: list[str], tokenizer: WordpieceTokenizer
+) -> None:
+    train = FinetuneDataset(texts, [0] * len(texts), tokenizer, maxlen=5)
+    predict = InferenceDataset(texts, 5, tokenizer)
+    for i, text in enumerate(texts):
+        expected = [tokenizer.cls_token_id, *tokenizer(text)[:5], tokenizer.sep_token_id]
+        assert train[i][0].tolist() == predict[i].tolist() == expected
+
+
+def test_as_many_targets_as_texts(tokenizer: WordpieceTokenizer) -> None:
+    with pytest.raises(ValueError, match="2 texts but 1 targets"):
+        FinetuneDataset(["а", "б"], [0], tokenizer, 5)
+
+
+def test_batches_are_alike_in_length_in_random_order_and_other_each_epoch() -> None:
+    lengths = torch.randint(1, 20, (500,), generator=torch.Generator().manual_seed(0))
+    sampler = LengthGroupedBatchSampler(lengths, batch_size=32, seed=1)
+    first, second = list(sampler), list(sampler)
+    assert len(sampler) == len(first) == 16
+    for epoch in (first, second):
+        assert sorted(i for batch in epoch for i in batch) == list(range(500))
+        spans = [lengths[batch].max() - lengths[batch].min() for batch in epoch]
+        assert max(spans) <= 3
+        means = torch.tensor([lengths[batch].float().mean() for batch in epoch])
+        order = torch.corrcoef(torch.stack([means, torch.arange(16.0)]))[0, 1]
+        assert abs(order) < 0.8  # a sorted corpus would give 1
+    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in second}
+    assert first == list(LengthGroupedBatchSampler(lengths, batch_size=32, seed=1))

@@ -1,0 +1,209 @@
+"""What we write, transformers loads with no code of ours; what transformers writes, we finetune."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    pipeline,
+)
+from transformers import BertModel as HfBertModel
+
+from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer, load_weights
+from receiptbert.errors import UserError
+from receiptbert.hf_format import load_classifier, load_encoder, read_shape, save_pretrained
+from receiptbert.inference import inference_loader, predict
+
+Make = Callable[..., Any]
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Weights large enough that no part can be forgotten or mixed up unnoticed."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def pretrained(pretrain_model: Make, tokenizer: WordpieceTokenizer, tmp_path: Path) -> tuple[BertModel, Path]:
+    model: BertModel = pretrain_model()
+    randomize(model)
+    save_pretrained(model, tokenizer, tmp_path / "pretrained")
+    return model, tmp_path / "pretrained"
+
+
+def load_without_warnings(auto_class: Any, folder: Path) -> Any:
+    model, info = auto_class.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    return model.eval()
+
+
+def test_pretrained_checkpoint_gives_our_logits_in_transformers(pretrained: tuple[BertModel, Path]) -> None:
+    model, folder = pretrained
+    theirs = load_without_warnings(AutoModelForPreTraining, folder)
+    mlm_only = load_without_warnings(AutoModelForMaskedLM, folder)
+    ids = torch.randint(5, 50, (3, 9))
+    types = torch.randint(0, 2, (3, 9))
+    with torch.no_grad():
+        hidden = model._backbone(ids, None, types)
+        mlm, sop = model._mlm_head.logits(hidden), model._classifier_head(hidden)
+        output = theirs(ids, token_type_ids=types)
+        torch.testing.assert_close(output.prediction_logits, mlm, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mlm_only(ids, token_type_ids=types).logits, mlm, atol=1e-5, rtol=0)
+        probability = output.seq_relationship_logits.softmax(dim=-1)[:, 1:]
+        torch.testing.assert_close(probability, sop.sigmoid(), atol=1e-5, rtol=0)
+
+
+def test_saving_and_loading_again_changes_nothing(pretrained: tuple[BertModel, Path]) -> None:
+    model, folder = pretrained
+    other = BertModel(**read_shape(folder).kwargs())
+    assert sorted(load_weights(other, folder)) == sorted(model.state_dict())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, atol=1e-7, rtol=1e-6)
+
+
+def test_equal_models_are_equal_bytes(
+    pretrained: tuple[BertModel, Path], tokenizer: WordpieceTokenizer, tmp_path: Path
+) -> None:
+    model, folder = pretrained
+    save_pretrained(model, tokenizer, tmp_path / "again")
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ]
+    for name in files:
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_finetuned_checkpoint_answers_alike_in_a_transformers_pipeline(
+    finetune_model: Make, tokenizer: WordpieceTokenizer, texts: list[str], tmp_path: Path
+) -> None:
+    model = finetune_model()
+    randomize(model)
+    torch.nn.init.zeros_(model._classifier_head._output.bias)  # else one class gets all the answers
+    names = ["Чай", "Сыр", "Мыло"]
+    save_pretrained(model, tokenizer, tmp_path, names)
+    loaded, loaded_tokenizer, loaded_names = load_classifier(tmp_path)
+    assert loaded_names == names
+    lines = [*texts[:40], " ".join(texts[:9]), ""]  # one far too long, one empty
+    loader = inference_loader(lines, loaded_tokenizer, loaded.shape.max_seqlen - 2)
+    ours = predict(loaded, loader, tokenizer.pad_token_id, torch.device("cpu"))
+    classify = pipeline("text-classification", str(tmp_path), truncation=True)
+    theirs = [answer["label"] for answer in classify(lines)]
+    assert [names[number] for number in ours] == theirs
+    assert len(set(theirs)) > 1
+    auto = load_without_warnings(AutoModelForSequenceClassification, tmp_path)
+    assert auto.config.label2id == {"Чай": 0, "Сыр": 1, "Мыло": 2}
+
+
+def test_encoder_comes_from_the_pretrained_checkpoint(
+    pretrained: tuple[BertModel, Path], finetune_model: Make
+) -> None:
+    source, folder = pretrained
+    model: BertFinetuneModel = finetune_model()
+    fresh_output = model._classifier_head._output.weight.clone()
+    load_encoder(model, folder)
+    for name, tensor in model._backbone.state_dict().items():
+        assert torch.equal(tensor, source._backbone.state_dict()[name]), name
+    assert torch.equal(model._classifier_head._dense.weight, source._classifier_head._dense.weight)
+    assert torch.equal(model._classifier_head._output.weight, fresh_output)
+
+
+@pytest.mark.parametrize("hf_class", [BertForMaskedLM, HfBertModel])
+def test_any_hugging_face_bert_can_be_finetuned(hf_class: Any, tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=20,
+        max_position_embeddings=30,
+    )
+    theirs = hf_class(config).eval()
+    theirs.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path)
+    assert (shape.eps, shape.act_func, shape.intermediate_size) == (1e-12, "gelu", 20)
+    ours = BertFinetuneModel(**shape.kwargs(), num_classes=4).eval()
+    found = load_weights(ours, tmp_path)
+    assert "_backbone._layers.0._multihead_attention._qkv.weight" in found
+    ids = torch.randint(0, 60, (2, 7))
+    encoder = getattr(theirs, "bert", theirs)
+    torch.testing.assert_close(ours._backbone(ids), encoder(ids).last_hidden_state, atol=1e-6, rtol=1e-5)
+
+
+def test_tensorflow_names_of_layer_norms_are_understood(
+    pretrained: tuple[BertModel, Path], finetune_model: Make
+) -> None:
+    _, folder = pretrained
+    path = folder / "model.safetensors"
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(old, path)
+    load_encoder(finetune_model(), folder)
+
+
+def test_load_weights_reads_a_state_dict_and_no_other_pickle(pretrain_model: Make, tmp_path: Path) -> None:
+    model = pretrain_model()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    randomize(model)
+    assert sorted(load_weights(model, tmp_path / "weights.pt")) == sorted(model.state_dict())
+    torch.save({"x": print}, tmp_path / "evil.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_weights(model, tmp_path / "evil.pt")
+
+
+def test_load_weights_skips_other_shapes(pretrained: tuple[BertModel, Path], finetune_model: Make) -> None:
+    _, folder = pretrained
+    found = load_weights(finetune_model(max_seqlen=20), folder)
+    assert "_backbone._embeddings._position_embeddings.weight" not in found
+    assert "_backbone._embeddings._token_embeddings.weight" in found
+
+
+def test_checkpoints_that_cannot_be_used_are_refused(
+    pretrained: tuple[BertModel, Path], finetune_model: Make, tmp_path: Path
+) -> None:
+    _, folder = pretrained
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        read_shape(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"lacks 1 weights .* bert\.embeddings\.position_embeddings"):
+        load_encoder(finetune_model(max_seqlen=20), folder)
+
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in [
+        ({"model_type": "gpt2"}, "checkpoint of type gpt2"),
+        ({"hidden_act": "silu"}, "activation silu"),
+        ({"type_vocab_size": 3}, "3 segment embeddings"),
+    ]:
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=message):
+            read_shape(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        read_shape(folder)
+
+    (folder / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="is damaged"):
+        load_weights(finetune_model(), folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
+        load_weights(finetune_model(), folder)

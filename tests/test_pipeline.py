@@ -1,0 +1,270 @@
+"""The pipeline itself: what dvc.yaml says, and a tiny run of it through the real ``dvc``."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import make_sample
+from tests.conftest import ROOT
+
+STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
+DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+
+TINY = {
+    "data.archive": "data/tiny.zip",
+    "tokenizer.vocab_size": "700",
+    "model.hidden_size": "8",
+    "model.num_hidden_layers": "1",
+    "model.num_attention_heads": "2",
+    "model.intermediate_size": "16",
+    "pretrain.epochs": "1",
+    "finetune.epochs": "1",
+    "runtime.device": "cpu",
+}
+
+
+@cache
+def imported_modules(stage: str) -> frozenset[str]:
+    """Files under src/ that the stage's script really imports, and ``torch`` if it does."""
+    script = (
+        "import runpy, sys; sys.path.insert(0, 'src'); runpy.run_path(sys.argv[1]); "
+        "files = [getattr(module, '__file__', None) for module in sys.modules.values()]; "
+        "print(*filter(None, files), sep='\\n'); "
+        "print('torch' if 'torch' in sys.modules else '')"
+    )
+    output = run([sys.executable, "-c", script, f"src/{stage}.py"], ROOT).stdout
+    source = ROOT / "src"
+    files = {line for line in output.splitlines() if line.startswith(str(source))}
+    names = {str(Path(file).relative_to(ROOT)) for file in files} | {f"src/{stage}.py"}
+    return frozenset(names | ({"torch"} if output.splitlines()[-1] == "torch" else set()))
+
+
+def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    bin_folder = str(Path(sys.executable).parent)
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"},
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_deps_are_the_real_imports(stage: str) -> None:
+    listed = {dep for dep in DVC_YAML["stages"][stage]["deps"] if dep.startswith("src/")}
+    assert listed == imported_modules(stage) - {"torch"}
+
+
+@pytest.mark.parametrize("stage", STAGES[:3])
+def test_preparing_data_does_not_wait_for_torch(stage: str) -> None:
+    assert "torch" not in imported_modules(stage)
+
+
+def test_stages_say_what_they_do_and_run_without_templates() -> None:
+    assert list(DVC_YAML["stages"]) == STAGES
+    for name, stage in DVC_YAML["stages"].items():
+        assert stage["desc"]
+        assert stage["cmd"] == f"python src/{name}.py"
+
+
+def test_outputs_are_ignored_by_git_and_metrics_are_not() -> None:
+    for stage in DVC_YAML["stages"].values():
+        for out in stage.get("outs", []):
+            run(["git", "check-ignore", f"{out}/file"], ROOT)
+        for item in [*stage.get("metrics", []), *stage.get("plots", [])]:
+            ((path, options),) = item.items()
+            assert options == {"cache": False}
+            assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 1
+
+
+def test_every_plot_is_drawn_from_a_stages_plot_data() -> None:
+    produced = {
+        path for stage in DVC_YAML["stages"].values() for item in stage.get("plots", []) for path in item
+    }
+    drawn = {path for plot in DVC_YAML["plots"] for settings in plot.values() for path in settings["y"]}
+    assert drawn == produced
+
+
+# --- A tiny DAG through dvc ---
+
+
+def set_params(folder: Path, values: dict[str, str]) -> None:
+    """Change values in params.yaml as a person would, line by line."""
+    lines = (folder / "params.yaml").read_text().splitlines()
+    for key, value in values.items():
+        section, name = key.split(".")
+        start = lines.index(next(line for line in lines if line.startswith(f"{section}:")))
+        place = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {name}:"))
+        lines[place] = f"  {name}: {value}"
+    (folder / "params.yaml").write_text("\n".join(lines) + "\n")
+
+
+def commit(folder: Path) -> None:
+    run(["git", "add", "-A"], folder)
+    run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "state"], folder)
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A copy of the project with a tiny corpus and model, reproduced once and committed."""
+    folder = tmp_path_factory.mktemp("project") / "project"
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "data").mkdir()
+    sizes = ["--unlabelled", "300", "--train", "300", "--val", "40", "--test", "60"]
+    make_sample.main([str(folder / "data/tiny.zip"), *sizes])
+    set_params(folder, TINY)
+    run(["git", "init", "-q"], folder)
+    run(["dvc", "init", "-q"], folder)
+    commit(folder)
+    ran = stages_run(run(["dvc", "repro"], folder).stdout)
+    commit(folder)
+    return folder, ran
+
+
+@pytest.fixture
+def project(reproduced: tuple[Path, list[str]], tmp_path: Path) -> Path:
+    """A copy of the reproduced project, cache included, for one test to change."""
+    shutil.copytree(reproduced[0], tmp_path / "project", symlinks=True)
+    return tmp_path / "project"
+
+
+def metric(folder: Path, name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "metrics" / f"{name}.json").read_text())
+    return values
+
+
+def test_all_stages_run_once_and_leave_nothing_to_commit(reproduced: tuple[Path, list[str]]) -> None:
+    folder, ran = reproduced
+    assert ran == STAGES
+    assert not stages_run(run(["dvc", "repro"], folder).stdout)
+    assert run(["git", "status", "--porcelain"], folder).stdout == ""
+    assert metric(folder, "test")["rows"] == 60
+    assert metric(folder, "data")["rows"] == {"train": 300, "val": 40, "test": 60, "unsupervised": 300}
+    assert metric(folder, "pretrain")["steps"] > 0
+
+
+def test_same_inputs_give_the_same_bytes(project: Path) -> None:
+    before = (project / "dvc.lock").read_bytes()
+    assert stages_run(run(["dvc", "repro", "--force"], project).stdout) == STAGES
+    assert (project / "dvc.lock").read_bytes() == before
+    assert run(["git", "status", "--porcelain"], project).stdout == ""
+
+
+def test_only_what_uses_a_change_runs_again(project: Path) -> None:
+    # New archive bytes around the same CSV: unzip alone. A comment in a module: the stages that import it.
+    with zipfile.ZipFile(project / "data/tiny.zip") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(project / "data/tiny.zip", "w") as new:
+        for name, content in members.items():
+            new.writestr(f"other_folder/{name}", content)
+    with (project / "src/receiptbert/metrics.py").open("a") as module:
+        module.write("# a comment\n")
+    assert stages_run(run(["dvc", "repro"], project).stdout) == ["unzip", "evaluate"]
+
+
+def test_an_experiment_trains_with_its_number(project: Path) -> None:
+    output = run(["dvc", "exp", "run", "-S", "finetune.lr=3e-5"], project).stdout
+    assert stages_run(output) == ["finetune", "evaluate"]
+    newest = max((project / "runs/finetune").iterdir())
+    events = EventAccumulator(str(newest))
+    events.Reload()
+    assert max(event.value for event in events.Scalars("lr")) == pytest.approx(3e-5)
+    # val F1 may not move on a tiny corpus; the parameter does.
+    assert "finetune.lr" in run(["dvc", "params", "diff"], project).stdout
+    assert "test.json" in run(["dvc", "metrics", "diff", "--all"], project).stdout
+
+
+def test_experiments_in_a_temporary_tree_and_from_the_queue(project: Path) -> None:
+    output = run(["dvc", "exp", "run", "--temp", "-S", "pretrain.epochs=2"], project).stdout
+    assert stages_run(output) == ["pretrain", "finetune", "evaluate"]
+
+    run(["dvc", "exp", "run", "--queue", "-S", "tokenizer.vocab_size=650"], project)
+    run(["dvc", "exp", "run", "--run-all", "--jobs", "1"], project)
+    shown = json.loads(run(["dvc", "exp", "show", "--json"], project).stdout)
+    experiments = [
+        revision["data"]["metrics"]
+        for row in shown
+        for experiment in row.get("experiments") or []
+        for revision in experiment["revs"]
+    ]
+    found = {
+        (
+            metrics["metrics/tokens.json"]["data"]["vocab_size"],
+            metrics["metrics/pretrain.json"]["data"]["steps"],
+        )
+        for metrics in experiments
+    }
+    steps = metric(project, "pretrain")["steps"]
+    assert (700, 2 * steps) in found
+    assert 650 in {vocab_size for vocab_size, _ in found}
+
+
+def test_other_beginnings_of_finetuning(project: Path) -> None:
+    """From scratch, and from a checkpoint elsewhere that has a vocabulary of its own."""
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast  # noqa: PLC0415
+
+    foreign = project / "foreign"
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"абвгдежзиклмн",
+        *(f"##{c}" for c in "абвгдеиклмно"),
+    ]
+    foreign.mkdir()
+    (foreign / "words.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(vocab=str(foreign / "words.txt")).save_pretrained(foreign)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=40,
+    )
+    BertForMaskedLM(config).save_pretrained(foreign)
+    for init in ("scratch", "foreign"):
+        set_params(project, {"finetune.init": init})
+        assert stages_run(run(["dvc", "repro"], project).stdout) == ["finetune", "evaluate"]
+        config = json.loads((project / "models/finetuned/config.json").read_text())
+        assert config["vocab_size"] == (700 if init == "scratch" else len(vocabulary))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "message"),
+    [
+        ("unzip", {"data.archive": "data/none.zip"}, "unzip: error: data/none.zip not found"),
+        ("pretrain", {"pretrain.lr": "fast"}, "pretrain: error: params.yaml: pretrain.lr = 'fast' must be"),
+        ("finetune", {"finetune.init": "nowhere"}, "finetune: error: nowhere holds no config.json"),
+    ],
+)
+def test_a_stage_refuses_bad_input_in_one_line(
+    project: Path, stage: str, change: dict[str, str], message: str
+) -> None:
+    set_params(project, change)
+    result = subprocess.run([sys.executable, f"src/{stage}.py"], cwd=project, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1

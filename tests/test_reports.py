@@ -1,0 +1,111 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from receiptbert.corpus_facts import CorpusFacts, min_text_length
+from receiptbert.errors import UserError
+from receiptbert.metrics import class_scores, most_confused_pairs, scores
+from receiptbert.progress import track
+from receiptbert.reports import mean_curve, write_csv, write_json
+
+
+def test_json_keeps_order_and_rounds(tmp_path: Path) -> None:
+    write_json(tmp_path / "new" / "m.json", {"f1": 1 / 3, "classes": {"Чай": [0.1234567]}, "rows": 7})
+    expected = [
+        "{",
+        '  "f1": 0.33333,',
+        '  "classes": {',
+        '    "Чай": [',
+        "      0.12346",
+        "    ]",
+        "  },",
+        '  "rows": 7',
+        "}",
+    ]
+    assert (tmp_path / "new" / "m.json").read_text().splitlines() == expected
+
+
+def test_csv_rounds_and_quotes(tmp_path: Path) -> None:
+    write_csv(tmp_path / "p.csv", ["text", "value"], [("a,b", 2 / 3), ("с", 1)])
+    assert (tmp_path / "p.csv").read_bytes().decode() == 'text,value\n"a,b",0.66667\nс,1\n'
+
+
+def test_mean_curve_averages_runs_of_steps() -> None:
+    history = [{"step": i, "MLM": float(i), "SOP": 1.0} for i in range(1, 8)]
+    assert mean_curve(history, ["step", "MLM", "SOP"], points=2) == [
+        [3, 2.0, 1.0],
+        [6, 5.0, 1.0],
+        [7, 7.0, 1.0],
+    ]
+    assert len(mean_curve(history, ["step", "MLM"])) == 7
+
+
+@pytest.mark.parametrize(("mask_prob", "length"), [(0.15, 5), (0.5, 1), (0.25, 3), (0.01, 69)])
+def test_min_text_length(mask_prob: float, length: int) -> None:
+    assert min_text_length(mask_prob) == length
+
+
+def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
+    facts = CorpusFacts(min_length=5, max_length=31, label_names=["Чай", "Сыр"])
+    facts.save(tmp_path / "corpus.json")
+    assert CorpusFacts.load(tmp_path / "corpus.json") == facts
+    with pytest.raises(UserError, match="dvc repro pretokenize"):
+        CorpusFacts.load(tmp_path / "none.json")
+
+
+TRUE = np.array([0, 0, 0, 1, 1, 2])
+PREDICTED = np.array([0, 0, 1, 1, 0, 0])
+
+
+def test_scores_by_hand() -> None:
+    result = scores(TRUE, PREDICTED, majority=0)
+    # F1: class 0: 2*2/(3+4), class 1: 2*1/(2+2), class 2: 0.
+    f1 = [4 / 7, 1 / 2, 0.0]
+    assert next(iter(result)) == "weighted_f1"
+    assert result["weighted_f1"] == pytest.approx((3 * f1[0] + 2 * f1[1]) / 6)
+    assert result["macro_f1"] == pytest.approx(sum(f1) / 3)
+    assert result["accuracy"] == pytest.approx(0.5)
+    assert result["majority_weighted_f1"] == pytest.approx(0.5 * 2 * 3 / 9)
+    assert result["rows"] == 6
+
+
+def test_class_scores_name_every_class_that_occurs() -> None:
+    table = class_scores(TRUE, PREDICTED, ["Чай", "Сыр", "Мыло", "Никогда"])
+    assert [(row[0], row[4]) for row in table] == [("Чай", 3), ("Сыр", 2), ("Мыло", 1)]
+    assert table[1][1:4] == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_confused_pairs_come_with_their_first_text() -> None:
+    true, predicted = np.array([0, 1, 0, 0, 2]), np.array([1, 1, 1, 0, 0])
+    pairs = most_confused_pairs(true, predicted, ["a", "b", "c", "d", "e"], ["Чай", "Сыр", "Мыло"], count=5)
+    assert pairs == [("Чай", "Сыр", 2, "a"), ("Мыло", "Чай", 1, "e")]
+    assert len(most_confused_pairs(true, predicted, list("abcde"), ["x", "y", "z"], count=1)) == 1
+
+
+def test_progress_yields_everything_and_writes_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 15))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert list(track(range(5), "reading", 5, "texts")) == [0, 1, 2, 3, 4]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "reading: 2 of 5 texts, 0.1 a second, 45 s left"
+    assert lines[-1].startswith("reading: 5 texts in ")
+
+
+def test_quick_work_is_not_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    list(track(range(5), "reading", 5))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert list(track(range(5), "reading", 5)) == [0, 1, 2, 3, 4]
+    assert "reading: 100%" in terminal.getvalue()

@@ -1,0 +1,102 @@
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiptbert import WordpieceTokenizer
+from receiptbert.errors import UserError
+from receiptbert.token_store import TokenStore
+
+ragged = st.lists(st.lists(st.integers(0, 65_535), max_size=6), max_size=30)
+
+
+def store_of(rows: list[list[int]], labels: list[int] | None = None) -> TokenStore:
+    return TokenStore(
+        ids=np.array([i for row in rows for i in row], dtype=np.uint16),
+        offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        labels=None if labels is None else np.array(labels, dtype=np.int64),
+        vocabulary="v",
+    )
+
+
+def rows_of(store: TokenStore) -> list[list[int]]:
+    return [store[i].tolist() for i in range(len(store))]
+
+
+def test_from_texts_keeps_each_text(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    store = TokenStore.from_texts([*texts, ""], tokenizer, labels=range(len(texts) + 1))
+    assert rows_of(store) == [tokenizer(text) for text in [*texts, ""]]
+    assert store.labels is not None
+    assert store.labels.tolist() == list(range(len(texts) + 1))
+    assert len(TokenStore.from_texts([], tokenizer)) == 0
+
+
+@given(ragged, st.data())
+def test_take_picks_texts_and_labels_together(rows: list[list[int]], data: st.DataObject) -> None:
+    index = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=40)) if rows else []
+    taken = store_of(rows, list(range(len(rows)))).take(np.array(index, dtype=np.int64))
+    assert rows_of(taken) == [rows[i] for i in index]
+    assert taken.labels is not None
+    assert taken.labels.tolist() == index
+
+
+@given(ragged)
+def test_sorting_keeps_every_text_with_its_own_label(rows: list[list[int]]) -> None:
+    ordered = store_of(rows, list(range(len(rows)))).sorted_by_length()
+    assert ordered.labels is not None
+    assert rows_of(ordered) == sorted(rows, key=len)
+    assert [rows[i] for i in ordered.labels] == rows_of(ordered)
+
+
+@given(ragged)
+def test_a_saved_store_loads_equal_and_equal_stores_are_equal_bytes(rows: list[list[int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        a, b = Path(folder) / "a", Path(folder) / "b"
+        store_of(rows, list(range(len(rows)))).save(a)
+        store_of(rows, list(range(len(rows)))).save(b)
+        loaded = TokenStore.load(a)
+        assert a.read_bytes() == b.read_bytes()
+    assert rows_of(loaded) == rows
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == list(range(len(rows)))
+
+
+def test_a_store_without_labels_has_none(tmp_path: Path) -> None:
+    store_of([[1], [2, 3]]).save(tmp_path / "s")
+    assert TokenStore.load(tmp_path / "s").labels is None
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").write_bytes(b"not a store at all")
+    with pytest.raises(UserError, match="no token store"):
+        TokenStore.load(tmp_path / "s")
+    with pytest.raises(UserError, match="not found; run"):
+        TokenStore.load(tmp_path / "missing")
+
+
+@given(ragged)
+def test_hashes_are_equal_for_equal_texts_alone(rows: list[list[int]]) -> None:
+    hashes = store_of([*rows, *rows]).hashes().tolist()
+    assert hashes[: len(rows)] == hashes[len(rows) :]
+    assert len(set(hashes)) == len(set(map(tuple, rows)))
+
+
+def test_held_out_texts_are_about_as_many_as_asked_and_never_elsewhere() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 9, size=rng.integers(1, 4)).tolist() for _ in range(2000)]
+    store = store_of(rows)
+    mask = store.held_out(100)
+    held_out = {tuple(row) for row in rows_of(store.take(mask))}
+    trained = {tuple(row) for row in rows_of(store.take(~mask))}
+    assert 100 <= mask.sum() < 400  # equal texts go together
+    assert not held_out & trained
+    reversed_mask = store.take(np.arange(2000)[::-1]).held_out(100)
+    assert reversed_mask.tolist() == mask[::-1].tolist()
+
+
+def test_a_small_corpus_holds_out_a_tenth_at_the_most() -> None:
+    assert store_of([[i] for i in range(50)]).held_out(1000).sum() == 5
+    assert store_of([[i] for i in range(9)]).held_out(1000).sum() == 0

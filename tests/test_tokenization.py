@@ -1,0 +1,131 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from receiptbert import WordpieceTokenizer
+from receiptbert.errors import UserError
+from receiptbert.tokenization import SPECIAL_TOKENS
+from tests.conftest import ROOT
+
+
+def train(texts: list[str], folder: Path, **kwargs: int | bool) -> WordpieceTokenizer:
+    return WordpieceTokenizer.from_corpus(texts, folder / "corpus.txt", folder, "t", **kwargs)  # type: ignore[arg-type]
+
+
+def test_special_tokens_come_first(tokenizer: WordpieceTokenizer) -> None:
+    assert tokenizer.tokens[:5] == SPECIAL_TOKENS
+    assert tokenizer.special_token_ids == [0, 1, 2, 3, 4]
+    assert (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id) == (0, 1, 2)
+    assert (tokenizer.sep_token_id, tokenizer.mask_token_id) == (3, 4)
+
+
+def test_vocabulary_is_as_large_as_asked_without_repeats(tokenizer: WordpieceTokenizer) -> None:
+    assert tokenizer.vocab_size == len(set(tokenizer.tokens)) == 60
+
+
+def test_a_call_adds_no_special_tokens_and_splits_words(
+    texts: list[str], tokenizer: WordpieceTokenizer
+) -> None:
+    for text in texts[:20]:
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer(text))
+        assert "".join(tokens).replace("##", "") == text.replace(" ", "")
+        assert not set(tokens) & set(SPECIAL_TOKENS)
+
+
+def test_texts_are_lowered_cleaned_and_stripped_of_accents(tmp_path: Path) -> None:
+    tokenizer = train(["ёлка иогурт"] * 3, tmp_path)
+    assert tokenizer("ЁЛКА\u0000\tЙОГУРТ") == tokenizer("елка иогурт") != []
+
+
+@pytest.mark.parametrize(
+    ("option", "same", "other"),
+    [
+        ("lowercase", "елка", "ЕЛКА"),
+        ("strip_accents", "елка", "ёлка"),
+        ("clean_text", "ел ка", "ел\u0000 ка"),
+    ],
+)
+def test_each_normalization_can_be_switched_off(tmp_path: Path, option: str, same: str, other: str) -> None:
+    corpus = ["ел ка елка ёлка ЕЛКА Ё"] * 3
+    switched_on = train(corpus, tmp_path)
+    assert switched_on(same) == switched_on(other)
+    kept = train(corpus, tmp_path, **{option: False})
+    assert kept(same) != kept(other)
+
+
+def test_the_temporary_corpus_is_removed(tmp_path: Path) -> None:
+    train(["молоко"] * 3, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["t-vocab.txt"]
+
+
+def test_a_line_break_in_a_text_is_a_space(tmp_path: Path) -> None:
+    assert train(["сыр\nкефир"] * 3, tmp_path).tokens == train(["сыр кефир"] * 3, tmp_path).tokens
+
+
+def test_same_vocabulary_in_every_process(texts: list[str], tmp_path: Path) -> None:
+    """The trainer's hash maps are seeded anew in each process."""
+    script = (
+        "import sys; from receiptbert import WordpieceTokenizer as W; "
+        "W.from_corpus(sys.stdin.read().split('\\n'), sys.argv[1] + '/c', sys.argv[1], 't', vocab_size=60)"
+    )
+    vocabularies = set()
+    for threads in ("1", "2", "4"):
+        folder = tmp_path / threads
+        subprocess.run(
+            [sys.executable, "-c", script, str(folder)],
+            input="\n".join(texts),
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "RAYON_NUM_THREADS": threads},
+        )
+        vocabularies.add((folder / "t-vocab.txt").read_bytes())
+    assert len(vocabularies) == 1
+
+
+def test_a_rare_character_beyond_the_alphabet_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiptbert.tokenization.MAX_ALPHABET", 3)
+    tokenizer = train(["aaa bbb cc d"] * 3, tmp_path)
+    assert tokenizer("d") == [tokenizer.unk_token_id]
+    assert tokenizer("c") != [tokenizer.unk_token_id]
+
+
+def test_too_small_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"vocab_size = 12 is too small.* need \d+ entries"):
+        train(["абвгдежзиклмн оп"] * 3, tmp_path, vocab_size=12)
+
+
+def test_batches_give_the_ids_of_single_calls(
+    texts: list[str], tokenizer: WordpieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiptbert.tokenization.CHUNK", 7)
+    chunks = list(tokenizer.encode_batch(texts))
+    assert np.concatenate([ids for ids, _ in chunks]).tolist() == [
+        i for text in texts for i in tokenizer(text)
+    ]
+    lengths = np.concatenate([lengths for _, lengths in chunks])
+    assert lengths.tolist() == [len(tokenizer(text)) for text in texts]
+
+
+def test_saved_tokenizer_loads_here_and_in_transformers(
+    texts: list[str], tokenizer: WordpieceTokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path, max_seqlen=6)
+    ours = WordpieceTokenizer.from_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.tokens == tokenizer.tokens
+    for text in texts[:20]:
+        expected = [tokenizer.cls_token_id, *tokenizer(text)[:4], tokenizer.sep_token_id]
+        assert ours(text) == tokenizer(text)
+        assert theirs(text.upper(), truncation=True)["input_ids"] == expected
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no tokenizer\.json and no vocab\.txt"):
+        WordpieceTokenizer.from_pretrained(tmp_path)

@@ -1,0 +1,271 @@
+"""The two loops: what a step is, what is logged, and golden losses that a refactor must keep."""
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+
+from receiptbert import (
+    BertFinetuneModel,
+    BertModel,
+    Collator,
+    FinetuneDataset,
+    FinetuneTrainer,
+    InferenceDataset,
+    PretrainDataset,
+    Scheduler,
+    Trainer,
+    WordpieceTokenizer,
+    collate_fn,
+    get_optimizer,
+    make_scorer,
+)
+from receiptbert.datasets import LengthGroupedBatchSampler
+from receiptbert.inference import inference_loader, padding_mask
+from receiptbert.training import num_optimizer_steps
+
+GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+Make = Callable[..., Any]
+
+
+def pretrain_trainer(
+    model: BertModel, tokenizer: WordpieceTokenizer, steps: int = 20, **kwargs: Any
+) -> Trainer:
+    optimizer = get_optimizer(model)
+    schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, steps)
+    return Trainer(model, optimizer, schedule, tokenizer.pad_token_id, "cpu", **kwargs)
+
+
+def pretrain_loader(texts: list[str], tokenizer: WordpieceTokenizer) -> DataLoader[Any]:
+    dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12)
+    sampler = LengthGroupedBatchSampler(dataset.lengths, 40)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=Collator(tokenizer))
+
+
+def labelled(texts: list[str]) -> tuple[list[str], list[int]]:
+    """Texts with a class that one word of each gives away."""
+    targets = [len(text) % 3 for text in texts]
+    return [f"{'абв'[target]} {text}" for text, target in zip(texts, targets, strict=True)], targets
+
+
+def finetune_parts(
+    texts: list[str], tokenizer: WordpieceTokenizer, model: BertFinetuneModel, **kwargs: Any
+) -> tuple[FinetuneTrainer, dict[str, Any]]:
+    lines, targets = labelled(texts)
+    dataset = FinetuneDataset(lines, targets, tokenizer, maxlen=12)
+    collate = partial(collate_fn, pad_idx=tokenizer.pad_token_id)
+    sampler = LengthGroupedBatchSampler(dataset.lengths, 40)
+    loaders = {
+        "train": DataLoader(dataset, batch_sampler=sampler, collate_fn=collate),
+        "eval": DataLoader(dataset, batch_size=33, collate_fn=collate),
+    }
+    optimizer = get_optimizer(model)
+    schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, 40)
+    return FinetuneTrainer(model, optimizer, schedule, tokenizer.pad_token_id, "cpu", **kwargs), loaders
+
+
+def golden_pretraining(texts: list[str], tokenizer: WordpieceTokenizer, make: Make) -> list[list[float]]:
+    model = make(input_dropout_prob=0.1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    trainer = pretrain_trainer(model, tokenizer, max_grad_norm=1.0)
+    loader = pretrain_loader(texts, tokenizer)
+    torch.manual_seed(1)
+    while len(trainer.history) < 20:
+        trainer.train(loader, 1)
+    return [[record["MLM"], record["SOP"]] for record in trainer.history[:20]]
+
+
+def golden_finetuning(texts: list[str], tokenizer: WordpieceTokenizer, make: Make) -> list[float]:
+    trainer, loaders = finetune_parts(texts, tokenizer, make(hidden_dropout_prob=0.1), max_grad_norm=1.0)
+    torch.manual_seed(1)
+    trainer.train(loaders, 4)
+    return [record["loss"] for record in trainer.history[:20]]
+
+
+def test_golden_losses(
+    request: pytest.FixtureRequest,
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    finetune_model: Make,
+) -> None:
+    """A change of these numbers is a change of the training: explain it in CHANGELOG.md, and only then
+    write them anew with ``pytest --update-golden``."""
+    losses = {
+        "pretrain": golden_pretraining(texts, tokenizer, pretrain_model),
+        "finetune": golden_finetuning(texts, tokenizer, finetune_model),
+    }
+    if request.config.getoption("--update-golden"):
+        GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    # Other processors round otherwise; twenty steps do not let that grow beyond this.
+    np.testing.assert_allclose(losses["pretrain"], golden["pretrain"], rtol=2e-3)
+    np.testing.assert_allclose(losses["finetune"], golden["finetune"], rtol=2e-3)
+
+
+def test_pretraining_learns(texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make) -> None:
+    model = pretrain_model()
+    loader = pretrain_loader(texts, tokenizer)
+    trainer = pretrain_trainer(model, tokenizer, steps=60 * len(loader))
+    torch.manual_seed(0)
+    before = trainer.evaluate(loader)
+    trainer.train(loader, 60)
+    after = trainer.evaluate(loader)
+    assert before["mlm_loss"] == pytest.approx(math.log(tokenizer.vocab_size), abs=0.5)
+    assert after["mlm_loss"] < before["mlm_loss"] - 0.5
+
+
+def test_accumulated_batches_are_one_step(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    """Twice the same batch accumulated is that batch once; 5 batches at 2 a step are 3 steps."""
+    torch.manual_seed(3)
+    batch = next(iter(pretrain_loader(texts, tokenizer)))
+    once, twice = pretrain_model(), pretrain_model()
+    pretrain_trainer(once, tokenizer).train([batch], 3)
+    trainer = pretrain_trainer(twice, tokenizer, num_accum_steps=2)
+    trainer.train([batch, batch], 3)
+    for a, b in zip(once.parameters(), twice.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    trainer.train([batch] * 5, 1)
+    assert len(trainer.history) == 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("batches", "epochs", "accumulated", "steps"), [(5, 2, 1, 10), (5, 2, 2, 6), (4, 3, 4, 3)]
+)
+def test_schedule_is_as_long_as_the_training(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    batches: int,
+    epochs: int,
+    accumulated: int,
+    steps: int,
+) -> None:
+    assert num_optimizer_steps(batches, epochs, accumulated) == steps
+    batch = next(iter(pretrain_loader(texts, tokenizer)))
+    trainer = pretrain_trainer(pretrain_model(), tokenizer, steps=steps, num_accum_steps=accumulated)
+    trainer.train([batch] * batches, epochs)
+    rates = [record["lr"] for record in trainer.history]
+    assert len(rates) == steps
+    assert rates[-1] > 0
+    assert trainer._scheduler.get_last_lr()[0] == 0.0
+
+
+def test_gradients_are_clipped_and_their_norm_logged(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    model = pretrain_model()
+    trainer = pretrain_trainer(model, tokenizer, max_grad_norm=1e-3)
+    norms = []
+    step = trainer._optimizer.step
+    trainer._optimizer.step = lambda: (  # type: ignore[method-assign]
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()),
+        step(),
+    )
+    trainer.train(pretrain_loader(texts, tokenizer), 1)
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-2)
+    assert all(record["grad_norm"] > 1e-3 for record in trainer.history)
+
+
+def test_tokens_seen_are_counted_without_padding(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    trainer = pretrain_trainer(pretrain_model(), tokenizer)
+    trainer.train(pretrain_loader(texts, tokenizer), 2)
+    lengths = [len(tokenizer(text)) for text in texts]
+    assert trainer.tokens_seen == 2 * sum(min(length, 12) + 2 for length in lengths if length >= 3)
+
+
+def scalars(folder: Path) -> dict[str, list[int]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_every_step(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    finetune_model: Make,
+    tmp_path: Path,
+) -> None:
+    trainer = pretrain_trainer(pretrain_model(), tokenizer, logdir=str(tmp_path / "pretrain"))
+    trainer.train(pretrain_loader(texts, tokenizer), 1)
+    steps = [record["step"] for record in trainer.history]
+    assert steps == list(range(1, len(steps) + 1))
+    assert scalars(tmp_path / "pretrain") == dict.fromkeys(("MLM", "SOP", "grad_norm", "lr"), steps)
+
+    finetuner, loaders = finetune_parts(texts, tokenizer, finetune_model(), logdir=str(tmp_path / "finetune"))
+    finetuner.train(loaders, 2, make_scorer(*labelled(texts), tokenizer, 12))
+    steps = [record["step"] for record in finetuner.history]
+    epoch_ends = [steps[len(steps) // 2 - 1], steps[-1]]
+    assert scalars(tmp_path / "finetune") == {
+        **dict.fromkeys(("loss", "grad_norm", "lr"), steps),
+        **dict.fromkeys(("train_loss", "eval_loss", "f1"), epoch_ends),
+    }
+
+
+def test_finetuning_learns(texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make) -> None:
+    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    scorer = make_scorer(*labelled(texts), tokenizer, 12)
+    name, before = scorer(trainer)
+    trainer.train(loaders, 8, scorer)
+    assert name == "f1"
+    assert scorer(trainer)[1] > max(before, 0.9)
+
+
+def test_the_best_epoch_is_kept(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    model = finetune_model()
+    trainer, loaders = finetune_parts(texts, tokenizer, model)
+    values = iter([0.1, 0.7, 0.7, 0.3])
+    weights = []
+
+    def scorer(_: FinetuneTrainer) -> tuple[str, float]:
+        weights.append([parameter.clone() for parameter in model.parameters()])
+        return "f1", next(values)
+
+    trainer.train(loaders, 4, scorer)
+    assert trainer.best_epoch == 2  # the first of equals
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights[1], strict=True))
+    assert [record["f1"] for record in trainer.epochs] == [0.1, 0.7, 0.7, 0.3]
+
+
+def test_without_a_scorer_the_last_epoch_stays(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    trainer.train(loaders, 2)
+    assert trainer.best_epoch == 2
+    assert list(trainer.epochs[-1]) == ["epoch", "train_loss", "eval_loss"]
+
+
+def test_prediction_keeps_the_order_of_the_texts(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    trainer.train(loaders, 8)
+    texts, _ = labelled(texts)
+    together = trainer.predict(inference_loader(texts, tokenizer, 12))
+    one_by_one = [
+        int(trainer.predict(DataLoader(InferenceDataset([text], 12, tokenizer)))[0]) for text in texts
+    ]
+    assert together.tolist() == one_by_one
+    assert len(set(one_by_one)) > 1
+
+
+def test_padding_mask() -> None:
+    assert padding_mask(torch.tensor([[5, 6], [7, 8]]), pad_token_id=0) is None
+    mask = padding_mask(torch.tensor([[5, 6], [7, 0]]), pad_token_id=0)
+    assert mask is not None
+    assert mask.tolist() == [[1, 1], [1, 0]]
