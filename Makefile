@@ -1,4 +1,4 @@
-# `make repro` and `make test` are all it takes on a fresh clone; python3 (3.10 or newer), git and make must be there.
+# `make repro` and `make test` are all it takes on a fresh clone; python3 (3.11 or newer), git and make must be there.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test check format sample clean
+.PHONY: help repro test check bench format sample clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -24,6 +24,9 @@ check: .venv/ready  ## formatter, linter, types
 	ruff format --check .
 	ruff check .
 	mypy
+
+bench: .venv/ready  ## what a user would try instead, on the corpus of the last repro
+	python benchmarks/svm.py --json benchmarks/results/svm.json
 
 format: .venv/ready  ## format the code
 	ruff check --fix .

@@ -36,9 +36,9 @@ def evaluate(params: Params) -> None:
     )
     write_csv(
         pipeline.PLOTS / "confused_pairs.csv",
-        ["pair", "rows", "example"],
+        ["pair", "rows"],
         (
-            (f"{pair.actual} → {pair.predicted}", pair.rows, pair.example)
+            (f"{pair.actual} → {pair.predicted}: {pair.example}", pair.rows)
             for pair in most_confused_pairs(targets, predicted, texts, names)
         ),
     )

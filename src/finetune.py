@@ -12,14 +12,13 @@ from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset, LengthGroupedBatchSampler
 from receiptbert.devices import choose_device
-from receiptbert.hf_format import load_encoder, read_shape, save_pretrained
+from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape, save_pretrained
 from receiptbert.inference import make_scorer
 from receiptbert.labelled import load_labelled
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
-from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.training import Batches, FinetuneTrainer, num_optimizer_steps
 
 
@@ -30,7 +29,7 @@ def finetune(params: Params) -> None:
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
     shape = read_shape(source)
-    tokenizer = WordpieceTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source)
     maxlen = shape.max_seqlen - NUM_MARKS
     train, train_targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, tokenizer)
     val, val_targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, tokenizer)
@@ -71,7 +70,8 @@ def finetune(params: Params) -> None:
     save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names)
     best = trainer.epochs[trainer.best_epoch - 1]
     write_json(
-        pipeline.METRICS / "finetune.json", {"val_weighted_f1": best["f1"], "best_epoch": best["epoch"]}
+        pipeline.METRICS / "finetune.json",
+        {"val_weighted_f1": best["f1"], "val_loss": best["eval_loss"], "best_epoch": best["epoch"]},
     )
     write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in trainer.epochs))
     print(f"best epoch: {best['epoch']} of {p.epochs}, weighted F1 on val {best['f1']:.4f}")

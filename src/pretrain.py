@@ -25,8 +25,10 @@ def pretrain(params: Params) -> None:
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     store = TokenStore.load(pipeline.TOKENIZED / "unsupervised.safetensors")
+    store = store.take(store.lengths >= facts.min_length)
     held_out = store.held_out(p.holdout)
     loader = make_loader(store.take(~held_out), tokenizer, facts, p)
+    held_out_loader = make_loader(store.take(held_out), tokenizer, facts, p)
 
     torch.manual_seed(p.seed)
     model = BertModel(
@@ -53,7 +55,7 @@ def pretrain(params: Params) -> None:
     trainer.train(loader, p.epochs)
 
     torch.manual_seed(p.seed)  # the same masks and swaps whatever came before
-    scores = trainer.evaluate(make_loader(store.take(held_out), tokenizer, facts, p))
+    scores = trainer.evaluate(held_out_loader)
     save_pretrained(model, tokenizer, pipeline.PRETRAINED)
     write_json(
         pipeline.METRICS / "pretrain.json", scores | {"tokens_seen": trainer.tokens_seen, "steps": steps}
@@ -69,8 +71,8 @@ def make_loader(
     dataset = PretrainDataset(store, tokenizer, facts.min_length, facts.max_length, p.permute_prob)
     if not len(dataset):
         raise UserError(
-            f"{pipeline.TOKENIZED} has {len(store)} unsupervised texts and none of {facts.min_length} tokens "
-            "or more; pretraining needs at least ten of them"
+            f"{pipeline.TOKENIZED} has too few unsupervised texts of {facts.min_length} tokens or more: "
+            "pretraining needs ten at least, one of them unlike the others"
         )
     return DataLoader(
         dataset,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pipeline
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
 from receiptbert.params import Params
+from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
 
 
@@ -15,7 +16,7 @@ def train_tokenizer(params: Params) -> None:
     texts = corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT]
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = WordpieceTokenizer.from_corpus(
-            texts,
+            track(texts, "reading", len(texts), "texts"),
             corpus_save_path=Path(scratch) / "corpus.txt",
             tokenizer_save_path=scratch,
             tokenizer_name="receipts",

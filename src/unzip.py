@@ -1,17 +1,19 @@
 """Stage 1: take the corpus out of the archive and check it."""
 
-import sys
 from pathlib import Path
 
 import pipeline
 from receiptbert.archive import extract_corpus
 from receiptbert.corpus import describe, label_list, read_categories, read_corpus
 from receiptbert.params import Params
+from receiptbert.progress import say
 from receiptbert.reports import write_json
 
 
 def unzip(params: Params) -> None:
+    say(f"unpacking {params.data.archive}")
     extract_corpus(Path(params.data.archive), pipeline.RAW)
+    say("checking the rows")
     corpus = read_corpus(pipeline.CORPUS)
     categories = read_categories(pipeline.CATEGORIES)
     counts = describe(corpus)
@@ -31,7 +33,7 @@ def unzip(params: Params) -> None:
 
 
 def _warn(message: str) -> None:
-    print(f"unzip: warning: {message}", file=sys.stderr)
+    say(f"unzip: warning: {message}")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def test_reads_the_same_from_other_habits_of_writing(tmp_path: Path, content: st
         (GOOD + "a,b,1,train\n", "is not a CSV.*line 7"),
         ("split,text,label\ntrain,milk,1\ntrain,eggs, 10,1\n", "is not a CSV.*line 3"),
         ("text,label,split\na,1,train,\nb,2,val,\n", "more fields than the header"),
+        (GOOD.replace("text,", "text,text,"), "two columns named text"),
+        (GOOD.replace("bread,2", "bread,1"), "train rows of one label only"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -81,8 +83,22 @@ def test_labels_are_ordered_as_numbers_or_else_as_text(tmp_path: Path) -> None:
 def test_names_are_distinct_and_fall_back_to_labels(tmp_path: Path) -> None:
     (tmp_path / "categories.csv").write_text("label,name\n1,Tea\n2,Tea\n3,Soap\n")
     categories = read_categories(tmp_path / "categories.csv")
+    assert label_names(["1", "2", "3"], {"1": "A", "2": "A", "3": "A (1)"}) == [
+        "A (1) (1)",
+        "A (2)",
+        "A (1) (3)",
+    ]
     assert label_names(["1", "2", "3", "4"], categories) == ["Tea (1)", "Tea (2)", "Soap", "4"]
     assert read_categories(tmp_path / "none.csv") == {}
+
+
+def test_category_labels_are_read_as_the_corpus_labels_are(tmp_path: Path) -> None:
+    path = tmp_path / "categories.csv"
+    path.write_text("label,name\n12.0,Tea\n 3 ,Soap\n")
+    assert read_categories(path) == {"12": "Tea", "3": "Soap"}
+    path.write_text("label,name\n12.0,Tea\n12,Soap\n")
+    with pytest.raises(UserError, match="row 3: label '12' is named twice"):
+        read_categories(path)
 
 
 def test_description_counts_what_goes_wrong_silently(tmp_path: Path) -> None:

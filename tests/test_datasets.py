@@ -115,6 +115,11 @@ def test_training_and_prediction_build_the_same_inputs(
         assert train[i][0].tolist() == predict[i].tolist() == expected
 
 
+def test_whole_inputs_need_no_tokenizer() -> None:
+    dataset = InferenceDataset([[2, 7, 8, 3], [2, 3]], maxlen=3, tokenizer=None)
+    assert [ids.tolist() for ids in dataset] == [[2, 7, 8], [2, 3]]
+
+
 def test_as_many_targets_as_texts(tokenizer: WordpieceTokenizer) -> None:
     with pytest.raises(ValueError, match="2 texts but 1 targets"):
         FinetuneDataset(["а", "б"], [0], tokenizer, 5)

@@ -15,13 +15,15 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
     pipeline,
 )
 from transformers import BertModel as HfBertModel
 
 from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer, load_weights
 from receiptbert.errors import UserError
-from receiptbert.hf_format import load_classifier, load_encoder, read_shape, save_pretrained
+from receiptbert.hf_format import load_classifier, load_encoder, load_tokenizer, read_shape, save_pretrained
 from receiptbert.inference import inference_loader, predict
 
 Make = Callable[..., Any]
@@ -29,6 +31,7 @@ Make = Callable[..., Any]
 
 def randomize(model: nn.Module) -> nn.Module:
     """Weights large enough that no part can be forgotten or mixed up unnoticed."""
+    torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -96,12 +99,14 @@ def test_finetuned_checkpoint_answers_alike_in_a_transformers_pipeline(
 ) -> None:
     model = finetune_model()
     randomize(model)
-    torch.nn.init.zeros_(model._classifier_head._output.bias)  # else one class gets all the answers
     names = ["Чай", "Сыр", "Мыло"]
+    lines = [*texts[:40], " ".join(texts[:9]), ""]  # one far too long, one empty
+    with torch.no_grad():  # no class may get all the answers
+        logits = torch.cat([model(batch) for batch in inference_loader(lines, tokenizer, 12)])
+        model._classifier_head._output.bias.sub_(logits.mean(dim=0))
     save_pretrained(model, tokenizer, tmp_path, names)
     loaded, loaded_tokenizer, loaded_names = load_classifier(tmp_path)
     assert loaded_names == names
-    lines = [*texts[:40], " ".join(texts[:9]), ""]  # one far too long, one empty
     loader = inference_loader(lines, loaded_tokenizer, loaded.shape.max_seqlen - 2)
     ours = predict(loaded, loader, tokenizer.pad_token_id, torch.device("cpu"))
     classify = pipeline("text-classification", str(tmp_path), truncation=True)
@@ -110,6 +115,18 @@ def test_finetuned_checkpoint_answers_alike_in_a_transformers_pipeline(
     assert len(set(theirs)) > 1
     auto = load_without_warnings(AutoModelForSequenceClassification, tmp_path)
     assert auto.config.label2id == {"Чай": 0, "Сыр": 1, "Мыло": 2}
+
+
+def test_the_last_layer_of_another_classifier_is_not_taken(
+    finetune_model: Make, tokenizer: WordpieceTokenizer, tmp_path: Path
+) -> None:
+    other, model = finetune_model(), finetune_model()
+    randomize(other)
+    save_pretrained(other, tokenizer, tmp_path, ["a", "b", "c"])
+    fresh = model._classifier_head._output.weight.clone()
+    load_encoder(model, tmp_path)
+    assert torch.equal(model._classifier_head._output.weight, fresh)
+    assert torch.equal(model._classifier_head._dense.weight, other._classifier_head._dense.weight)
 
 
 def test_encoder_comes_from_the_pretrained_checkpoint(
@@ -125,7 +142,9 @@ def test_encoder_comes_from_the_pretrained_checkpoint(
     assert torch.equal(model._classifier_head._output.weight, fresh_output)
 
 
-@pytest.mark.parametrize("hf_class", [BertForMaskedLM, HfBertModel])
+@pytest.mark.parametrize(
+    "hf_class", [BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, HfBertModel]
+)
 def test_any_hugging_face_bert_can_be_finetuned(hf_class: Any, tmp_path: Path) -> None:
     config = BertConfig(
         vocab_size=60,
@@ -139,9 +158,8 @@ def test_any_hugging_face_bert_can_be_finetuned(hf_class: Any, tmp_path: Path) -
     theirs.save_pretrained(tmp_path)
     shape = read_shape(tmp_path)
     assert (shape.eps, shape.act_func, shape.intermediate_size) == (1e-12, "gelu", 20)
-    ours = BertFinetuneModel(**shape.kwargs(), num_classes=4).eval()
-    found = load_weights(ours, tmp_path)
-    assert "_backbone._layers.0._multihead_attention._qkv.weight" in found
+    ours = BertFinetuneModel(**shape.kwargs(), num_classes=2).eval()
+    load_encoder(ours, tmp_path)
     ids = torch.randint(0, 60, (2, 7))
     encoder = getattr(theirs, "bert", theirs)
     torch.testing.assert_close(ours._backbone(ids), encoder(ids).last_hidden_state, atol=1e-6, rtol=1e-5)
@@ -189,6 +207,9 @@ def test_checkpoints_that_cannot_be_used_are_refused(
         load_encoder(finetune_model(max_seqlen=20), folder)
 
     config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
+    with pytest.raises(UserError, match="the tokenizer has 60 tokens, the model 9"):
+        load_tokenizer(folder)
     for change, message in [
         ({"model_type": "gpt2"}, "checkpoint of type gpt2"),
         ({"hidden_act": "silu"}, "activation silu"),

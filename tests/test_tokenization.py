@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from receiptbert import WordpieceTokenizer
@@ -124,6 +125,28 @@ def test_saved_tokenizer_loads_here_and_in_transformers(
         expected = [tokenizer.cls_token_id, *tokenizer(text)[:4], tokenizer.sep_token_id]
         assert ours(text) == tokenizer(text)
         assert theirs(text.upper(), truncation=True)["input_ids"] == expected
+
+
+def test_every_normalization_survives_saving(tmp_path: Path) -> None:
+    text = "ел\u0000 ка ёлка ЕЛКА"
+    for option in ("lowercase", "strip_accents", "clean_text"):
+        tokenizer = train(["ел ка елка ёлка ЕЛКА Ё"] * 3, tmp_path, **{option: False})
+        tokenizer.save_pretrained(tmp_path / option)
+        assert WordpieceTokenizer.from_pretrained(tmp_path / option)(text) == tokenizer(text), option
+
+
+def test_padding_and_cutting_set_by_others_are_switched_off(
+    tokenizer: WordpieceTokenizer, texts: list[str], tmp_path: Path
+) -> None:
+    """As checkpoints of sentence-transformers have them."""
+    tokenizer.save_pretrained(tmp_path)
+    backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_padding(length=8)
+    backend.enable_truncation(2)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = WordpieceTokenizer.from_pretrained(tmp_path)
+    ((ids, _),) = loaded.encode_batch(texts)
+    assert ids.tolist() == [i for text in texts for i in tokenizer(text)]
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Take the corpus out of an archive that we do not trust."""
 
+import lzma
 import os
 import zipfile
 import zlib
@@ -34,13 +35,16 @@ def extract_corpus(archive: Path, folder: Path) -> None:
             data, categories = _choose_members(archive, opened)
             folder.mkdir(parents=True, exist_ok=True)
             _copy_member(archive, opened, data, folder / DATA_NAME)
+            (folder / CATEGORIES_NAME).unlink(missing_ok=True)  # of an archive before
             if categories is not None:
                 _copy_member(archive, opened, categories, folder / CATEGORIES_NAME)
     except FileNotFoundError:
         raise UserError(f"{archive} not found; set data.archive to a zip with your CSV") from None
     except IsADirectoryError:
         raise UserError(f"{archive} is a folder; set data.archive to a zip with your CSV") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; change its permissions") from None
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise UserError(
             f"{archive} is not a whole zip archive ({error}); make or download it again"
         ) from None

@@ -29,7 +29,7 @@ def read_corpus(path: Path) -> pd.DataFrame:
     if corpus.empty:
         raise UserError(f"{path} has a header and no rows; it needs rows of text,label,split")
     corpus[SPLIT] = corpus[SPLIT].str.strip()
-    corpus[LABEL] = corpus[LABEL].str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+    corpus[LABEL] = _canonical(corpus[LABEL])
     unsupervised = corpus[SPLIT] == UNSUPERVISED
     corpus.loc[unsupervised, LABEL] = ""
     _refuse_first(path, corpus, ~corpus[SPLIT].isin(SPLITS), SPLIT, f"must be one of {', '.join(SPLITS)}")
@@ -37,15 +37,23 @@ def read_corpus(path: Path) -> pd.DataFrame:
     for split in LABELLED:
         if not (corpus[SPLIT] == split).any():
             raise UserError(f"{path} has no rows with split={split}; train, val and test are all needed")
+    if (corpus.loc[corpus[SPLIT] == TRAIN, LABEL].nunique()) < 2:
+        raise UserError(f"{path} has train rows of one label only; there is nothing to tell apart")
     return corpus
 
 
 def read_categories(path: Path) -> dict[str, str]:
-    """Read ``label,name`` into a map from label to name; an absent file is an empty map."""
+    """Read ``label,name`` into a map from label to name; an absent file is an empty map.
+
+    Raises:
+        UserError: not a CSV with these columns, or a label named twice.
+    """
     if not path.exists():
         return {}
     table = _read_table(path, ["label", "name"])
-    return dict(zip(table["label"].str.strip(), table["name"].str.strip(), strict=True))
+    labels = _canonical(table["label"])
+    _refuse_first(path, table.assign(label=labels), labels.duplicated(), "label", "is named twice")
+    return dict(zip(labels, table["name"].str.strip(), strict=True))
 
 
 def label_list(corpus: pd.DataFrame) -> list[str]:
@@ -69,10 +77,12 @@ def label_names(labels: list[str], categories: dict[str, str]) -> list[str]:
     """A distinct name for each label: its category's, or the label itself where there is none."""
     names = [categories.get(label) or label for label in labels]
     # Two labels of one name would be one class to whoever reads the model's answer.
-    return [
-        f"{name} ({label})" if names.count(name) > 1 else name
-        for name, label in zip(names, labels, strict=True)
-    ]
+    while len(set(names)) < len(names):
+        names = [
+            f"{name} ({label})" if names.count(name) > 1 else name
+            for name, label in zip(names, labels, strict=True)
+        ]
+    return names
 
 
 def describe(corpus: pd.DataFrame) -> dict[str, Any]:
@@ -111,6 +121,8 @@ def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(path, dtype=str, na_filter=False, index_col=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; run `dvc repro unzip`") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
     except pd.errors.ParserWarning:
@@ -121,7 +133,15 @@ def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
         raise UserError(f"{path} is not a CSV: {' '.join(str(error).split())}") from None
     if missing := [name for name in columns if name not in table.columns]:
         raise UserError(f"{path} lacks the column {missing[0]}; its header must name {','.join(columns)}")
+    # pandas gives the second column of a name another name.
+    if doubled := [name for name in columns if f"{name}.1" in table.columns]:
+        raise UserError(f"{path} has two columns named {doubled[0]}; leave one")
     return table[columns]
+
+
+def _canonical(labels: "pd.Series[str]") -> "pd.Series[str]":
+    """Labels without surrounding spaces and without the ``.0`` of whole numbers."""
+    return labels.str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
 
 
 def _refuse_first(path: Path, corpus: pd.DataFrame, bad: "pd.Series[bool]", column: str, rule: str) -> None:

@@ -1,7 +1,7 @@
 """Datasets of the assignment: texts for pretraining, for finetuning, and for prediction."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -161,7 +161,7 @@ class FinetuneDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
         """``input_ids`` (tokens + 2,) and the class."""
         ids = self._texts[idx][: self._maxlen]
-        return with_marks(ids.tolist(), self._tokenizer), int(self._targets[idx])
+        return with_marks(ids, self._tokenizer), int(self._targets[idx])
 
 
 class InferenceDataset(Dataset[Tensor]):
@@ -170,15 +170,17 @@ class InferenceDataset(Dataset[Tensor]):
     Args:
         texts: raw texts, or a ``TokenStore``.
         maxlen: of a longer text, the first so many tokens are used; None for all.
-        tokenizer: the tokenizer of the model.
+        tokenizer: the tokenizer of the model; None if ``texts`` are whole inputs, as lists of ids.
 
     The assignment's version adds no ``[CLS]``, although the head reads position 0; this one builds the
     very inputs that ``FinetuneDataset`` trains on.
     """
 
-    def __init__(self, texts: Texts, maxlen: int | None, tokenizer: WordpieceTokenizer) -> None:
+    def __init__(
+        self, texts: Texts | Sequence[list[int]], maxlen: int | None, tokenizer: WordpieceTokenizer | None
+    ) -> None:
         super().__init__()
-        self._texts = _tokenized(texts, tokenizer)
+        self._texts = texts if tokenizer is None else _tokenized(cast(Texts, texts), tokenizer)
         self._maxlen = maxlen
         self._tokenizer = tokenizer
 
@@ -187,16 +189,17 @@ class InferenceDataset(Dataset[Tensor]):
 
     def __getitem__(self, idx: int) -> Tensor:
         """``input_ids`` (tokens + 2,)."""
-        return with_marks(self._texts[idx][: self._maxlen].tolist(), self._tokenizer)
+        ids = cast(Sequence[int], self._texts[idx])[: self._maxlen]
+        return torch.tensor(ids) if self._tokenizer is None else with_marks(ids, self._tokenizer)
 
 
-def with_marks(ids: list[int], tokenizer: WordpieceTokenizer) -> Tensor:
+def with_marks(ids: Iterable[int], tokenizer: WordpieceTokenizer) -> Tensor:
     """``[CLS] text [SEP]``: the one form of a text to classify, in training and in prediction.
 
     It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
     which the right one is empty.
     """
-    return torch.tensor([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id])
+    return torch.tensor([tokenizer.cls_token_id, *map(int, ids), tokenizer.sep_token_id])
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):

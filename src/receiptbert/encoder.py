@@ -299,7 +299,7 @@ class Bert(nn.Module):
             attention_mask: (B, S), 1 for tokens and 0 for padding; None if nothing is padded.
             token_type_ids: (B, S), 0 or 1; None for all 0.
         """
-        mask = None if attention_mask is None else self.expand_mask(attention_mask)
+        mask = None if attention_mask is None else self.expand_mask(attention_mask.bool())
         hidden_states = self._embeddings(x, token_type_ids)
         for layer in self._layers:
             hidden_states = layer(hidden_states, mask)

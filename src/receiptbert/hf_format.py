@@ -114,6 +114,21 @@ def read_shape(folder: Path) -> BertShape:
     )
 
 
+def load_tokenizer(folder: Path) -> WordpieceTokenizer:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        UserError: there is none, or it has ids for which the model has no embeddings.
+    """
+    tokenizer, shape = WordpieceTokenizer.from_pretrained(folder), read_shape(folder)
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}; "
+            "take both from one checkpoint"
+        )
+    return tokenizer
+
+
 def read_label_names(folder: Path) -> list[str]:
     """The classes of a finetuned checkpoint in the order of their ids."""
     names: dict[int, str] = _read_config(folder).id2label
@@ -132,8 +147,13 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
         the names of the weights found, as in ``self.state_dict()``.
     """
     path = Path(path)
-    weights = from_hf(_read_weights(path)) if path.is_dir() else torch.load(path, weights_only=True)
-    state = self.state_dict()
+    if path.is_dir():
+        return _copy_weights(self, from_hf(_read_weights(path)))
+    return _copy_weights(self, torch.load(path, weights_only=True, map_location="cpu"))
+
+
+def _copy_weights(model: nn.Module, weights: StateDict) -> list[str]:
+    state = model.state_dict()
     found = [name for name in state if name in weights and weights[name].shape == state[name].shape]
     with torch.no_grad():
         for name in found:
@@ -147,7 +167,10 @@ def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
     Raises:
         UserError: the checkpoint lacks weights of the encoder, or has them in another shape.
     """
-    _require_all(model, load_weights(model, folder), folder, spared="_classifier_head.")
+    weights = from_hf(_read_weights(folder))
+    # The last layer answers another question, even where its shape fits by chance.
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(OUR_SOP)}
+    _require_all(model, _copy_weights(model, weights), folder, spared="_classifier_head.")
 
 
 def load_classifier(folder: Path) -> tuple[BertFinetuneModel, WordpieceTokenizer, list[str]]:
@@ -155,7 +178,7 @@ def load_classifier(folder: Path) -> tuple[BertFinetuneModel, WordpieceTokenizer
     names = read_label_names(folder)
     model = BertFinetuneModel(**read_shape(folder).kwargs(), num_classes=len(names))
     _require_all(model, load_weights(model, folder), folder)
-    return model.eval(), WordpieceTokenizer.from_pretrained(folder), names
+    return model.eval(), load_tokenizer(folder), names
 
 
 def _require_all(model: nn.Module, found: list[str], folder: Path, spared: str = "") -> None:
@@ -247,7 +270,7 @@ def _read_weights(folder: Path) -> StateDict:
         return load_file(folder / WEIGHTS)
     except FileNotFoundError:
         # A pickled pytorch_model.bin could run any code when it is loaded.
-        raise UserError(f"{folder} holds no {WEIGHTS}; save it with safe_serialization=True") from None
+        raise UserError(f"{folder} holds no {WEIGHTS}; load it with transformers and save it again") from None
     except SafetensorError as error:
         raise UserError(
             f"{folder / WEIGHTS} is damaged ({error}); take it again from where it came"

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from receiptbert.datasets import InferenceDataset, Texts
+from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def predict(
     model.eval()
     predictions = []
     with torch.inference_mode():
-        for batch in dataloader:
+        for batch in track(dataloader, "predicting", len(dataloader)):
             input_ids = batch.to(device)
             logits = model(input_ids, padding_mask(input_ids, pad_token_id))  # (B, C)
             predictions.append(logits.argmax(dim=-1).cpu().numpy())

@@ -127,7 +127,7 @@ class FinetuneParams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeParams:
-    """What cannot change a result beyond the last bits, so no stage tracks it."""
+    """Hardware: not a hyperparameter, so no stage tracks it."""
 
     device: str
 

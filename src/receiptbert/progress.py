@@ -30,10 +30,11 @@ def track(items: Iterable[T], what: str, total: int, unit: str = "batches") -> I
             last = now
             rate = done / (now - start)
             left = (total - done) / rate
-            _say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f} a second, {left:,.0f} s left")
+            say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f} a second, {left:,.0f} s left")
     if last > start or time.monotonic() - start > SECONDS_WORTH_A_LINE:
-        _say(f"{what}: {total:,} {unit} in {time.monotonic() - start:,.0f} s")
+        say(f"{what}: {total:,} {unit} in {time.monotonic() - start:,.0f} s")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Write one line to stderr, at once."""
     print(line, file=sys.stderr, flush=True)

@@ -65,6 +65,7 @@ class TokenStore:
 
     def __getitem__(self, index: int) -> IntArray:
         """Token ids of one text."""
+        index = range(len(self))[index]  # negative indices and IndexError as in a list
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     def take(self, index: npt.NDArray[Any]) -> "TokenStore":
@@ -85,17 +86,14 @@ class TokenStore:
         return self.take(np.argsort(self.lengths, kind="stable"))
 
     def held_out(self, count: int) -> npt.NDArray[np.bool_]:
-        """A mask, shape (n,), of about ``count`` texts to set apart, a tenth of all at the most.
+        """A mask, shape (n,), of ``count`` texts to set apart, a tenth of all at the most.
 
-        Equal texts are set apart together, so that what is held out was truly never seen; the choice
-        depends on the texts alone, not on their order.
+        Only texts that occur once are, so that what is held out was truly never seen. The choice depends
+        on the texts alone, not on their order.
         """
         hashes = self.hashes()
-        count = min(count, len(self) // 10)
-        if count == 0:
-            return np.zeros(len(self), dtype=np.bool_)
-        threshold: np.uint64 = np.partition(hashes, count - 1)[count - 1]
-        return hashes <= threshold
+        distinct, occurrences = np.unique(hashes, return_counts=True)
+        return np.isin(hashes, distinct[occurrences == 1][: min(count, len(self) // 10)])
 
     def hashes(self) -> npt.NDArray[np.uint64]:
         """A hash of each text's ids, shape (n,): equal texts have equal hashes on every machine."""

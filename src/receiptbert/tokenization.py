@@ -83,12 +83,20 @@ class WordpieceTokenizer:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WordpieceTokenizer":
         """Load from a folder that holds Hugging Face tokenizer files, ours or any other BERT's."""
-        if not any((Path(folder) / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        saved = Path(folder) / "tokenizer.json"
+        if not saved.exists() and not (Path(folder) / "vocab.txt").exists():
             raise UserError(
                 f"{folder} holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"
             )
         tokenizer = cls.__new__(cls)
         tokenizer._tokenizer = BertTokenizerFast.from_pretrained(str(folder))
+        backend: Tokenizer = tokenizer._tokenizer.backend_tokenizer
+        if saved.exists():
+            # transformers makes one up from a few flags; the model knows the file's.
+            backend.normalizer = Tokenizer.from_file(str(saved)).normalizer
+        # Settings of whoever saved it last; cutting and padding are the datasets' business.
+        backend.no_padding()
+        backend.no_truncation()
         return tokenizer
 
     def save_pretrained(self, folder: str | Path, max_seqlen: int | None = None) -> None:
@@ -168,7 +176,7 @@ class WordpieceTokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of tokens, special ones included."""
-        return cast(int, self._tokenizer.vocab_size)
+        return len(self._tokenizer)
 
 
 def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
@@ -207,7 +215,7 @@ def _train(
             limit_alphabet=len(alphabet),
             initial_alphabet=alphabet,
             special_tokens=first,
-            show_progress=False,
+            show_progress=size > 0,  # a bar in a terminal, nothing elsewhere
         )
         return cast(dict[str, int], trainer.get_vocab())
 

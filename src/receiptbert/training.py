@@ -17,7 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from receiptbert.inference import padding_mask, predict
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler
-from receiptbert.progress import track
+from receiptbert.progress import say, track
+
+# Losses of single batches jump; so many are shown as their mean.
+RECENT_STEPS = 100
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,7 +53,6 @@ class _Optimization(Generic[Model]):
         self._writer = SummaryWriter(logdir) if logdir is not None else None
         self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self._step = 0
-        self._n_epoch = 0
         self.history: list[dict[str, float]] = []
         """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``."""
 
@@ -70,7 +72,7 @@ class _Optimization(Generic[Model]):
             for name, value in record.items():
                 self._writer.add_scalar(name, value, global_step=step)
 
-    def _close_log(self) -> None:
+    def _flush_log(self) -> None:
         if self._writer is not None:
             self._writer.flush()
 
@@ -111,8 +113,10 @@ class Trainer(_Optimization[BertModel]):
         """Train for ``n_epochs`` passes over ``dataloader``, which gives what ``Collator`` makes."""
         for epoch in range(n_epochs):
             self._train_step(track(dataloader, f"epoch {epoch + 1} of {n_epochs}", len(dataloader)))
-            self._n_epoch += 1
-        self._close_log()
+            recent = self.history[-RECENT_STEPS:]
+            means = {name: sum(record[name] for record in recent) / len(recent) for name in ("MLM", "SOP")}
+            say(f"epoch {epoch + 1}: {_readable(means)} over the last {len(recent)} steps")
+        self._flush_log()
 
     def _train_step(self, batches: Iterable[Any]) -> None:
         """One epoch."""
@@ -214,19 +218,20 @@ class FinetuneTrainer(_Optimization[BertFinetuneModel]):
                 "train_loss": self._train_step(batches),
                 "eval_loss": self._eval_step(dataloaders["eval"]),
             }
-            self.best_epoch = epoch if scorer is None else self.best_epoch
-            if scorer is not None:
+            if scorer is None:
+                self.best_epoch = epoch
+            else:
                 name, score = scorer(self)
                 record[name] = score
                 if score > best_score:
                     best_score, self.best_epoch = score, epoch
                     best_weights = {key: value.clone() for key, value in self._model.state_dict().items()}
-            self._n_epoch += 1
             self._log(record, self._step)
             self.epochs.append({"epoch": epoch} | record)
+            say(f"epoch {epoch}: {_readable(record)}")
         if best_weights is not None:
             self._model.load_state_dict(best_weights)
-        self._close_log()
+        self._flush_log()
 
     def _train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """One epoch; the mean loss of its batches."""
@@ -257,6 +262,10 @@ class FinetuneTrainer(_Optimization[BertFinetuneModel]):
     def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:
         """The predicted class of each text of ``dataloader``, which has no targets; shape (n,)."""
         return predict(self._model, dataloader, self._pad_token_id, self._device)
+
+
+def _readable(record: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in record.items())
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
