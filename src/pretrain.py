@@ -38,6 +38,7 @@ def pretrain(params: Params) -> None:
         input_dropout_prob=p.dropout,
         hidden_dropout_prob=p.dropout,
         attention_probs_dropout_prob=p.dropout,
+        sop_weight=p.sop_weight,
     )
     optimizer = get_optimizer(model, weight_decay=p.weight_decay)
     steps = num_optimizer_steps(len(loader), p.epochs, p.num_accum_steps)

@@ -153,6 +153,13 @@ def test_pretraining_losses_and_gradients_equal_hugging_face(batch: dict[str, Te
         )
 
 
+def test_the_tasks_are_weighted(batch: dict[str, Tensor]) -> None:
+    arguments = (batch["ids"], batch["mask"], batch["labels"], batch["permuted"], batch["types"])
+    for weight in (0.0, 0.1, 1.0):
+        loss, parts = BertModel(D, V, P, 1, 4 * D, H, sop_weight=weight)(*arguments)
+        torch.testing.assert_close(loss, (1 - weight) * parts["MLM"] + weight * parts["SOP"])
+
+
 def test_classifier_equals_hugging_face(batch: dict[str, Tensor]) -> None:
     ours = shaken(BertFinetuneModel(D, V, P, 2, 4 * D, H, num_classes=5, act_func="gelu"))
     theirs = hf_twin(ours, BertForSequenceClassification, num_labels=5)

@@ -90,7 +90,15 @@ class ClassifierHead(nn.Module):
 
 
 class BertModel(nn.Module):
-    """BERT for pretraining: masked language modelling and sentence order prediction, weighted equally."""
+    """BERT for pretraining: masked language modelling and sentence order prediction.
+
+    The arguments are those of ``Bert``, but for these:
+
+    Args:
+        hidden_dropout_prob: ``dropout_prob`` of ``Bert``, and the dropout of the sentence order head.
+        ignore_index: the label of a token that is no target.
+        sop_weight: the share of sentence order in the loss; equal weights, as in the assignment, are 0.5.
+    """
 
     def __init__(
         self,
@@ -106,8 +114,10 @@ class BertModel(nn.Module):
         attention_probs_dropout_prob: float = 0.0,
         eps: float = 1e-3,
         ignore_index: int = -100,
+        sop_weight: float = 0.5,
     ) -> None:
         super().__init__()
+        self._sop_weight = sop_weight
         self._backbone = Bert(
             vocab_size=vocab_size,
             max_seqlen=max_seqlen,
@@ -158,8 +168,8 @@ class BertModel(nn.Module):
         hidden_states = self._backbone(x, attention_mask, token_type_ids)
         mlm_loss = self._mlm_head(hidden_states, labels)
         sop_loss = self._classifier_head(hidden_states, permuted)
-        # As in BERT, whose second task was next sentence prediction.
-        return 0.5 * mlm_loss + 0.5 * sop_loss, {"MLM": mlm_loss, "SOP": sop_loss}
+        loss = (1 - self._sop_weight) * mlm_loss + self._sop_weight * sop_loss
+        return loss, {"MLM": mlm_loss, "SOP": sop_loss}
 
 
 class BertFinetuneModel(nn.Module):

@@ -89,13 +89,14 @@ class PretrainParams:
     random_prob: float
     keep_unchanged_prob: float
     permute_prob: float
+    sop_weight: float
     holdout: int
 
     def __post_init__(self) -> None:
         _require_training_ranges(self)
         _require(self.num_accum_steps >= 1, "num_accum_steps", "at least 1")
         _require(0 < self.mask_prob < 1, "mask_prob", "between 0 and 1")
-        for name in ("random_prob", "keep_unchanged_prob", "permute_prob"):
+        for name in ("random_prob", "keep_unchanged_prob", "permute_prob", "sop_weight"):
             _require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         _require(
             self.random_prob + self.keep_unchanged_prob <= 1,
