@@ -62,7 +62,7 @@ def test_a_whole_number_serves_as_a_fraction(tmp_path: Path) -> None:
         ("pretrain.max_grad_norm", "0", "pretrain.max_grad_norm must be above 0"),
         ("pretrain.num_accum_steps", "0", "pretrain.num_accum_steps must be at least 1"),
         ("pretrain.holdout", "0", "pretrain.holdout must be at least 1"),
-        ("model.hidden_size", "250", "model.hidden_size must be a multiple of num_attention_heads"),
+        ("model.hidden_size", "251", "model.hidden_size must be a multiple of num_attention_heads"),
         ("model.num_hidden_layers", "0", "model.num_hidden_layers must be at least 1"),
         ("model.act_func", "silu", "model.act_func must be gelu or relu"),
         ("tokenizer.vocab_size", "3", "tokenizer.vocab_size must be at least 10"),
