@@ -15,7 +15,7 @@ help:  ## list the commands
 
 repro: .venv/ready  ## environment, all stages on the sample (or on data.archive), metrics
 	dvc repro
-	dvc metrics show
+	dvc metrics show metrics/test.json
 
 test: .venv/ready  ## environment, all tests
 	python -m pytest

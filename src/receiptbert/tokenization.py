@@ -1,5 +1,6 @@
 """WordPiece: the tokenizer of BERT, trained on our own texts to the same bytes every time."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -215,7 +216,8 @@ def _train(
             limit_alphabet=len(alphabet),
             initial_alphabet=alphabet,
             special_tokens=first,
-            show_progress=size > 0,  # a bar in a terminal, nothing elsewhere
+            # Without a terminal its bar is nothing but empty lines.
+            show_progress=size > 0 and sys.stderr.isatty(),
         )
         return cast(dict[str, int], trainer.get_vocab())
 
