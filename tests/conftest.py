@@ -85,3 +85,13 @@ def finetune_model(tokenizer: WordpieceTokenizer) -> Callable[..., BertFinetuneM
         return enlarged(BertFinetuneModel(vocab_size=tokenizer.vocab_size, **arguments))
 
     return make
+
+
+def with_value(params_yaml: str, key: str, value: str) -> str:
+    """``params.yaml`` with another value for ``key`` (``finetune.lr``, say), comments of other lines kept."""
+    section, name = key.split(".")
+    lines = params_yaml.splitlines()
+    start = lines.index(next(line for line in lines if line.startswith(f"{section}:")))
+    place = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {name}:"))
+    lines[place] = f"  {name}: {value}"
+    return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from ruamel.yaml import YAML
 
 from receiptbert.errors import UserError
 from receiptbert.params import load_params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, with_value
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 
@@ -14,16 +14,6 @@ SHIPPED = (ROOT / "params.yaml").read_text()
 def load(folder: Path, text: str):  # type: ignore[no-untyped-def]
     (folder / "params.yaml").write_text(text)
     return load_params(folder / "params.yaml")
-
-
-def with_value(key: str, value: str) -> str:
-    """The shipped file with another value, comments kept: ``finetune.lr``, say."""
-    section, name = key.split(".")
-    lines = SHIPPED.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"{section}:"))
-    place = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {name}:"))
-    lines[place] = f"  {name}: {value}"
-    return "\n".join(lines)
 
 
 def test_shipped_file_is_read_whole() -> None:
@@ -34,11 +24,11 @@ def test_shipped_file_is_read_whole() -> None:
 @pytest.mark.parametrize("written", ["3e-05", "3e-5", "3.0e-05", "0.00003"])
 def test_numbers_as_dvc_writes_them(tmp_path: Path, written: str) -> None:
     """``dvc exp run -S finetune.lr=3e-5`` writes 3e-05, which PyYAML reads as a text."""
-    assert load(tmp_path, with_value("finetune.lr", written)).finetune.lr == 3e-5
+    assert load(tmp_path, with_value(SHIPPED, "finetune.lr", written)).finetune.lr == 3e-5
 
 
 def test_a_whole_number_serves_as_a_fraction(tmp_path: Path) -> None:
-    assert load(tmp_path, with_value("pretrain.max_grad_norm", "2")).pretrain.max_grad_norm == 2.0
+    assert load(tmp_path, with_value(SHIPPED, "pretrain.max_grad_norm", "2")).pretrain.max_grad_norm == 2.0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +64,7 @@ def test_a_whole_number_serves_as_a_fraction(tmp_path: Path) -> None:
 )
 def test_a_bad_value_is_named(tmp_path: Path, key: str, value: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"params\.yaml: {message}"):
-        load(tmp_path, with_value(key, value))
+        load(tmp_path, with_value(SHIPPED, key, value))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import make_sample
-from tests.conftest import ROOT
+from tests.conftest import ROOT, with_value
 
 STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -84,20 +84,14 @@ def test_stages_say_what_they_do_and_run_without_templates() -> None:
 
 def test_outputs_are_ignored_by_git_and_metrics_are_not() -> None:
     for stage in DVC_YAML["stages"].values():
-        for out in stage.get("outs", []):
-            run(["git", "check-ignore", f"{out}/file"], ROOT)
-        for item in [*stage.get("metrics", []), *stage.get("plots", [])]:
-            ((path, options),) = item.items()
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
+            if isinstance(out, str):
+                run(["git", "check-ignore", f"{out}/file"], ROOT)
+                continue
+            ((path, options),) = out.items()
             assert options == {"cache": False}
+            assert path.startswith("metrics/")
             assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 1
-
-
-def test_every_plot_is_drawn_from_a_stages_plot_data() -> None:
-    produced = {
-        path for stage in DVC_YAML["stages"].values() for item in stage.get("plots", []) for path in item
-    }
-    drawn = {path for plot in DVC_YAML["plots"] for settings in plot.values() for path in settings["y"]}
-    assert drawn == produced
 
 
 # --- A tiny DAG through dvc ---
@@ -105,13 +99,9 @@ def test_every_plot_is_drawn_from_a_stages_plot_data() -> None:
 
 def set_params(folder: Path, values: dict[str, str]) -> None:
     """Change values in params.yaml as a person would, line by line."""
-    lines = (folder / "params.yaml").read_text().splitlines()
+    path = folder / "params.yaml"
     for key, value in values.items():
-        section, name = key.split(".")
-        start = lines.index(next(line for line in lines if line.startswith(f"{section}:")))
-        place = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {name}:"))
-        lines[place] = f"  {name}: {value}"
-    (folder / "params.yaml").write_text("\n".join(lines) + "\n")
+        path.write_text(with_value(path.read_text(), key, value))
 
 
 def commit(folder: Path) -> None:
@@ -136,6 +126,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str
     set_params(folder, TINY)
     run(["git", "init", "-q"], folder)
     run(["dvc", "init", "-q"], folder)
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
     commit(folder)
     ran = stages_run(run(["dvc", "repro"], folder).stdout)
     commit(folder)
@@ -162,6 +153,17 @@ def test_all_stages_run_once_and_leave_nothing_to_commit(reproduced: tuple[Path,
     assert metric(folder, "test")["rows"] == 60
     assert metric(folder, "data")["rows"] == {"train": 300, "val": 40, "test": 60, "unsupervised": 300}
     assert metric(folder, "pretrain")["steps"] > 0
+
+
+def test_every_plot_data_is_drawn_once(project: Path) -> None:
+    run(["dvc", "plots", "show"], project)
+    drawings = [
+        line for line in (project / "dvc_plots/index.html").read_text().splitlines() if "spec =" in line
+    ]
+    assert len(drawings) == len(DVC_YAML["plots"])
+    assert not any("DVC_METRIC" in drawing for drawing in drawings)  # a place in a template left unfilled
+    drawn = {path for plot in DVC_YAML["plots"] for settings in plot.values() for path in settings["y"]}
+    assert drawn == {str(path.relative_to(project)) for path in (project / "metrics/plots").iterdir()}
 
 
 def test_same_inputs_give_the_same_bytes(project: Path) -> None:
