@@ -18,6 +18,7 @@ from receiptbert.labelled import load_labelled
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
+from receiptbert.precision import choose_precision
 from receiptbert.reports import write_csv, write_json
 from receiptbert.training import Batches, FinetuneTrainer, num_optimizer_steps
 
@@ -64,6 +65,7 @@ def finetune(params: Params) -> None:
         device,
         logdir=pipeline.new_run_folder("finetune"),
         max_grad_norm=p.max_grad_norm,
+        precision=choose_precision(p.precision, device, "finetune.precision"),
     )
     trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
 

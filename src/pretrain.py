@@ -13,6 +13,7 @@ from receiptbert.hf_format import save_pretrained
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params, PretrainParams
+from receiptbert.precision import choose_precision
 from receiptbert.reports import mean_curve, write_csv, write_json
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
@@ -52,6 +53,7 @@ def pretrain(params: Params) -> None:
         num_accum_steps=p.num_accum_steps,
         logdir=pipeline.new_run_folder("pretrain"),
         max_grad_norm=p.max_grad_norm,
+        precision=choose_precision(p.precision, device, "pretrain.precision"),
     )
     trainer.train(loader, p.epochs)
 

@@ -177,6 +177,13 @@ def test_hidden_states_equal_hugging_face(batch: dict[str, Tensor]) -> None:
     torch.testing.assert_close(ours[kept], theirs[kept], atol=1e-6, rtol=1e-5)
 
 
+def test_wanted_rows_are_rows_of_the_whole(batch: dict[str, Tensor]) -> None:
+    bert = shaken(Bert(V, P, D, 2, 4 * D, H))
+    rows = torch.tensor([13, 0, 2, 7])
+    whole = bert(batch["ids"], batch["mask"]).flatten(0, 1)
+    torch.testing.assert_close(bert(batch["ids"], batch["mask"], rows=rows), whole[rows])
+
+
 def test_padding_changes_nothing(batch: dict[str, Tensor]) -> None:
     model = shaken(BertFinetuneModel(D, V, P, 2, 4 * D, H, num_classes=5))
     alone = model(batch["ids"][3:, :3])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from receiptbert.datasets import SegmentPairs
+from receiptbert.datasets import LabelledTexts, SegmentPairs
 from receiptbert.tokenization import WordpieceTokenizer
 
 
@@ -78,7 +78,13 @@ class Collator:
         return input_ids.masked_fill(is_masked, self._mask_token_id), labels
 
 
-def collate_fn(batch: Sequence[tuple[Tensor, int]], pad_idx: int) -> tuple[Tensor, Tensor]:
-    """Pad a batch of a ``FinetuneDataset``: input_ids (B, W) and targets (B,), both int64."""
+def collate_fn(batch: LabelledTexts | Sequence[tuple[Tensor, int]], pad_idx: int) -> tuple[Tensor, Tensor]:
+    """Collate ``[dataset[i] for i in ...]``, or the batch that ``FinetuneDataset`` makes at once.
+
+    Returns:
+        input_ids (B, W), padded with ``pad_idx``, and targets (B,), both int64.
+    """
+    if isinstance(batch, LabelledTexts):
+        return batch.input_ids, batch.targets
     input_ids, targets = zip(*batch, strict=True)
     return pad_sequence(list(input_ids), batch_first=True, padding_value=pad_idx), torch.tensor(targets)

@@ -1,6 +1,6 @@
 """Datasets of the assignment: texts for pretraining, for finetuning, and for prediction."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -26,6 +26,65 @@ class SegmentPairs(NamedTuple):
     input_ids: Tensor  # (B, W) int64
     token_type_ids: Tensor  # (B, W) int64: 0 for [CLS], the first segment and [SEP], 1 for the second
     permuted: Tensor  # (B,) bool: were the two segments swapped?
+
+
+class LabelledTexts(NamedTuple):
+    """A batch for finetuning: ``[CLS] text [SEP]``, padded to W = the longest text's tokens + 2."""
+
+    input_ids: Tensor  # (B, W) int64
+    targets: Tensor  # (B,) int64
+
+
+class _FlatTexts:
+    """Texts as flat tensors, out of which whole batches are cut: no Python code runs per text."""
+
+    def __init__(self, store: TokenStore, tokenizer: WordpieceTokenizer) -> None:
+        # The extra [PAD] at the end lets padding be looked up like any other token.
+        ids = np.append(store.ids, tokenizer.pad_token_id)
+        self._ids = torch.tensor(ids, dtype=torch.int32)  # (tokens + 1,)
+        self._starts = torch.from_numpy(store.offsets[:-1])  # (n,)
+        self.lengths = torch.from_numpy(store.lengths)  # (n,)
+        self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+
+    def texts(self, index: Tensor, maxlen: int | None) -> Tensor:
+        """``[CLS] text [SEP]`` of the texts ``index`` (B,), each cut to ``maxlen`` tokens; (B, W).
+
+        It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
+        which the right one is empty.
+        """
+        shown = self.lengths[index].clamp(max=maxlen)
+        whole = torch.zeros_like(shown)
+        return self.pairs(index, whole, shown, shown, whole.bool())[0]
+
+    def pairs(
+        self, index: Tensor, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted; all arguments are (B,).
+
+        Args:
+            index: which texts.
+            skipped: tokens left out at the beginning of each text.
+            shown: tokens shown of each.
+            left: how many of these make the left segment.
+            permuted: whether the right segment stands first.
+
+        Returns:
+            ``input_ids`` and ``token_type_ids``, both (B, W).
+        """
+        column = torch.arange(int(shown.max()) + NUM_MARKS)  # (W,)
+        starts = (self._starts[index] + skipped)[:, None]  # (B, 1), as the three below
+        shown, left, permuted = shown[:, None], left[:, None], permuted[:, None]
+        first = torch.where(permuted, shown - left, left)  # length of the segment that stands first
+        is_sep = column == first + 1
+        is_second = (column > first + 1) & (column <= shown + 1)  # (B, W)
+        # Place among the text's tokens as they are shown; swapping two halves is rotating the text.
+        place = column - torch.where(column > first + 1, 2, 1)
+        source = starts + (place + torch.where(permuted, left, 0)) % shown.clamp(min=1)
+        source = torch.where(column <= shown + 1, source, len(self._ids) - 1)
+        input_ids = self._ids[source].long()
+        input_ids[:, 0] = self._cls
+        input_ids[is_sep] = self._sep
+        return input_ids, is_second.long()
 
 
 class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
@@ -62,12 +121,7 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         self._tokenizer = tokenizer
         self._permute_prob = permute_prob
         self._maxlen = maxlen
-        # The extra [PAD] at the end lets padding be looked up like any other token.
-        self._ids = torch.tensor(
-            np.append(store.ids, tokenizer.pad_token_id), dtype=torch.int32
-        )  # (tokens + 1,)
-        self._starts = torch.from_numpy(store.offsets[:-1])  # (n,)
-        self._lengths = torch.from_numpy(store.lengths)  # (n,)
+        self._texts = _FlatTexts(store, tokenizer)
 
     def __len__(self) -> int:
         return len(self._corpus)
@@ -80,7 +134,7 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
     @property
     def lengths(self) -> Tensor:
         """Tokens of each text, shape (n,)."""
-        return self._lengths
+        return self._texts.lengths
 
     def set_maxlen(self, maxlen: int) -> None:
         """Set the most tokens that are shown of a text."""
@@ -92,32 +146,16 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         return pair.input_ids[0], pair.token_type_ids[0], bool(pair.permuted[0])
 
     def __getitems__(self, indices: Sequence[int]) -> SegmentPairs:
-        """A whole batch at once, as a ``DataLoader`` asks for it: no Python code runs per text."""
+        """A whole batch at once, as a ``DataLoader`` asks for it."""
         index = torch.as_tensor(indices)
-        lengths = self._lengths[index]
+        lengths = self._texts.lengths[index]
         shown = lengths.clamp(max=self._maxlen)
-        starts = self._starts[index] + _random_below(lengths - shown + 1)
+        skipped = _random_below(lengths - shown + 1)
         # The halves of an odd text differ by a token. Which of them is longer is left to chance:
         # otherwise the place of [SEP] would give the order away.
         left = (shown + _random_below(torch.full_like(shown, 2))) // 2
         permuted = torch.rand(len(index)) < self._permute_prob
-        return self._lay_out(starts, shown, left, permuted)
-
-    def _lay_out(self, starts: Tensor, shown: Tensor, left: Tensor, permuted: Tensor) -> SegmentPairs:
-        """Put tokens and marks into their columns; all arguments have shape (B,)."""
-        column = torch.arange(int(shown.max()) + NUM_MARKS)  # (W,)
-        shown, left, starts = shown[:, None], left[:, None], starts[:, None]  # (B, 1)
-        first = torch.where(permuted[:, None], shown - left, left)  # length of the segment that stands first
-        is_sep = column == first + 1
-        is_second = (column > first + 1) & (column <= shown + 1)  # (B, W)
-        # Place among the text's tokens as they are shown; swapping two halves is rotating the text.
-        place = column - torch.where(column > first + 1, 2, 1)
-        source = starts + (place + torch.where(permuted[:, None], left, 0)) % shown
-        source = torch.where(column <= shown + 1, source, len(self._ids) - 1)
-        input_ids = self._ids[source].long()
-        input_ids[:, 0] = self._tokenizer.cls_token_id
-        input_ids[is_sep] = self._tokenizer.sep_token_id
-        return SegmentPairs(input_ids, is_second.long(), permuted)
+        return SegmentPairs(*self._texts.pairs(index, skipped, shown, left, permuted), permuted)
 
 
 class FinetuneDataset(Dataset[tuple[Tensor, int]]):
@@ -140,28 +178,34 @@ class FinetuneDataset(Dataset[tuple[Tensor, int]]):
         presort: bool = False,
     ) -> None:
         super().__init__()
-        self._texts = _tokenized(texts, tokenizer)
-        self._targets = np.asarray(targets, dtype=np.int64)
-        if len(self._texts) != len(self._targets):
-            raise ValueError(f"{len(self._texts)} texts but {len(self._targets)} targets")
+        store = _tokenized(texts, tokenizer)
+        targets = np.asarray(targets, dtype=np.int64)
+        if len(store) != len(targets):
+            raise ValueError(f"{len(store)} texts but {len(targets)} targets")
         if presort:
-            order = np.argsort(self._texts.lengths, kind="stable")
-            self._texts, self._targets = self._texts.take(order), self._targets[order]
-        self._tokenizer = tokenizer
+            order = np.argsort(store.lengths, kind="stable")
+            store, targets = store.take(order), targets[order]
+        self._texts = _FlatTexts(store, tokenizer)
+        self._targets = torch.from_numpy(targets)
         self._maxlen = maxlen
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._targets)
 
     @property
     def lengths(self) -> Tensor:
         """Tokens of each text, shape (n,)."""
-        return torch.from_numpy(self._texts.lengths)
+        return self._texts.lengths
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
         """``input_ids`` (tokens + 2,) and the class."""
-        ids = self._texts[idx][: self._maxlen]
-        return with_marks(ids, self._tokenizer), int(self._targets[idx])
+        batch = self.__getitems__([range(len(self))[idx]])
+        return batch.input_ids[0], int(batch.targets[0])
+
+    def __getitems__(self, indices: Sequence[int]) -> LabelledTexts:
+        """A whole batch at once, as a ``DataLoader`` asks for it."""
+        index = torch.as_tensor(indices)
+        return LabelledTexts(self._texts.texts(index, self._maxlen), self._targets[index])
 
 
 class InferenceDataset(Dataset[Tensor]):
@@ -180,26 +224,32 @@ class InferenceDataset(Dataset[Tensor]):
         self, texts: Texts | Sequence[list[int]], maxlen: int | None, tokenizer: WordpieceTokenizer | None
     ) -> None:
         super().__init__()
-        self._texts = texts if tokenizer is None else _tokenized(cast(Texts, texts), tokenizer)
+        self._inputs = cast(Sequence[list[int]], texts) if tokenizer is None else []
+        self._texts = (
+            None if tokenizer is None else _FlatTexts(_tokenized(cast(Texts, texts), tokenizer), tokenizer)
+        )
+        self._num_texts = len(texts)
         self._maxlen = maxlen
-        self._tokenizer = tokenizer
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return self._num_texts
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, shape (n,)."""
+        if self._texts is None:
+            return torch.tensor([len(ids) for ids in self._inputs])
+        return self._texts.lengths
 
     def __getitem__(self, idx: int) -> Tensor:
         """``input_ids`` (tokens + 2,)."""
-        ids = cast(Sequence[int], self._texts[idx])[: self._maxlen]
-        return torch.tensor(ids) if self._tokenizer is None else with_marks(ids, self._tokenizer)
+        return self.__getitems__([range(len(self))[idx]])[0]
 
-
-def with_marks(ids: Iterable[int], tokenizer: WordpieceTokenizer) -> Tensor:
-    """``[CLS] text [SEP]``: the one form of a text to classify, in training and in prediction.
-
-    It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
-    which the right one is empty.
-    """
-    return torch.tensor([tokenizer.cls_token_id, *map(int, ids), tokenizer.sep_token_id])
+    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
+        """A whole batch at once, as a ``DataLoader`` asks for it; padded but where inputs came whole."""
+        if self._texts is None:
+            return [torch.tensor(self._inputs[i][: self._maxlen]) for i in indices]
+        return list(self._texts.texts(torch.as_tensor(indices), self._maxlen))
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
@@ -230,6 +280,33 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         batches = torch.split(order, self._batch_size)
         for number in torch.randperm(len(batches), generator=self._generator).tolist():
             yield batches[number].tolist()
+
+
+class SortedBatchSampler(Sampler[list[int]]):
+    """Batches of texts of like length, the shortest first, always the same.
+
+    Args:
+        lengths: tokens of each text as the model sees it, shape (n,).
+        max_tokens: texts times the longest of them, in one batch; a batch has one text at the least.
+    """
+
+    def __init__(self, lengths: Tensor, max_tokens: int) -> None:
+        super().__init__()
+        order = torch.argsort(lengths, stable=True)
+        ascending = lengths[order].tolist()
+        ends = []
+        start = 0
+        for end, length in enumerate(ascending):
+            if end > start and length * (end + 1 - start) > max_tokens:
+                ends.append(end)
+                start = end
+        self._batches = [batch.tolist() for batch in torch.tensor_split(order, ends)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
 
 
 def _tokenized(texts: Texts, tokenizer: WordpieceTokenizer, verbose: bool = False) -> TokenStore:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from receiptbert.dropout import Dropout
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
@@ -89,7 +91,7 @@ class BertEmbeddings(nn.Module):
         self._position_embeddings = _embedding(max_seqlen, hidden_size)
         self._segment_embeddings = _embedding(type_vocab_size, hidden_size)
         self._layer_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self._dropout = nn.Dropout(dropout_prob)
+        self._dropout = Dropout(dropout_prob)
 
     def get_token_embeddings(self) -> nn.Embedding:
         """The token embeddings, which the MLM head shares."""
@@ -138,7 +140,7 @@ class MultiHeadSelfAttention(nn.Module):
         # One wide projection: three products in one call over the same input.
         self._qkv = linear(hidden_size, 3 * hidden_size)
         self._output = linear(hidden_size, hidden_size)
-        self._dropout = nn.Dropout(dropout_prob)
+        self._dropout = Dropout(dropout_prob)
         self._layer_norm = nn.LayerNorm(hidden_size, eps=eps)
 
     @property
@@ -146,12 +148,15 @@ class MultiHeadSelfAttention(nn.Module):
         """d / h."""
         return self._size_per_head
 
-    def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, S, d) -> (B, S, d).
+    def forward(
+        self, embeddings: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given.
 
         Args:
             attention_mask: (B, S, S), 1 where the query (second axis) sees the key (third axis), else 0;
                 None if every token sees every token.
+            rows: (N,), the tokens whose output is wanted, as numbers from 0 to BS - 1.
         """
         query, key, value = (self._split_heads(part) for part in self._qkv(embeddings).chunk(3, dim=-1))
         # softmax(QK^T / sqrt(d / h)) V in one kernel, which never holds the scores of a whole batch.
@@ -162,7 +167,10 @@ class MultiHeadSelfAttention(nn.Module):
             attn_mask=None if attention_mask is None else attention_mask[:, None].bool(),  # (B, 1, S, S)
             dropout_p=self._attention_dropout_prob if self.training else 0.0,
         )  # (B, h, S, d/h)
-        output = self._output(context.transpose(1, 2).flatten(2))
+        context = context.transpose(1, 2).flatten(2)  # (B, S, d)
+        if rows is not None:
+            context, embeddings = (x.flatten(0, 1).index_select(0, rows) for x in (context, embeddings))
+        output = self._output(context)
         return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -195,11 +203,11 @@ class FeedForward(nn.Module):
         self._expand = linear(hidden_size, intermediate_size)
         self._activation = ACTIVATIONS[act_func]
         self._contract = linear(intermediate_size, hidden_size)
-        self._dropout = nn.Dropout(dropout_prob)
+        self._dropout = Dropout(dropout_prob)
         self._layer_norm = nn.LayerNorm(hidden_size, eps=eps)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(B, S, d) -> (B, S, d)."""
+        """(..., d) -> (..., d)."""
         output = self._contract(self._activation(self._expand(embeddings)))
         return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))
 
@@ -233,9 +241,9 @@ class BertLayer(nn.Module):
             dropout_prob=dropout_prob,
         )
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, S, d) and a mask of (B, S, S), or None -> (B, S, d)."""
-        return cast(Tensor, self._feedforward(self._multihead_attention(x, attention_mask)))
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """(B, S, d) and a mask (B, S, S) or None -> (B, S, d), or (N, d) for the tokens ``rows`` (N,)."""
+        return cast(Tensor, self._feedforward(self._multihead_attention(x, attention_mask, rows)))
 
 
 class Bert(nn.Module):
@@ -291,16 +299,23 @@ class Bert(nn.Module):
         return attention_mask[:, None].expand(-1, attention_mask.shape[1], -1)
 
     def forward(
-        self, x: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """(B, S) ids -> (B, S, d) hidden states.
+        """(B, S) ids -> (B, S, d) hidden states, or (N, d) if ``rows`` are given.
 
         Args:
             attention_mask: (B, S), 1 for tokens and 0 for padding; None if nothing is padded.
             token_type_ids: (B, S), 0 or 1; None for all 0.
+            rows: (N,), the tokens whose hidden states are wanted, as numbers from 0 to BS - 1. The last layer
+                spares itself the others: no head reads them.
         """
         mask = None if attention_mask is None else self.expand_mask(attention_mask.bool())
         hidden_states = self._embeddings(x, token_type_ids)
-        for layer in self._layers:
+        *lower, last = self._layers
+        for layer in lower:
             hidden_states = layer(hidden_states, mask)
-        return cast(Tensor, hidden_states)
+        return cast(Tensor, last(hidden_states, mask, rows))

@@ -8,50 +8,60 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from receiptbert.datasets import InferenceDataset, Texts
+from receiptbert.datasets import NUM_MARKS, InferenceDataset, SortedBatchSampler, Texts
 from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
 
 if TYPE_CHECKING:
     from receiptbert.training import FinetuneTrainer
 
-BATCH_SIZE = 128
+# Padded tokens of a batch: enough to fill the processor, little enough to stay in its cache.
+TOKENS_PER_BATCH = 2048
 
 
 def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
     """(B, S) ids -> (B, S) mask, 1 for tokens and 0 for padding; None if nothing is padded.
 
-    Attention without a mask is faster, and batches of texts of like length often need none.
+    Attention without a mask is faster, and batches of texts of like length often need none. A GPU would have
+    to finish its work before we know, so that there the mask is always given.
     """
     is_token = input_ids != pad_token_id
-    return None if bool(is_token.all()) else is_token.long()
+    return None if input_ids.device.type == "cpu" and bool(is_token.all()) else is_token.long()
 
 
 def inference_loader(texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | None) -> DataLoader[Tensor]:
-    """Batches of padded ids (B, S), in the order of ``texts``."""
+    """Batches of ids (B, S) of texts of like length; ``predict`` restores the order of ``texts``."""
+    dataset = InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer)
+    lengths = dataset.lengths.clamp(max=maxlen) + NUM_MARKS
     return DataLoader(
-        InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer),
-        batch_size=BATCH_SIZE,
-        shuffle=False,
-        collate_fn=lambda batch: pad_sequence(batch, batch_first=True, padding_value=tokenizer.pad_token_id),
+        dataset,
+        batch_sampler=SortedBatchSampler(lengths, TOKENS_PER_BATCH),
+        collate_fn=torch.stack,  # the dataset pads
     )
 
 
 def predict(
     model: nn.Module, dataloader: DataLoader[Tensor], pad_token_id: int, device: torch.device
 ) -> npt.NDArray[np.int64]:
-    """The most probable class of each text, shape (n,), without dropout."""
+    """The most probable class of each text, without dropout.
+
+    Args:
+        dataloader: of padded ids (B, S). The texts may come in any order that its ``batch_sampler`` repeats.
+
+    Returns:
+        classes in the order of the dataset, shape (n,).
+    """
     model.eval()
-    predictions = []
+    predictions = np.empty(len(dataloader.dataset), dtype=np.int64)  # type: ignore[arg-type]
+    batches = track(dataloader, "predicting", len(dataloader))
     with torch.inference_mode():
-        for batch in track(dataloader, "predicting", len(dataloader)):
+        for index, batch in zip(dataloader.batch_sampler, batches, strict=True):  # type: ignore[arg-type]
             input_ids = batch.to(device)
             logits = model(input_ids, padding_mask(input_ids, pad_token_id))  # (B, C)
-            predictions.append(logits.argmax(dim=-1).cpu().numpy())
-    return np.concatenate(predictions)
+            predictions[index] = logits.argmax(dim=-1).cpu().numpy()
+    return predictions
 
 
 def make_scorer(

@@ -6,9 +6,11 @@ Shapes: B texts in a batch, S tokens in a text, d hidden size, V vocabulary, C c
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from receiptbert.dropout import Dropout
 from receiptbert.encoder import ACTIVATIONS, Bert, BertShape, linear
 
 
@@ -77,7 +79,7 @@ class ClassifierHead(nn.Module):
         super().__init__()
         self._dense = linear(hidden_size, hidden_size)
         self._activation = nn.Tanh()
-        self._dropout = nn.Dropout(hidden_dropout_prob)
+        self._dropout = Dropout(hidden_dropout_prob)
         self._output = linear(hidden_size, num_classes)
 
     def forward(self, hidden_states: Tensor, permuted: Tensor | None = None) -> Tensor:
@@ -165,9 +167,12 @@ class BertModel(nn.Module):
             permuted: (B,), whether the segments are swapped.
             token_type_ids: (B, S), 0 or 1.
         """
-        hidden_states = self._backbone(x, attention_mask, token_type_ids)
-        mlm_loss = self._mlm_head(hidden_states, labels)
-        sop_loss = self._classifier_head(hidden_states, permuted)
+        targets = (labels != self._mlm_head.ignore_index).flatten().nonzero().squeeze(1)  # (T,)
+        rows = torch.cat([cls_rows(x), targets])
+        hidden_states = self._backbone(x, attention_mask, token_type_ids, rows)  # (B + T, d)
+        at_cls, at_targets = hidden_states.split([len(x), len(targets)])
+        mlm_loss = self._mlm_head(at_targets, labels.flatten()[targets])
+        sop_loss = self._classifier_head(at_cls[:, None], permuted)
         loss = (1 - self._sop_weight) * mlm_loss + self._sop_weight * sop_loss
         return loss, {"MLM": mlm_loss, "SOP": sop_loss}
 
@@ -213,4 +218,10 @@ class BertFinetuneModel(nn.Module):
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, S) ids and (B, S) mask -> logits (B, C)."""
-        return cast(Tensor, self._classifier_head(self._backbone(x, attention_mask)))
+        at_cls = self._backbone(x, attention_mask, rows=cls_rows(x))  # (B, d)
+        return cast(Tensor, self._classifier_head(at_cls[:, None]))
+
+
+def cls_rows(input_ids: Tensor) -> Tensor:
+    """(B, S) ids -> (B,), the number of each ``[CLS]`` among the B * S tokens."""
+    return torch.arange(0, input_ids.numel(), input_ids.shape[1], device=input_ids.device)

@@ -16,6 +16,8 @@ from receiptbert.errors import UserError
 
 Section = TypeVar("Section")
 
+PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataParams:
@@ -76,6 +78,7 @@ class PretrainParams:
     """Pretraining."""
 
     seed: int
+    precision: str
     epochs: int
     batch_size: int
     num_accum_steps: int
@@ -111,6 +114,7 @@ class FinetuneParams:
     """Finetuning."""
 
     seed: int
+    precision: str
     init: str
     epochs: int
     batch_size: int
@@ -213,6 +217,7 @@ def _require(holds: bool, key: str, rule: str) -> None:
 
 
 def _require_training_ranges(params: PretrainParams | FinetuneParams) -> None:
+    _require(params.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
     _require(params.epochs >= 1, "epochs", "at least 1")
     _require(params.batch_size >= 1, "batch_size", "at least 1")
     _require(params.lr > 0, "lr", "above 0")

@@ -1,9 +1,8 @@
 """The two training loops of the assignment."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sized
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from receiptbert.inference import padding_mask, predict
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler
+from receiptbert.precision import DTYPES
 from receiptbert.progress import say, track
 
 # Losses of single batches jump; so many are shown as their mean.
@@ -45,6 +45,7 @@ class _Optimization(Generic[Model]):
         device: torch.device | str,
         logdir: str | None,
         max_grad_norm: float | None,
+        precision: str,
     ) -> None:
         self._device = torch.device(device)
         self._model = model.to(self._device)
@@ -52,20 +53,58 @@ class _Optimization(Generic[Model]):
         self._scheduler = scheduler
         self._writer = SummaryWriter(logdir) if logdir is not None else None
         self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
+        self._precision = precision
+        # Gradients too small for fp16 are scaled up before they are computed, and down again before the step.
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
         self._step = 0
+        self._pending: list[tuple[float, dict[str, Tensor]]] = []
         self.history: list[dict[str, float]] = []
         """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``."""
 
-    def _descend(self, losses: dict[str, float]) -> None:
-        """Step with the gradients at hand and write ``losses`` to the log."""
-        grad_norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._max_grad_norm)
-        record = losses | {"grad_norm": float(grad_norm), "lr": self._scheduler.get_last_lr()[0]}
-        self._optimizer.step()
+    def _autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        mixed = self._precision != "fp32"
+        return torch.autocast(self._device.type, DTYPES[self._precision] if mixed else None, enabled=mixed)
+
+    def _backward(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def _descend(self, losses: dict[str, Tensor]) -> None:
+        """Step with the gradients at hand, and note the ``losses``."""
+        self._scaler.unscale_(self._optimizer)
+        norm = self._clip()
+        self._step += 1
+        lr = self._scheduler.get_last_lr()[0]
+        self._pending.append(
+            (lr, {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm})
+        )
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self._optimizer.zero_grad()
         self._scheduler.step()
-        self._step += 1
-        self._log(record, self._step)
-        self.history.append({"step": self._step} | record)
+        if len(self._pending) == RECENT_STEPS:
+            self._write_history()
+
+    def _clip(self) -> Tensor:
+        """Cut the gradients to ``max_grad_norm``; the norm that they had."""
+        parameters = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        # Looking at the norm is free on a CPU and saves a pass over all gradients; a GPU would have to wait.
+        if self._device.type != "cpu" or norm > self._max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+        return norm
+
+    def _write_history(self) -> None:
+        """Fetch what the last steps noted: once in a while, since a GPU has to finish its work for it."""
+        if not self._pending:
+            return
+        values = torch.stack([torch.stack(list(noted.values())) for _, noted in self._pending]).tolist()
+        first = self._step - len(self._pending) + 1
+        for step, (lr, noted), row in zip(count(first), self._pending, values, strict=False):
+            record = dict(zip(noted, row, strict=True)) | {"lr": lr}
+            self._log(record, step)
+            self.history.append({"step": step} | record)
+        self._pending.clear()
 
     def _log(self, record: dict[str, float], step: int) -> None:
         if self._writer is not None:
@@ -73,6 +112,7 @@ class _Optimization(Generic[Model]):
                 self._writer.add_scalar(name, value, global_step=step)
 
     def _flush_log(self) -> None:
+        self._write_history()
         if self._writer is not None:
             self._writer.flush()
 
@@ -90,6 +130,7 @@ class Trainer(_Optimization[BertModel]):
             end of an epoch make a step of their own.
         logdir: folder for TensorBoard: both losses, the gradient norm and the learning rate at each step.
         max_grad_norm: longer gradients are cut to this norm.
+        precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
     """
 
     def __init__(
@@ -102,12 +143,17 @@ class Trainer(_Optimization[BertModel]):
         num_accum_steps: int = 1,
         logdir: str | None = None,
         max_grad_norm: float | None = None,
+        precision: str = "fp32",
     ) -> None:
-        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm)
+        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision)
         self._pad_token_id = pad_token_id
         self._num_accum_steps = num_accum_steps
-        self.tokens_seen = 0
+        self._tokens_seen = torch.zeros((), dtype=torch.int64, device=self._device)
+
+    @property
+    def tokens_seen(self) -> int:
         """Tokens trained on so far, special tokens counted, padding not."""
+        return int(self._tokens_seen)
 
     def train(self, dataloader: Batches, n_epochs: int) -> None:
         """Train for ``n_epochs`` passes over ``dataloader``, which gives what ``Collator`` makes."""
@@ -122,25 +168,22 @@ class Trainer(_Optimization[BertModel]):
         """One epoch."""
         self._model.train()
         for group in _grouped(batches, self._num_accum_steps):
-            sums: dict[str, float] = defaultdict(float)
+            means: dict[str, Tensor] = {}
             for batch in group:
                 loss, parts = self._forward(batch)
-                self.tokens_seen += int((batch[0] != self._pad_token_id).sum())
-                (loss / len(group)).backward()  # type: ignore[no-untyped-call]
-                for name, value in parts.items():
-                    sums[name] += value.item() / len(group)
-            self._descend(dict(sums))
+                self._backward(loss / len(group))
+                for name, part in parts.items():
+                    means[name] = means.get(name, 0) + part.detach() / len(group)
+            self._descend(means)
+        self._write_history()
 
     def _forward(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        input_ids, token_type_ids, labels, permuted = batch
-        mask = padding_mask(input_ids, self._pad_token_id)
-        loss, parts = self._model(
-            input_ids.to(self._device),
-            None if mask is None else mask.to(self._device),
-            labels.to(self._device),
-            permuted.to(self._device),
-            token_type_ids.to(self._device),
-        )
+        input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
+        self._tokens_seen += (input_ids != self._pad_token_id).sum()
+        with self._autocast():
+            loss, parts = self._model(
+                input_ids, padding_mask(input_ids, self._pad_token_id), labels, permuted, token_type_ids
+            )
         return loss, parts
 
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
@@ -178,6 +221,7 @@ class FinetuneTrainer(_Optimization[BertFinetuneModel]):
         logdir: folder for TensorBoard: loss, gradient norm and learning rate at each step, the eval loss and
             the score after each epoch.
         max_grad_norm: longer gradients are cut to this norm.
+        precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
     """
 
     def __init__(
@@ -189,8 +233,9 @@ class FinetuneTrainer(_Optimization[BertFinetuneModel]):
         device: torch.device | str,
         logdir: str | None = None,
         max_grad_norm: float | None = None,
+        precision: str = "fp32",
     ) -> None:
-        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm)
+        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision)
         self._pad_token_id = pad_token_id
         self._criterion = nn.CrossEntropyLoss()
         self.epochs: list[dict[str, float]] = []
@@ -236,13 +281,14 @@ class FinetuneTrainer(_Optimization[BertFinetuneModel]):
     def _train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """One epoch; the mean loss of its batches."""
         self._model.train()
-        losses = []
+        first = len(self.history)
         for input_ids, targets in batches:
-            loss = self._loss(input_ids, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.item())
-            self._descend({"loss": losses[-1]})
-        return float(np.mean(losses))
+            with self._autocast():
+                loss = self._loss(input_ids, targets)
+            self._backward(loss)
+            self._descend({"loss": loss})
+        self._write_history()
+        return float(np.mean([record["loss"] for record in self.history[first:]]))
 
     def _eval_step(self, dataloader: Batches) -> float:
         """The mean loss per text, without dropout."""
@@ -255,8 +301,8 @@ class FinetuneTrainer(_Optimization[BertFinetuneModel]):
         return total / max(texts, 1)
 
     def _loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        mask = padding_mask(input_ids, self._pad_token_id)
-        logits = self._model(input_ids.to(self._device), None if mask is None else mask.to(self._device))
+        input_ids = input_ids.to(self._device)
+        logits = self._model(input_ids, padding_mask(input_ids, self._pad_token_id))
         return cast(Tensor, self._criterion(logits, targets.to(self._device)))
 
     def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:

@@ -1,0 +1,39 @@
+"""Mixed precision: what matrix products are computed in; weights and their updates stay in fp32."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from receiptbert.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(name: str, device: torch.device, key: str) -> str:
+    """``auto`` is bf16 where the hardware has it, else fp32; any other name is taken literally.
+
+    Args:
+        name: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        device: where to train.
+        key: the parameter that ``name`` comes from, for the message.
+
+    Raises:
+        UserError: the device would compute it in software, a hundred times slower.
+    """
+    if name == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    if (name == "bf16" and not has_bf16(device)) or (name == "fp16" and device.type == "cpu"):
+        raise UserError(f"params.yaml: {key} = {name}, which this {device.type} does not have; set auto")
+    return name
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux; fp32 is always right
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
