@@ -25,8 +25,10 @@ check: .venv/ready  ## formatter, linter, types
 	ruff check .
 	mypy
 
-bench: .venv/ready  ## what a user would try instead, on the corpus of the last repro
-	python benchmarks/svm.py --json benchmarks/results/svm.json
+bench: .venv/ready  ## quality and speed beside what a user would take instead
+	for name in svm tokenization throughput inference scale; do \
+		python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \
+	done
 
 format: .venv/ready  ## format the code
 	ruff check --fix .

@@ -1,20 +1,17 @@
 """The model to beat: a linear SVM over character n-grams, trained on the labelled lines alone.
 
-    python benchmarks/svm.py [--corpus data/raw/data.csv] [--json OUT]
+    python benchmarks/svm.py [--corpus ZIP] [--json OUT]
 
 TF-IDF of 1- to 6-grams within words, LinearSVC, C chosen by weighted F1 on val; test is read once at the end.
 """
-
-import argparse
-from pathlib import Path
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 
-from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN, VAL, read_corpus
-from receiptbert.reports import write_json
+from common import argument_parser, read_archive, write_result
+from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN, VAL
 
 STRENGTHS = [0.1, 0.3, 1.0, 3.0]
 
@@ -27,12 +24,8 @@ def fit(texts: list[str], labels: list[str], strength: float) -> Pipeline:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, default=Path("data/raw/data.csv"))
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    args = parser.parse_args()
-
-    corpus = read_corpus(args.corpus)
+    args = argument_parser(__doc__).parse_args()
+    corpus = read_archive(args.corpus)
     rows = {split: corpus[corpus[SPLIT] == split] for split in (TRAIN, VAL, TEST)}
     texts = {split: part[TEXT].tolist() for split, part in rows.items()}
     labels = {split: part[LABEL].tolist() for split, part in rows.items()}
@@ -49,8 +42,7 @@ def main() -> None:
     for strength, score in on_val.items():
         print(f"C = {strength:<4}  weighted F1 on val {score:.4f}")
     print(f"chosen C = {best}: weighted F1 on test {result['test_weighted_f1']:.4f}")
-    if args.json:
-        write_json(args.json, result)
+    write_result(args.json, result)
 
 
 if __name__ == "__main__":

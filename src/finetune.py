@@ -10,7 +10,7 @@ import pipeline
 from receiptbert.collation import collate_fn
 from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
-from receiptbert.datasets import NUM_MARKS, FinetuneDataset, LengthGroupedBatchSampler
+from receiptbert.datasets import NUM_MARKS, FinetuneDataset
 from receiptbert.devices import choose_device
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape, save_pretrained
 from receiptbert.inference import make_scorer
@@ -20,6 +20,7 @@ from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
 from receiptbert.reports import write_csv, write_json
+from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.training import Batches, FinetuneTrainer, num_optimizer_steps
 
 
@@ -49,7 +50,7 @@ def finetune(params: Params) -> None:
     train_data = FinetuneDataset(train, train_targets, tokenizer, maxlen)
     val_data = FinetuneDataset(val, val_targets, tokenizer, maxlen, presort=True)
     collate = partial(collate_fn, pad_idx=tokenizer.pad_token_id)
-    batches = LengthGroupedBatchSampler(train_data.lengths, p.batch_size, p.seed)
+    batches = LengthGroupedBatchSampler(train_data.lengths.clamp(max=maxlen), p.batch_size, p.seed)
     dataloaders: dict[str, Batches] = {
         "train": DataLoader(train_data, batch_sampler=batches, collate_fn=collate),
         "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),

@@ -18,7 +18,6 @@ from receiptbert.corpus import (
 from receiptbert.corpus_facts import CorpusFacts, min_text_length
 from receiptbert.errors import UserError
 from receiptbert.params import Params
-from receiptbert.progress import track
 from receiptbert.reports import write_csv, write_json
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
@@ -34,9 +33,10 @@ def pretokenize(params: Params) -> None:
     for split in SPLITS:
         rows = corpus[corpus[SPLIT] == split]
         stores[split] = TokenStore.from_texts(
-            track(rows[TEXT], f"tokenizing {split}", len(rows), "texts"),
+            rows[TEXT],
             tokenizer,
             rows[LABEL].map(class_ids) if split in LABELLED else None,
+            progress=f"tokenizing {split}",
         )
     stores[UNSUPERVISED] = stores[UNSUPERVISED].sorted_by_length()
     lengths = stores[UNSUPERVISED].lengths

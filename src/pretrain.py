@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 import pipeline
 from receiptbert.collation import Collator
 from receiptbert.corpus_facts import CorpusFacts
-from receiptbert.datasets import NUM_MARKS, LengthGroupedBatchSampler, PretrainDataset
+from receiptbert.datasets import NUM_MARKS, PretrainDataset
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.hf_format import save_pretrained
@@ -15,6 +15,7 @@ from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params, PretrainParams
 from receiptbert.precision import choose_precision
 from receiptbert.reports import mean_curve, write_csv, write_json
+from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.training import Trainer, num_optimizer_steps
@@ -28,8 +29,8 @@ def pretrain(params: Params) -> None:
     store = TokenStore.load(pipeline.TOKENIZED / "unsupervised.safetensors")
     store = store.take(store.lengths >= facts.min_length)
     held_out = store.held_out(p.holdout)
-    loader = make_loader(store.take(~held_out), tokenizer, facts, p)
-    held_out_loader = make_loader(store.take(held_out), tokenizer, facts, p)
+    loader = make_loader(store.take(~held_out), tokenizer, facts, p, device)
+    held_out_loader = make_loader(store.take(held_out), tokenizer, facts, p, device)
 
     torch.manual_seed(p.seed)
     model = BertModel(
@@ -42,7 +43,7 @@ def pretrain(params: Params) -> None:
         sop_weight=p.sop_weight,
     )
     optimizer = get_optimizer(model, weight_decay=p.weight_decay)
-    steps = num_optimizer_steps(len(loader), p.epochs, p.num_accum_steps)
+    steps = min(num_optimizer_steps(len(loader), p.epochs, p.num_accum_steps), p.max_steps)
     scheduler = Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps)
     trainer = Trainer(
         model,
@@ -55,7 +56,7 @@ def pretrain(params: Params) -> None:
         max_grad_norm=p.max_grad_norm,
         precision=choose_precision(p.precision, device, "pretrain.precision"),
     )
-    trainer.train(loader, p.epochs)
+    trainer.train(loader, p.epochs, max_steps=steps)
 
     torch.manual_seed(p.seed)  # the same masks and swaps whatever came before
     scores = trainer.evaluate(held_out_loader)
@@ -69,17 +70,24 @@ def pretrain(params: Params) -> None:
 
 
 def make_loader(
-    store: TokenStore, tokenizer: WordpieceTokenizer, facts: CorpusFacts, p: PretrainParams
+    store: TokenStore,
+    tokenizer: WordpieceTokenizer,
+    facts: CorpusFacts,
+    p: PretrainParams,
+    device: torch.device,
 ) -> DataLoader[tuple[torch.Tensor, torch.Tensor, bool]]:
-    dataset = PretrainDataset(store, tokenizer, facts.min_length, facts.max_length, p.permute_prob)
+    dataset = PretrainDataset(
+        store, tokenizer, facts.min_length, facts.max_length, p.permute_prob, device=device
+    )
     if not len(dataset):
         raise UserError(
             f"{pipeline.TOKENIZED} has too few unsupervised texts of {facts.min_length} tokens or more: "
             "pretraining needs ten at least, one of them unlike the others"
         )
+    lengths = dataset.lengths.clamp(max=facts.max_length)
     return DataLoader(
         dataset,
-        batch_sampler=LengthGroupedBatchSampler(dataset.lengths, p.batch_size, p.seed),
+        batch_sampler=LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
         collate_fn=Collator(
             tokenizer,
             mask_prob=p.mask_prob,

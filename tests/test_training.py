@@ -28,8 +28,8 @@ from receiptbert import (
     get_optimizer,
     make_scorer,
 )
-from receiptbert.datasets import LengthGroupedBatchSampler
 from receiptbert.inference import inference_loader, padding_mask
+from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.training import num_optimizer_steps
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
@@ -118,6 +118,18 @@ def test_golden_losses(
     for name, expected in golden.items():
         # Other processors round otherwise; twenty steps do not let that grow beyond this.
         np.testing.assert_allclose(losses[name], expected, rtol=2e-3, err_msg=name)
+
+
+def test_a_budget_of_steps_ends_the_training(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    loader = pretrain_loader(texts, tokenizer)
+    budget = len(loader) + 1  # into the second epoch
+    trainer = pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2)
+    trainer.train(loader, 9, max_steps=budget)
+    assert len(trainer.history) == budget
+    trainer.train(loader, 1, max_steps=budget)
+    assert len(trainer.history) == budget
 
 
 def test_bf16_trains_like_fp32(texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make) -> None:

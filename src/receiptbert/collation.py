@@ -20,7 +20,7 @@ class Collator:
         random_prob: how often a chosen token is replaced by a random one, which may be itself.
         keep_unchanged_prob: how often a chosen token stays. Otherwise it becomes ``[MASK]``.
 
-    Randomness comes from torch's global generator.
+    Randomness comes from torch's global generator of the batch's device.
     """
 
     def __init__(
@@ -63,17 +63,19 @@ class Collator:
         )
 
     def _mask(self, true_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrupted ids and labels, both (B, W)."""
+        """Corrupted ids and labels, both (B, W), on the device of ``true_ids``."""
+        device = true_ids.device
+        self._special, self._ordinary = self._special.to(device), self._ordinary.to(device)
         eligible = ~torch.isin(true_ids, self._special)
-        target = eligible & (torch.rand(true_ids.shape) < self._mask_prob)
+        target = eligible & (torch.rand(true_ids.shape, device=device) < self._mask_prob)
         labels = torch.where(target, true_ids, self._non_target_idx)
 
         # One uniform number decides what happens to a target: [0, random) is replaced,
         # [random, random + keep) stays, the rest is masked.
-        fate = torch.rand(true_ids.shape)
+        fate = torch.rand(true_ids.shape, device=device)
         is_random = target & (fate < self._random_prob)
         is_masked = target & (fate >= self._random_prob + self._keep_unchanged_prob)
-        drawn = self._ordinary[torch.randint(len(self._ordinary), true_ids.shape)]
+        drawn = self._ordinary[torch.randint(len(self._ordinary), true_ids.shape, device=device)]
         input_ids = torch.where(is_random, drawn, true_ids)
         return input_ids.masked_fill(is_masked, self._mask_token_id), labels
 

@@ -1,15 +1,14 @@
 """Datasets of the assignment: texts for pretraining, for finetuning, and for prediction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from receiptbert.progress import track
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -36,14 +35,17 @@ class LabelledTexts(NamedTuple):
 
 
 class _FlatTexts:
-    """Texts as flat tensors, out of which whole batches are cut: no Python code runs per text."""
+    """Texts as flat tensors on a device, out of which whole batches are cut: no Python code runs per text."""
 
-    def __init__(self, store: TokenStore, tokenizer: WordpieceTokenizer) -> None:
+    def __init__(
+        self, store: TokenStore, tokenizer: WordpieceTokenizer, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
         # The extra [PAD] at the end lets padding be looked up like any other token.
         ids = np.append(store.ids, tokenizer.pad_token_id)
-        self._ids = torch.tensor(ids, dtype=torch.int32)  # (tokens + 1,)
-        self._starts = torch.from_numpy(store.offsets[:-1])  # (n,)
-        self.lengths = torch.from_numpy(store.lengths)  # (n,)
+        self._ids = torch.tensor(ids, dtype=torch.int32, device=self.device)  # (tokens + 1,)
+        self._starts = torch.from_numpy(store.offsets[:-1]).to(self.device)  # (n,)
+        self.lengths = torch.from_numpy(store.lengths)  # (n,), always on the CPU: see width
         self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
 
     def texts(self, index: Tensor, maxlen: int | None) -> Tensor:
@@ -52,17 +54,22 @@ class _FlatTexts:
         It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
         which the right one is empty.
         """
-        shown = self.lengths[index].clamp(max=maxlen)
-        whole = torch.zeros_like(shown)
-        return self.pairs(index, whole, shown, shown, whole.bool())[0]
+        shown = self.lengths[index].clamp(max=maxlen).to(self.device)
+        none = torch.zeros_like(shown)
+        return self.pairs(index, self.width(index, maxlen), none, shown, shown, none.bool())[0]
+
+    def width(self, index: Tensor, maxlen: int | None) -> int:
+        """Columns of a batch; told from lengths on the CPU, so that no one waits for a GPU to tell."""
+        return int(self.lengths[index].clamp(max=maxlen).max()) + NUM_MARKS
 
     def pairs(
-        self, index: Tensor, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
+        self, index: Tensor, width: int, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted; all arguments are (B,).
+        """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted; all tensors are (B,).
 
         Args:
             index: which texts.
+            width: W.
             skipped: tokens left out at the beginning of each text.
             shown: tokens shown of each.
             left: how many of these make the left segment.
@@ -71,8 +78,8 @@ class _FlatTexts:
         Returns:
             ``input_ids`` and ``token_type_ids``, both (B, W).
         """
-        column = torch.arange(int(shown.max()) + NUM_MARKS)  # (W,)
-        starts = (self._starts[index] + skipped)[:, None]  # (B, 1), as the three below
+        column = torch.arange(width, device=self.device)  # (W,)
+        starts = (self._starts[index.to(self.device)] + skipped)[:, None]  # (B, 1), as the three below
         shown, left, permuted = shown[:, None], left[:, None], permuted[:, None]
         first = torch.where(permuted, shown - left, left)  # length of the segment that stands first
         is_sep = column == first + 1
@@ -98,8 +105,9 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         permute_prob: how often the two halves are swapped.
         verbose: report the progress of tokenizing.
         presort: order the texts by length, the shortest first.
+        device: where the texts are kept and batches are made.
 
-    Randomness comes from torch's global generator.
+    Randomness comes from torch's global generator of that device.
     """
 
     def __init__(
@@ -111,6 +119,7 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         permute_prob: float = 0.5,
         verbose: bool = False,
         presort: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         store = _tokenized(corpus, tokenizer, verbose)
@@ -121,7 +130,7 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         self._tokenizer = tokenizer
         self._permute_prob = permute_prob
         self._maxlen = maxlen
-        self._texts = _FlatTexts(store, tokenizer)
+        self._texts = _FlatTexts(store, tokenizer, device)
 
     def __len__(self) -> int:
         return len(self._corpus)
@@ -148,14 +157,15 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
     def __getitems__(self, indices: Sequence[int]) -> SegmentPairs:
         """A whole batch at once, as a ``DataLoader`` asks for it."""
         index = torch.as_tensor(indices)
-        lengths = self._texts.lengths[index]
+        lengths = self._texts.lengths[index].to(self._texts.device)
         shown = lengths.clamp(max=self._maxlen)
         skipped = _random_below(lengths - shown + 1)
         # The halves of an odd text differ by a token. Which of them is longer is left to chance:
         # otherwise the place of [SEP] would give the order away.
         left = (shown + _random_below(torch.full_like(shown, 2))) // 2
-        permuted = torch.rand(len(index)) < self._permute_prob
-        return SegmentPairs(*self._texts.pairs(index, skipped, shown, left, permuted), permuted)
+        permuted = torch.rand(len(index), device=shown.device) < self._permute_prob
+        width = self._texts.width(index, self._maxlen)
+        return SegmentPairs(*self._texts.pairs(index, width, skipped, shown, left, permuted), permuted)
 
 
 class FinetuneDataset(Dataset[tuple[Tensor, int]]):
@@ -252,72 +262,13 @@ class InferenceDataset(Dataset[Tensor]):
         return list(self._texts.texts(torch.as_tensor(indices), self._maxlen))
 
 
-class LengthGroupedBatchSampler(Sampler[list[int]]):
-    """Batches of texts of like length, all in random order, other batches in every epoch.
-
-    Padding is next to nothing, yet no epoch begins with the short texts and ends with the long ones,
-    which the falling learning rate would leave untrained.
-
-    Args:
-        lengths: tokens of each text, shape (n,).
-        batch_size: texts in a batch; the longest texts may make a smaller one.
-        seed: with the same seed, the same batches.
-    """
-
-    def __init__(self, lengths: Tensor, batch_size: int, seed: int = 0) -> None:
-        super().__init__()
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return -(-len(self._lengths) // self._batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        # Sorting a shuffled list keeps equally long texts shuffled: that is what changes the batches.
-        shuffled = torch.randperm(len(self._lengths), generator=self._generator)
-        order = shuffled[torch.argsort(self._lengths[shuffled], stable=True)]
-        batches = torch.split(order, self._batch_size)
-        for number in torch.randperm(len(batches), generator=self._generator).tolist():
-            yield batches[number].tolist()
-
-
-class SortedBatchSampler(Sampler[list[int]]):
-    """Batches of texts of like length, the shortest first, always the same.
-
-    Args:
-        lengths: tokens of each text as the model sees it, shape (n,).
-        max_tokens: texts times the longest of them, in one batch; a batch has one text at the least.
-    """
-
-    def __init__(self, lengths: Tensor, max_tokens: int) -> None:
-        super().__init__()
-        order = torch.argsort(lengths, stable=True)
-        ascending = lengths[order].tolist()
-        ends = []
-        start = 0
-        for end, length in enumerate(ascending):
-            if end > start and length * (end + 1 - start) > max_tokens:
-                ends.append(end)
-                start = end
-        self._batches = [batch.tolist() for batch in torch.tensor_split(order, ends)]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
-
-
 def _tokenized(texts: Texts, tokenizer: WordpieceTokenizer, verbose: bool = False) -> TokenStore:
     if isinstance(texts, TokenStore):
         return texts
-    return TokenStore.from_texts(
-        track(texts, "tokenizing", len(texts), "texts") if verbose else texts, tokenizer
-    )
+    return TokenStore.from_texts(texts, tokenizer, progress="tokenizing" if verbose else None)
 
 
 def _random_below(limits: Tensor) -> Tensor:
     """A random whole number from 0 to limit - 1 for each of ``limits``, shape (B,)."""
     # Double precision: a float's 24 bits could round up to the limit itself.
-    return (torch.rand(limits.shape, dtype=torch.float64) * limits).long()
+    return (torch.rand(limits.shape, dtype=torch.float64, device=limits.device) * limits).long()

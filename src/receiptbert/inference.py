@@ -10,15 +10,16 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from receiptbert.datasets import NUM_MARKS, InferenceDataset, SortedBatchSampler, Texts
+from receiptbert.datasets import InferenceDataset, Texts
 from receiptbert.progress import track
+from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.tokenization import WordpieceTokenizer
 
 if TYPE_CHECKING:
     from receiptbert.training import FinetuneTrainer
 
-# Padded tokens of a batch: enough to fill the processor, little enough to stay in its cache.
-TOKENS_PER_BATCH = 2048
+# Texts of average length: enough to fill the processor, few enough to stay in its cache.
+BATCH_SIZE = 128
 
 
 def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
@@ -34,10 +35,10 @@ def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
 def inference_loader(texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | None) -> DataLoader[Tensor]:
     """Batches of ids (B, S) of texts of like length; ``predict`` restores the order of ``texts``."""
     dataset = InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer)
-    lengths = dataset.lengths.clamp(max=maxlen) + NUM_MARKS
+    lengths = dataset.lengths.clamp(max=maxlen)
     return DataLoader(
         dataset,
-        batch_sampler=SortedBatchSampler(lengths, TOKENS_PER_BATCH),
+        batch_sampler=LengthGroupedBatchSampler(lengths, BATCH_SIZE, shuffle=False),
         collate_fn=torch.stack,  # the dataset pads
     )
 

@@ -80,6 +80,7 @@ class PretrainParams:
     seed: int
     precision: str
     epochs: int
+    max_steps: int
     batch_size: int
     num_accum_steps: int
     lr: float
@@ -97,6 +98,7 @@ class PretrainParams:
 
     def __post_init__(self) -> None:
         _require_training_ranges(self)
+        _require(self.max_steps >= 1, "max_steps", "at least 1")
         _require(self.num_accum_steps >= 1, "num_accum_steps", "at least 1")
         _require(0 < self.mask_prob < 1, "mask_prob", "between 0 and 1")
         for name in ("random_prob", "keep_unchanged_prob", "permute_prob", "sop_weight"):

@@ -1,17 +1,19 @@
 """The token ids of many texts as two flat arrays, in one file."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from receiptbert.errors import UserError
+from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -36,24 +38,34 @@ class TokenStore:
     @classmethod
     def from_texts(
         cls,
-        texts: Iterable[str],
+        texts: Sequence[str] | pd.Series,
         tokenizer: WordpieceTokenizer,
         labels: Iterable[int] | None = None,
+        progress: str | None = None,
     ) -> "TokenStore":
-        """Tokenize ``texts`` on all cores."""
+        """Tokenize ``texts`` on all cores, equal ones once.
+
+        Args:
+            progress: what to call the work when its progress is reported; None to keep silent.
+        """
+        places, found = pd.factorize(np.asarray(texts, dtype=object))
+        distinct: Iterable[str] = found
+        if progress is not None:
+            distinct = track(distinct, progress, len(found), "distinct texts")
         # Half the memory for every vocabulary in use; 0 texts still give arrays of the right type.
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         ids = [np.zeros(0, dtype)]
         lengths = [np.zeros(0, np.int64)]
-        for chunk_ids, chunk_lengths in tokenizer.encode_batch(texts):
+        for chunk_ids, chunk_lengths in tokenizer.encode_batch(distinct):
             ids.append(chunk_ids.astype(dtype))
             lengths.append(chunk_lengths)
-        return cls(
+        store = cls(
             ids=np.concatenate(ids),
             offsets=_offsets(np.concatenate(lengths)),
-            labels=None if labels is None else np.fromiter(labels, dtype=np.int64),
+            labels=None,
             vocabulary=fingerprint(tokenizer),
-        )
+        ).take(places)
+        return replace(store, labels=None if labels is None else np.fromiter(labels, dtype=np.int64))
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import cast
 
@@ -71,8 +71,8 @@ class WordpieceTokenizer:
             clean_text=clean_text, strip_accents=strip_accents, lowercase=lowercase
         )
         try:
-            characters = _write_lines(corpus, corpus_path)
-            tokens = _train(trainer, corpus_path, characters, vocab_size, min_frequency)
+            words = _write_lines(corpus, corpus_path)
+            tokens = _train(trainer, corpus_path, words, vocab_size, min_frequency)
         finally:
             corpus_path.unlink(missing_ok=True)
         folder = Path(tokenizer_save_path)
@@ -128,11 +128,10 @@ class WordpieceTokenizer:
         backend: Tokenizer = self._tokenizer.backend_tokenizer
         iterator = iter(texts)
         while chunk := list(islice(iterator, CHUNK)):
-            encoded = [
-                np.array(encoding.ids, dtype=np.int32)
-                for encoding in backend.encode_batch_fast(chunk, add_special_tokens=False)
-            ]
-            yield np.concatenate(encoded), np.array([len(ids) for ids in encoded], dtype=np.int64)
+            encodings = backend.encode_batch_fast(chunk, add_special_tokens=False)
+            lengths = np.fromiter(map(len, encodings), np.int64, len(chunk))
+            ids = chain.from_iterable(encoding.ids for encoding in encodings)
+            yield np.fromiter(ids, np.int32, lengths.sum()), lengths
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """The tokens behind ``ids``."""
@@ -181,21 +180,21 @@ class WordpieceTokenizer:
 
 
 def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
-    """Write the texts one a line and count their characters."""
-    characters: Counter[str] = Counter()
+    """Write the texts one a line and count their words."""
+    counts: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for text in corpus:
-            line = " ".join(text.split())
-            characters.update(line)
-            file.write(line + "\n")
-    return characters
+            words = text.split()
+            counts.update(words)
+            file.write(" ".join(words) + "\n")
+    return counts
 
 
 def _train(
     trainer: BertWordPieceTokenizer,
     corpus_path: Path,
-    characters: Counter[str],
+    words: Counter[str],
     vocab_size: int,
     min_frequency: int,
 ) -> list[str]:
@@ -203,14 +202,15 @@ def _train(
 
     Left alone, the trainer numbers the continuation characters (``##а``) in the order in which a hash map
     yields the words, and breaks ties between equally frequent pairs by those numbers, so that every run
-    gives another vocabulary. Numbers given beforehand are kept: a first pass, which may join nothing, tells
-    which such characters there are; the second gets them, sorted, as if they were special tokens.
+    gives another vocabulary. Numbers given beforehand are kept: a first training, which may join nothing
+    and needs each word but once, tells which such characters there are; the second gets them, sorted, as if
+    they were special tokens.
     """
-    alphabet = _alphabet(trainer, characters)
+    alphabet = _alphabet(trainer, words)
 
-    def train(size: int, first: list[str]) -> dict[str, int]:
+    def train(path: Path, size: int, first: list[str]) -> dict[str, int]:
         trainer.train(
-            str(corpus_path),
+            str(path),
             vocab_size=size,
             min_frequency=min_frequency,
             limit_alphabet=len(alphabet),
@@ -221,8 +221,14 @@ def _train(
         )
         return cast(dict[str, int], trainer.get_vocab())
 
-    continuations = sorted(token for token in train(0, SPECIAL_TOKENS) if token.startswith(CONTINUATION))
-    vocabulary = train(vocab_size, SPECIAL_TOKENS + continuations)
+    words_path = corpus_path.with_suffix(".words")
+    try:
+        words_path.write_text("\n".join(words), encoding="utf-8")
+        known = train(words_path, 0, SPECIAL_TOKENS)
+    finally:
+        words_path.unlink(missing_ok=True)
+    continuations = sorted(token for token in known if token.startswith(CONTINUATION))
+    vocabulary = train(corpus_path, vocab_size, SPECIAL_TOKENS + continuations)
     if len(vocabulary) > vocab_size:
         raise UserError(
             f"tokenizer.vocab_size = {vocab_size} is too small: the characters of the corpus alone "
@@ -231,8 +237,12 @@ def _train(
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def _alphabet(trainer: BertWordPieceTokenizer, characters: Counter[str]) -> list[str]:
+def _alphabet(trainer: BertWordPieceTokenizer, words: Counter[str]) -> list[str]:
     """The most frequent characters after normalization, ties broken by code point (not by a hash map)."""
+    characters: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            characters[character] += count
     counts: Counter[str] = Counter()
     for character, count in characters.items():
         for normalized in trainer.normalize(character):

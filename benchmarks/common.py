@@ -1,0 +1,117 @@
+"""What the benchmarks share: a corpus, fair timing, and how results are written."""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from receiptbert.archive import DATA_NAME, extract_corpus
+from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
+from receiptbert.params import Params, load_params
+from receiptbert.progress import say
+from receiptbert.reports import write_json
+from receiptbert.tokenization import WordpieceTokenizer
+
+ROOT = Path(__file__).parents[1]
+
+Rates = list[float]  # of one contestant, one a round
+
+
+def argument_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--corpus", type=Path, default=ROOT / "data/sample.zip", help="a zip as in data/")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    return parser
+
+
+def shipped_params() -> Params:
+    """The settings of ``params.yaml``."""
+    return load_params(ROOT / "params.yaml")
+
+
+def read_archive(archive: Path) -> pd.DataFrame:
+    """The rows of a corpus zip."""
+    with tempfile.TemporaryDirectory() as scratch:
+        extract_corpus(archive, Path(scratch))
+        return read_corpus(Path(scratch) / DATA_NAME)
+
+
+def train_tokenizer(corpus: pd.DataFrame) -> WordpieceTokenizer:
+    """The tokenizer that the pipeline would train."""
+    settings = shipped_params().tokenizer
+    texts = corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT]
+    with tempfile.TemporaryDirectory() as scratch:
+        return WordpieceTokenizer.from_corpus(
+            texts,
+            Path(scratch) / "corpus.txt",
+            scratch,
+            "benchmark",
+            settings.vocab_size,
+            settings.min_frequency,
+        )
+
+
+def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Rates]:
+    """Let the contestants run one after another, round by round, so that a slow minute hits them all.
+
+    Args:
+        contestants: each runs once when called and returns its rate.
+        rounds: how often; one more, the first, is not counted.
+    """
+    rates: dict[str, Rates] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, run in contestants.items():
+            rate = run()
+            say(f"round {number} of {rounds}: {name} {rate:,.0f} a second")
+            if number:
+                rates[name].append(rate)
+    return rates
+
+
+def ratio(a: Rates, b: Rates) -> float:
+    """How many times faster ``a`` is than ``b``: the median of the rounds' ratios."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def print_rates(unit: str, rates: Mapping[str, Rates], reference: str) -> None:
+    """Print a table of medians, and how many times faster ``reference`` is than each."""
+    width = max(map(len, rates))
+    print(f"{unit:{width}}  {'median':>12}  {'min':>12}  {'max':>12}  {reference} is faster")
+    for name, values in rates.items():
+        cells = "  ".join(
+            f"{value:12,.0f}" for value in (statistics.median(values), min(values), max(values))
+        )
+        print(f"{name:{width}}  {cells}  {ratio(rates[reference], values):.2f} times")
+
+
+def write_result(
+    path: Path | None, figures: Mapping[str, object], rates: Mapping[str, Rates] | None = None
+) -> None:
+    """Write figures, median rates, the command and the processor as JSON; nothing if ``path`` is None."""
+    if path is None:
+        return
+    if rates:
+        figures = {**figures, "medians": {name: statistics.median(values) for name, values in rates.items()}}
+    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    command = " ".join(["python", script, *sys.argv[1:]])
+    write_json(path, {**figures, "command": command, "processor": processor()})
+
+
+def processor() -> str:
+    """The kind of processor, and how many cores of it may be used."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {cores} cores"

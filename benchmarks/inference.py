@@ -1,0 +1,112 @@
+"""Prediction: lines per second of ours and of ``transformers.pipeline``, on one checkpoint, in fp32.
+
+    python benchmarks/inference.py [--json OUT]
+
+From raw lines to labels, other lines in each round. The checkpoint has random weights: speed does not
+depend on them, and the labels are compared all the same. "same precision" gives the pipeline our batch
+size; "defaults" leaves it as it comes, which is one line at a time, and so is timed on a tenth of the
+lines.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import pipeline
+
+from common import argument_parser, in_turns, print_rates, ratio, write_result
+from receiptbert.hf_format import load_classifier, save_pretrained
+from receiptbert.inference import BATCH_SIZE, inference_loader, predict
+from receiptbert.modeling import BertFinetuneModel
+from setting import Setting, add_setting_options, read_setting
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--lines", type=int, default=20_000, help="predicted in each round")
+    add_setting_options(parser)
+    args = parser.parse_args()
+    setting = read_setting(args)
+    names = [f"class {number}" for number in range(setting.num_classes)]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        model = BertFinetuneModel(**setting.shape, num_classes=setting.num_classes)
+        save_pretrained(model, setting.tokenizer, Path(folder), names)
+        ours = _ours(setting, folder)
+        theirs = pipeline("text-classification", folder, device=setting.device)
+
+    labels: dict[str, list[str]] = {}
+
+    def contestant(name: str, classify: Callable[[list[str]], list[str]], count: int) -> Callable[[], float]:
+        texts = cycle(setting.lines)  # the same lines for every contestant, other ones each round
+
+        def run() -> float:
+            lines = list(islice(texts, args.lines))[:count]
+            start = time.perf_counter()
+            labels[name] = classify(lines)
+            return len(lines) / (time.perf_counter() - start)
+
+        return run
+
+    def pipe(**arguments: Any) -> Callable[[list[str]], list[str]]:
+        return lambda lines: [
+            answer["label"] for answer in theirs(_stream(lines), truncation=True, **arguments)
+        ]
+
+    agreed = True
+
+    def compare() -> float:
+        nonlocal agreed
+        agreed &= labels["ours"] == labels["pipeline, same precision"]
+        agreed &= labels["ours"][: len(labels["pipeline, defaults"])] == labels["pipeline, defaults"]
+        return float(agreed)
+
+    rates = in_turns(
+        {
+            "ours": contestant("ours", ours, args.lines),
+            "pipeline, same precision": contestant(
+                "pipeline, same precision", pipe(batch_size=BATCH_SIZE), args.lines
+            ),
+            "pipeline, defaults": contestant("pipeline, defaults", pipe(), args.lines // 10),
+            "labels equal": compare,
+        },
+        args.rounds,
+    )
+    del rates["labels equal"]
+    print_rates("lines per second", rates, "ours")
+    print(f"labels equal: {agreed}")
+    write_result(
+        args.json,
+        {
+            "predict_vs_pipeline_same_precision": ratio(rates["ours"], rates["pipeline, same precision"]),
+            "predict_vs_pipeline_defaults": ratio(rates["ours"], rates["pipeline, defaults"]),
+            "labels_equal": agreed,
+        },
+        rates,
+    )
+
+
+def _ours(setting: Setting, folder: str) -> Callable[[list[str]], list[str]]:
+    model, tokenizer, names = load_classifier(Path(folder))
+    model.to(setting.device)
+
+    def classify(lines: list[str]) -> list[str]:
+        loader = inference_loader(lines, tokenizer, setting.maxlen)
+        classes = predict(model, loader, tokenizer.pad_token_id, setting.device)
+        return [names[number] for number in classes]
+
+    return classify
+
+
+def _stream(lines: list[str]) -> Iterator[str]:
+    """A generator: given a list, the pipeline would do the same and warn of it on a GPU."""
+    yield from lines
+
+
+if __name__ == "__main__":
+    main()

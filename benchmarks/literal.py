@@ -1,0 +1,109 @@
+"""The assignment read literally: what a student's first working version does, as a yardstick for speed.
+
+It trains the same model, but builds batches text by text in Python, computes logits at every token, and
+always adds a full attention mask to explicit attention scores.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from receiptbert.encoder import MultiHeadSelfAttention
+from receiptbert.modeling import BertModel
+from receiptbert.tokenization import WordpieceTokenizer
+
+
+class LiteralPairs(torch.utils.data.Dataset[tuple[list[int], list[int], bool]]):
+    """Texts as pairs of segments, one text at a time."""
+
+    def __init__(self, texts: Sequence[Sequence[int]], tokenizer: WordpieceTokenizer, maxlen: int) -> None:
+        self._texts = texts
+        self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self._maxlen = maxlen
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> tuple[list[int], list[int], bool]:
+        ids = [int(token) for token in self._texts[index]]
+        if len(ids) > self._maxlen:
+            start = random.randrange(len(ids) - self._maxlen + 1)
+            ids = ids[start : start + self._maxlen]
+        left, right = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+        permuted = random.random() < 0.5
+        if permuted:
+            left, right = right, left
+        segments = [0] * (len(left) + 2) + [1] * len(right)
+        return [self._cls, *left, self._sep, *right], segments, permuted
+
+
+class LiteralCollator:
+    """Pad and mask, one token at a time."""
+
+    def __init__(self, tokenizer: WordpieceTokenizer, mask_prob: float) -> None:
+        self._pad, self._mask = tokenizer.pad_token_id, tokenizer.mask_token_id
+        self._special = set(tokenizer.special_token_ids)
+        self._ordinary = [i for i in range(tokenizer.vocab_size) if i not in self._special]
+        self._mask_prob = mask_prob
+
+    def __call__(self, batch: Sequence[tuple[list[int], list[int], bool]]) -> tuple[Tensor, ...]:
+        width = max(len(ids) for ids, _, _ in batch)
+        rows = []
+        for ids, segments, _ in batch:
+            inputs, true_ids = list(ids), [-100] * len(ids)
+            for place, token in enumerate(ids):
+                if token not in self._special and random.random() < self._mask_prob:
+                    true_ids[place] = token
+                    fate = random.random()
+                    if fate < 0.8:
+                        inputs[place] = self._mask
+                    elif fate < 0.9:
+                        inputs[place] = random.choice(self._ordinary)
+            gap = width - len(ids)
+            rows.append((inputs + [self._pad] * gap, segments + [0] * gap, true_ids + [-100] * gap))
+        input_ids, token_type_ids, labels = (torch.tensor(part) for part in zip(*rows, strict=True))
+        return input_ids, token_type_ids, labels, torch.tensor([permuted for _, _, permuted in batch])
+
+
+def read_literally(model: BertModel) -> BertModel:
+    """Make ``model`` compute everything everywhere; its parameters stay."""
+    for module in model.modules():
+        if isinstance(module, MultiHeadSelfAttention):
+            module.__class__ = _LiteralAttention
+    model.__class__ = _LiteralBertModel
+    return model
+
+
+class _LiteralBertModel(BertModel):
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        permuted: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden_states = self._backbone(x, attention_mask, token_type_ids)  # (B, S, d)
+        logits = self._mlm_head.logits(hidden_states)  # (B, S, V)
+        mlm_loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        sop_loss = self._classifier_head(hidden_states, permuted)
+        return (mlm_loss + sop_loss) / 2, {"MLM": mlm_loss, "SOP": sop_loss}
+
+
+class _LiteralAttention(MultiHeadSelfAttention):
+    def forward(
+        self, embeddings: Tensor, attention_mask: Tensor | None = None, _rows: Tensor | None = None
+    ) -> Tensor:
+        query, key, value = (self._split_heads(part) for part in self._qkv(embeddings).chunk(3, dim=-1))
+        scores = query @ key.transpose(-1, -2) / math.sqrt(self._size_per_head)  # (B, h, S, S)
+        if attention_mask is not None:
+            mask = attention_mask.repeat_interleave(self._num_heads, dim=0).view_as(scores)
+            scores = scores + (1.0 - mask.to(scores.dtype)) * -100000.0
+        probs = F.dropout(scores.softmax(dim=-1), self._attention_dropout_prob, self.training)
+        output = self._output((probs @ value).transpose(1, 2).flatten(2))
+        return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))

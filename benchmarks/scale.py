@@ -1,0 +1,75 @@
+"""Wall time and peak memory of each stage at 30 thousand, 300 thousand and 3 million unlabelled lines.
+
+    python benchmarks/scale.py [--json OUT]
+
+The lines come from the generator of the sample. Pretraining takes a fixed number of steps, finetuning one
+epoch over the same 5,000 lines, so these two show what the corpus alone costs them.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from common import ROOT, write_result
+from receiptbert.progress import say
+
+STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
+STEPS = 200
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lines", type=int, nargs="+", default=[30_000, 300_000, 3_000_000])
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for lines in args.lines:
+        with tempfile.TemporaryDirectory() as folder:
+            figures[str(lines)] = _run_stages(Path(folder), lines)
+    print(f"{'stage':16}" + "".join(f"{lines:>14,} lines" + " " * 10 for lines in args.lines))
+    for stage in STAGES:
+        cells = (figures[str(lines)][stage] for lines in args.lines)
+        print(
+            f"{stage:16}"
+            + "".join(f"{cell['seconds']:12.1f} s {cell['peak_gib']:9.2f} GiB" for cell in cells)
+        )
+    write_result(args.json, {"stages": figures})
+
+
+def _run_stages(folder: Path, lines: int) -> dict[str, dict[str, float]]:
+    """Generate a corpus in ``folder`` and run each stage's script there, as DVC would."""
+    say(f"generating {lines:,} lines")
+    generator = [str(ROOT / "data/make_sample.py"), "corpus.zip", "--unlabelled", str(lines)]
+    subprocess.run([sys.executable, *generator], cwd=folder, check=True)
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["data"]["archive"] = "corpus.zip"
+    params["pretrain"]["max_steps"] = STEPS
+    params["finetune"]["epochs"] = 1
+    yaml.dump(params, folder / "params.yaml")
+    return {stage: _measure([sys.executable, str(ROOT / f"src/{stage}.py")], folder) for stage in STAGES}
+
+
+def _measure(command: list[str], folder: Path) -> dict[str, float]:
+    """Seconds and peak memory (resident, GiB) of a command."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
+    return {"seconds": seconds, "peak_gib": usage.ru_maxrss * unit / 1024**3}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What the contestants of a benchmark share: a corpus as token ids, a shape, a batch size, a device."""
+
+import argparse
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from common import read_archive, shipped_params, train_tokenizer
+from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
+from receiptbert.corpus_facts import min_text_length
+from receiptbert.datasets import NUM_MARKS
+from receiptbert.devices import choose_device
+from receiptbert.params import Params
+from receiptbert.precision import choose_precision
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+
+# Hidden size and layers of the smaller models of Turc et al. (2019); a head has 64 dimensions.
+SIZES = {"tiny": (128, 2), "mini": (256, 4), "small": (512, 4), "medium": (512, 8)}
+WARM_UP_STEPS = 3
+
+
+class Task(NamedTuple):
+    """How a training is timed."""
+
+    batch_size: int  # texts, on average
+    seconds: float  # of each contestant in each round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The task that every contestant gets."""
+
+    params: Params
+    tokenizer: WordpieceTokenizer
+    lines: list[str]
+    unlabelled: TokenStore  # of the lines that are long enough
+    train: TokenStore
+    targets: npt.NDArray[np.int64]
+    num_classes: int
+    shape: dict[str, Any]  # keyword arguments of our models
+    device: torch.device
+    precision: str
+
+    @property
+    def maxlen(self) -> int:
+        """The most tokens of a text that are shown."""
+        return int(self.shape["max_seqlen"]) - NUM_MARKS
+
+    def inputs(self, store: TokenStore) -> list[list[int]]:
+        """``[CLS] text [SEP]`` of every text as a list of ids."""
+        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return [[cls, *store[i][: self.maxlen].tolist(), sep] for i in range(len(store))]
+
+
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``read_setting``."""
+    parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
+    parser.add_argument("--vocab-size", type=int, help="entries of the model, if more than the corpus fills")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+
+
+def read_setting(args: argparse.Namespace) -> Setting:
+    """Tokenize the corpus and put the task together."""
+    params = shipped_params()
+    corpus = read_archive(args.corpus)
+    tokenizer = train_tokenizer(corpus)
+    lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
+    unlabelled = TokenStore.from_texts(lines, tokenizer)
+    unlabelled = unlabelled.take(unlabelled.lengths >= min_text_length(params.pretrain.mask_prob))
+    rows = corpus[corpus[SPLIT] == TRAIN]
+    labels = label_list(corpus)
+    maxlen = int(np.quantile(unlabelled.lengths, params.pretokenize.max_length_quantile))
+    hidden_size, layers = SIZES[args.size]
+    device = choose_device(args.device)
+    return Setting(
+        params=params,
+        tokenizer=tokenizer,
+        lines=lines,
+        unlabelled=unlabelled,
+        train=TokenStore.from_texts(rows[TEXT], tokenizer),
+        targets=np.array([labels.index(label) for label in rows[LABEL]]),
+        num_classes=len(labels),
+        shape={
+            "hidden_size": hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": hidden_size // 64,
+            "intermediate_size": 4 * hidden_size,
+            "act_func": params.model.act_func,
+            "vocab_size": max(tokenizer.vocab_size, args.vocab_size or 0),
+            "max_seqlen": maxlen + NUM_MARKS,
+        },
+        device=device,
+        precision=choose_precision("auto", device, "precision"),
+    )
+
+
+class Stopwatch:
+    """Counts the tokens that a model sees, and the seconds, from the end of the first few steps on."""
+
+    def __init__(self, setting: Setting, model: torch.nn.Module, seconds: float) -> None:
+        self._device, self._seconds = setting.device, seconds
+        self._pad_token_id = setting.tokenizer.pad_token_id
+        self._seen: list[torch.Tensor] = []
+        self._start = 0.0
+        self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self.steps = 0
+
+    def _count(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        input_ids = args[0] if args else kwargs["input_ids"]
+        self._seen.append((input_ids != self._pad_token_id).sum())  # on the device: nothing waits for it
+
+    def step(self) -> bool:
+        """Call it after each step; True when the time is up."""
+        self.steps += 1
+        if self.steps == WARM_UP_STEPS:
+            self._wait()
+            self._seen.clear()
+            self._start = time.perf_counter()
+        return self.steps > WARM_UP_STEPS and time.perf_counter() - self._start > self._seconds
+
+    def rate(self) -> float:
+        """Tokens per second; call it once, at the end."""
+        self._wait()
+        elapsed = time.perf_counter() - self._start
+        self._hook.remove()
+        return float(torch.stack(self._seen).sum()) / elapsed
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+class Timed:
+    """The batches of ``loader``, over and over, until the watch says stop."""
+
+    def __init__(self, loader: Iterable[Any], watch: Stopwatch) -> None:
+        self._loader, self._watch = loader, watch
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            for batch in self._loader:
+                yield batch
+                if self._watch.step():
+                    return

@@ -1,0 +1,225 @@
+"""Training throughput: ours, Hugging Face's Trainer, the assignment read literally, and the floor.
+
+    python benchmarks/throughput.py [--json OUT]
+
+Real tokens per second (special tokens counted, padding not), the median of rounds in turns. All contestants
+have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized beforehand; it
+learns masked tokens alone, ours the order of segments as well. "defaults" leaves the rest of the Trainer's
+settings as they come (fp32, texts of any length in a batch); "same precision" has our precision and groups
+texts by length. The floor is what one large matrix product in each round says of the machine: the rate at
+which tokens would go by if ours did its matrix products, no more of them than it must, at that speed and
+nothing else.
+"""
+
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import huggingface
+from common import argument_parser, in_turns, print_rates, ratio, write_result
+from literal import LiteralCollator, LiteralPairs, read_literally
+from receiptbert.collation import Collator, collate_fn
+from receiptbert.datasets import NUM_MARKS, FinetuneDataset, PretrainDataset
+from receiptbert.modeling import BertFinetuneModel, BertModel
+from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.precision import DTYPES
+from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.training import FinetuneTrainer, Trainer
+from setting import Setting, Stopwatch, Task, Timed, add_setting_options, read_setting
+
+MATRIX = 2048
+TIMES_FORWARD = 3  # a step multiplies as much for the gradients of inputs and of weights as it does forward
+
+
+def pretrain_ours(setting: Setting, task: Task) -> float:
+    """Our pretraining for a while; tokens per second."""
+    p = setting.params.pretrain
+    dataset = PretrainDataset(
+        setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
+        collate_fn=Collator(setting.tokenizer, mask_prob=p.mask_prob),
+    )
+    model = BertModel(**setting.shape, **_dropout(p.dropout), sop_weight=p.sop_weight)
+    optimizer = get_optimizer(model)
+    trainer = Trainer(
+        model,
+        optimizer,
+        _constant(optimizer),
+        setting.tokenizer.pad_token_id,
+        setting.device,
+        max_grad_norm=p.max_grad_norm,
+        precision=setting.precision,
+    )
+    watch = Stopwatch(setting, model, task.seconds)
+    trainer.train(Timed(loader, watch), n_epochs=1)
+    return watch.rate()
+
+
+def finetune_ours(setting: Setting, task: Task) -> float:
+    """Our finetuning for a while; tokens per second."""
+    p = setting.params.finetune
+    dataset = FinetuneDataset(setting.train, setting.targets, setting.tokenizer, setting.maxlen)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
+        collate_fn=partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
+    )
+    model = BertFinetuneModel(**setting.shape, **_dropout(p.dropout), num_classes=setting.num_classes)
+    optimizer = get_optimizer(model)
+    trainer = FinetuneTrainer(
+        model,
+        optimizer,
+        _constant(optimizer),
+        setting.tokenizer.pad_token_id,
+        setting.device,
+        max_grad_norm=p.max_grad_norm,
+        precision=setting.precision,
+    )
+    watch = Stopwatch(setting, model, task.seconds)
+    trainer.train({"train": Timed(loader, watch), "eval": []}, n_epochs=1)
+    return watch.rate()
+
+
+def pretrain_literally(setting: Setting, task: Task) -> float:
+    """The assignment read literally for a while; tokens per second."""
+    texts = [setting.unlabelled[i].tolist() for i in range(len(setting.unlabelled))]
+    lengths = torch.from_numpy(setting.unlabelled.lengths).clamp(max=setting.maxlen)
+    loader = DataLoader(
+        LiteralPairs(texts, setting.tokenizer, setting.maxlen),
+        batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
+        collate_fn=LiteralCollator(setting.tokenizer, setting.params.pretrain.mask_prob),
+    )
+    model = read_literally(BertModel(**setting.shape, **_dropout(setting.params.pretrain.dropout)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    model.to(setting.device).train()
+    watch = Stopwatch(setting, model, task.seconds)
+    for batch in Timed(loader, watch):
+        input_ids, token_type_ids, labels, permuted = (tensor.to(setting.device) for tensor in batch)
+        mask = (input_ids != setting.tokenizer.pad_token_id).long()
+        loss, _ = model(input_ids, mask, labels, permuted, token_type_ids)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+    return watch.rate()
+
+
+def matrix_rate(setting: Setting, seconds: float) -> float:
+    """Operations per second of one large matrix product, at the precision of ours."""
+    dtype = DTYPES[setting.precision]
+    a, b = (torch.randn(MATRIX, MATRIX, device=setting.device, dtype=dtype) for _ in range(2))
+    (a @ b)[0, 0].item()
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds / 3:
+        for _ in range(4):
+            c = a @ b
+        c[0, 0].item()  # a GPU has to finish for it
+        products += 4
+    return products * 2.0 * MATRIX**3 / (time.perf_counter() - start)
+
+
+def operations_per_token(setting: Setting, length: float, targets: float, outputs: int) -> float:
+    """Operations of the matrix products that a training step cannot do without, for each real token.
+
+    Args:
+        length: tokens that a token attends to, on average, special ones included.
+        targets: share of the tokens that an output is computed for.
+        outputs: how many numbers an output has.
+    """
+    d: int = setting.shape["hidden_size"]
+    inner: int = setting.shape["intermediate_size"]
+    # The last layer needs keys and values of all tokens, the rest only where a head reads: targets and [CLS].
+    read = min(targets + 1 / length, 1)
+    all_layers: int = setting.shape["num_hidden_layers"]
+    layers = all_layers - 1 + read
+    products = layers * (2 * d * d + 2 * d * inner) + all_layers * 2 * d * d
+    attention = 2 * d * length * layers  # scores and weighted sums
+    head = targets * (d * d + d * outputs)
+    return 2.0 * TIMES_FORWARD * (products + attention + head)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    add_setting_options(parser)
+    parser.add_argument("--batch-size", type=int, default=256, help="of pretraining")
+    parser.add_argument("--finetune-batch-size", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each contestant in each round")
+    args = parser.parse_args()
+    setting = read_setting(args)
+    pretraining = Task(args.batch_size, args.seconds)
+    finetuning = Task(args.finetune_batch_size, args.seconds)
+    unlabelled = [{"input_ids": ids} for ids in setting.inputs(setting.unlabelled)]
+    labelled = [
+        {"input_ids": ids, "label": int(label)}
+        for ids, label in zip(setting.inputs(setting.train), setting.targets, strict=True)
+    ]
+    same = {"train_sampling_strategy": "group_by_length", "bf16": setting.precision == "bf16"}
+    rates = in_turns(
+        {
+            "pretrain: ours": lambda: pretrain_ours(setting, pretraining),
+            "pretrain: Trainer, same precision": lambda: huggingface.pretrain(
+                setting, pretraining, unlabelled, **same
+            ),
+            "pretrain: Trainer, defaults": lambda: huggingface.pretrain(setting, pretraining, unlabelled),
+            "pretrain: read literally": lambda: pretrain_literally(setting, pretraining),
+            "finetune: ours": lambda: finetune_ours(setting, finetuning),
+            "finetune: Trainer, same precision": lambda: huggingface.finetune(
+                setting, finetuning, labelled, **same
+            ),
+            "finetune: Trainer, defaults": lambda: huggingface.finetune(setting, finetuning, labelled),
+            "matrix product": lambda: matrix_rate(setting, args.seconds),
+        },
+        args.rounds,
+    )
+    matrix = rates.pop("matrix product")
+    mask_prob = setting.params.pretrain.mask_prob
+    figures: dict[str, float] = {}
+    for stage, store, outputs in (
+        ("pretrain", setting.unlabelled, setting.shape["vocab_size"]),
+        ("finetune", setting.train, setting.num_classes),
+    ):
+        lengths = store.lengths.clip(max=setting.maxlen) + NUM_MARKS
+        targets = mask_prob * (1 - NUM_MARKS / lengths.mean()) if stage == "pretrain" else 1 / lengths.mean()
+        operations = operations_per_token(
+            setting, float((lengths**2).sum() / lengths.sum()), targets, outputs
+        )
+        rates[f"{stage}: floor"] = [rate / operations for rate in matrix]
+        ours = rates[f"{stage}: ours"]
+        print_rates(
+            "tokens per second",
+            {name: values for name, values in rates.items() if name.startswith(stage)},
+            f"{stage}: ours",
+        )
+        figures |= {
+            f"{stage}_vs_trainer_same_precision": ratio(ours, rates[f"{stage}: Trainer, same precision"]),
+            f"{stage}_vs_trainer_defaults": ratio(ours, rates[f"{stage}: Trainer, defaults"]),
+            f"{stage}_share_of_floor": ratio(ours, rates[f"{stage}: floor"]),
+        }
+    figures["pretrain_vs_literal"] = ratio(rates["pretrain: ours"], rates["pretrain: read literally"])
+    write_result(args.json, figures, rates)
+
+
+def _dropout(prob: float) -> dict[str, Any]:
+    return {
+        "input_dropout_prob": prob,
+        "hidden_dropout_prob": prob,
+        "attention_probs_dropout_prob": prob,
+    }
+
+
+def _constant(optimizer: torch.optim.Optimizer) -> Scheduler:
+    """A rate that never changes; speed does not depend on it."""
+    return Scheduler(optimizer, 1e-5, 1e-5, 1e-5, 0, 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Tokenizing: lines per second of pretokenize and of tokenizer training.
+
+    python benchmarks/tokenization.py [--json OUT]
+
+Pretokenizing is ``TokenStore.from_texts``, raw lines to arrays; beside it one bare call of the library's
+``encode_batch_fast``, whose results stay objects of its own, and a loop over ``encode``. All lines of the
+corpus are distinct or not as they come. Training has a yardstick too: the library's trainer fed with the
+same file, whose vocabulary is another one in every run.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import BertWordPieceTokenizer
+
+from common import (
+    argument_parser,
+    in_turns,
+    print_rates,
+    ratio,
+    read_archive,
+    shipped_params,
+    train_tokenizer,
+    write_result,
+)
+from receiptbert.corpus import SPLIT, TEXT, UNSUPERVISED
+from receiptbert.token_store import TokenStore
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    corpus = read_archive(args.corpus)
+    texts = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
+    tokenizer = train_tokenizer(corpus)
+    backend = tokenizer._tokenizer.backend_tokenizer
+
+    def rate(work: Callable[[], object]) -> Callable[[], float]:
+        def run() -> float:
+            start = time.perf_counter()
+            work()
+            return len(texts) / (time.perf_counter() - start)
+
+        return run
+
+    rates = in_turns(
+        {
+            "pretokenize": rate(lambda: TokenStore.from_texts(texts, tokenizer)),
+            "encode_batch_fast": rate(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)),
+            "loop over encode": rate(
+                lambda: [backend.encode(text, add_special_tokens=False).ids for text in texts]
+            ),
+            "training: ours": rate(lambda: train_tokenizer(corpus)),
+            "training: library": rate(lambda: _train_barely(texts)),
+        },
+        args.rounds,
+    )
+    training = {name: rates.pop(name) for name in list(rates) if name.startswith("training")}
+    print_rates("lines per second", rates, "pretokenize")
+    print_rates("lines per second", training, "training: ours")
+    write_result(
+        args.json,
+        {
+            "pretokenize_vs_encode_batch_fast": ratio(rates["pretokenize"], rates["encode_batch_fast"]),
+            "pretokenize_vs_loop": ratio(rates["pretokenize"], rates["loop over encode"]),
+            "training_vs_library": ratio(training["training: ours"], training["training: library"]),
+        },
+        rates | training,
+    )
+
+
+def _train_barely(texts: list[str]) -> None:
+    settings = shipped_params().tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "corpus.txt"
+        path.write_text("\n".join(texts), encoding="utf-8")
+        BertWordPieceTokenizer(strip_accents=True, lowercase=True).train(
+            str(path),
+            vocab_size=settings.vocab_size,
+            min_frequency=settings.min_frequency,
+            show_progress=False,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""One step of gradient descent and its log, which both trainers share."""
+
+import math
+from itertools import count
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+
+from receiptbert.optimization import Scheduler
+from receiptbert.precision import DTYPES
+
+# Losses of single batches jump; so many are shown as their mean, and fetched from the device at once.
+RECENT_STEPS = 100
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Descent(Generic[Model]):
+    """A model with its optimizer, schedule, precision and log; the arguments are the trainers'."""
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        scheduler: Scheduler,
+        device: torch.device | str,
+        logdir: str | None,
+        max_grad_norm: float | None,
+        precision: str,
+    ) -> None:
+        self._device = torch.device(device)
+        self._model = model.to(self._device)
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._writer = SummaryWriter(logdir) if logdir is not None else None
+        self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
+        self._precision = precision
+        # Gradients too small for fp16 are scaled up before they are computed, and down again before the step.
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
+        self._step = 0
+        self._pending: list[tuple[float, dict[str, Tensor]]] = []
+        self.history: list[dict[str, float]] = []
+        """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``."""
+
+    def _autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        mixed = self._precision != "fp32"
+        return torch.autocast(self._device.type, DTYPES[self._precision] if mixed else None, enabled=mixed)
+
+    def _backward(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def _descend(self, losses: dict[str, Tensor]) -> None:
+        """Step with the gradients at hand, and note the ``losses``."""
+        self._scaler.unscale_(self._optimizer)
+        norm = self._clip()
+        self._step += 1
+        lr = self._scheduler.get_last_lr()[0]
+        self._pending.append(
+            (lr, {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm})
+        )
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        self._scheduler.step()
+        if len(self._pending) == RECENT_STEPS:
+            self._write_history()
+
+    def _clip(self) -> Tensor:
+        """Cut the gradients to ``max_grad_norm``; the norm that they had."""
+        parameters = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        # Looking at the norm is free on a CPU and saves a pass over all gradients; a GPU would have to wait.
+        if self._device.type != "cpu" or norm > self._max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+        return norm
+
+    def _write_history(self) -> None:
+        """Fetch what the last steps noted: once in a while, since a GPU has to finish its work for it."""
+        if not self._pending:
+            return
+        values = torch.stack([torch.stack(list(noted.values())) for _, noted in self._pending]).tolist()
+        first = self._step - len(self._pending) + 1
+        for step, (lr, noted), row in zip(count(first), self._pending, values, strict=False):
+            record = dict(zip(noted, row, strict=True)) | {"lr": lr}
+            self._log(record, step)
+            self.history.append({"step": step} | record)
+        self._pending.clear()
+
+    def _log(self, record: dict[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in record.items():
+                self._writer.add_scalar(name, value, global_step=step)
+
+    def _flush_log(self) -> None:
+        self._write_history()
+        if self._writer is not None:
+            self._writer.flush()
