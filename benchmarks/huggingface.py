@@ -10,6 +10,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -91,5 +92,6 @@ def _train(
             data_collator=collator,
             callbacks=[_Clock(watch)],
         )
+        trainer.remove_callback(PrinterCallback)  # which prints a line that nobody asked for
         trainer.train()
     return watch.rate()

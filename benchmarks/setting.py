@@ -22,7 +22,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 
 # Hidden size and layers of the smaller models of Turc et al. (2019); a head has 64 dimensions.
 SIZES = {"tiny": (128, 2), "mini": (256, 4), "small": (512, 4), "medium": (512, 8)}
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 1
 
 
 class Task(NamedTuple):

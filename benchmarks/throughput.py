@@ -150,9 +150,10 @@ def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     add_setting_options(parser)
+    parser.set_defaults(vocab_size=30_000)  # as a corpus of millions of lines fills it
     parser.add_argument("--batch-size", type=int, default=256, help="of pretraining")
     parser.add_argument("--finetune-batch-size", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each contestant in each round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
     args = parser.parse_args()
     setting = read_setting(args)
     pretraining = Task(args.batch_size, args.seconds)

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import make_sample
+from receiptbert import BertFinetuneModel, WordpieceTokenizer
+from receiptbert.hf_format import save_pretrained
 from tests.conftest import ROOT
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
@@ -35,6 +39,17 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]:
+    """The figures that the benchmark writes."""
+    result = folder / "result.json"
+    command = [sys.executable, str(ROOT / f"benchmarks/{name}.py"), "--json", str(result), *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(result.read_text())
+    return figures
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -47,11 +62,26 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str, options: list[str]) -> None:
     corpus = [] if name == "scale" else ["--corpus", str(archive)]
-    result = tmp_path / "result.json"
-    command = [sys.executable, str(ROOT / f"benchmarks/{name}.py"), *corpus, "--json", str(result), *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(result.read_text())
+    figures = run_benchmark(name, [*corpus, *options], tmp_path)
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
     assert figures.get("labels_equal", True)
+
+
+def test_the_numbers_behind_the_answers(
+    tmp_path: Path,
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    finetune_model: Callable[..., BertFinetuneModel],
+) -> None:
+    save_pretrained(finetune_model(), tokenizer, tmp_path / "model", ["а", "б", "в"])
+    rows = [f"{text},{i % 3},{split}" for split in ("train", "val", "test") for i, text in enumerate(texts)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label,split", *rows]))
+    options = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data.csv")]
+    figures = run_benchmark("answers", options, tmp_path)
+    assert figures["not_scaled"]["largest_weight"] > figures["scaled"]["largest_weight"]
+    assert 0 < figures["lines_with_another_class_if_padding_is_not_masked"] <= 1
+    # The published formulas: (V + P + 2) d + 2d, 4 (4d^2 + 6d), 4 (8d^2 + 7d).
+    parameters = figures["parameters"]
+    assert parameters["embeddings"] == (30_000 + 24 + 2 + 2) * 256
+    assert parameters["attention"] == 4 * (4 * 256**2 + 6 * 256)
+    assert parameters["feed_forward"] == 4 * (8 * 256**2 + 7 * 256)

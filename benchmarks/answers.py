@@ -1,0 +1,137 @@
+"""The numbers behind docs/answers.md.
+
+    python benchmarks/answers.py [--json OUT]
+
+Runs in seconds. What is said of padding needs the finetuned model and the lines of the last ``make repro``.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common import ROOT, in_turns, ratio, write_result
+from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
+from receiptbert.datasets import NUM_MARKS, InferenceDataset
+from receiptbert.encoder import BertLayer, BertShape
+from receiptbert.hf_format import load_classifier
+from receiptbert.modeling import BertModel
+
+MINI = BertShape(
+    vocab_size=30_000,
+    max_seqlen=24,
+    hidden_size=256,
+    num_hidden_layers=4,
+    intermediate_size=1024,
+    num_attention_heads=4,
+    act_func="gelu",
+    eps=1e-3,
+)
+KEYS = 11  # tokens of a receipt line, marks included
+
+
+def attention_weights(scaled: bool) -> dict[str, float]:
+    """Softmax over scores of random queries and keys of unit variance: how sharp, and how well it can learn.
+
+    The derivative of a weight p by its own score is p (1 - p).
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = MINI.hidden_size // MINI.num_attention_heads
+    queries, keys = (torch.randn(1000, KEYS, size, generator=generator) for _ in range(2))
+    scores = queries @ keys.transpose(1, 2) / (math.sqrt(size) if scaled else 1.0)
+    weights = scores.softmax(dim=-1)
+    return {
+        "deviation_of_scores": float(scores.std()),
+        "largest_weight": float(weights.max(dim=-1).values.mean()),
+        "derivative": float((weights * (1 - weights)).mean()),
+    }
+
+
+def wide_projection() -> float:
+    """How many times faster one d x 3d product is than three d x d, forward and backward."""
+    x = torch.randn(64 * KEYS, MINI.hidden_size)
+    wide = nn.Linear(MINI.hidden_size, 3 * MINI.hidden_size)
+    narrow = nn.ModuleList(nn.Linear(MINI.hidden_size, MINI.hidden_size) for _ in range(3))
+
+    def rate(outputs: list[nn.Module]) -> float:
+        start = time.perf_counter()
+        for _ in range(50):
+            sum(layer(x).sum() for layer in outputs).backward()
+        return 50 / (time.perf_counter() - start)
+
+    rates = in_turns({"wide": lambda: rate([wide]), "narrow": lambda: rate(list(narrow))}, rounds=5)
+    return ratio(rates["wide"], rates["narrow"])
+
+
+def unmasked_padding(folder: Path, corpus: Path, extra: int = 5) -> float:
+    """Share of test lines that get another class when padded by ``extra`` tokens that are not masked."""
+    model, tokenizer, _ = load_classifier(folder)
+    rows = read_corpus(corpus)
+    texts = rows.loc[rows[SPLIT] == TEST, TEXT].tolist()
+    dataset = InferenceDataset(texts, model.shape.max_seqlen - NUM_MARKS - extra, tokenizer)
+    padding = torch.full((extra,), tokenizer.pad_token_id)
+
+    def predict(input_ids: Tensor) -> int:
+        return int(model(input_ids[None]).argmax())
+
+    with torch.inference_mode():
+        inputs = [dataset[i] for i in range(len(dataset))]
+        changed = sum(predict(ids) != predict(torch.cat([ids, padding])) for ids in inputs)
+    return changed / len(texts)
+
+
+def multiplications(tokens: int) -> dict[str, int]:
+    """Multiplications of one layer of bert-mini for a text of so many tokens."""
+    d = MINI.hidden_size
+    return {
+        "attention_projections": 4 * tokens * d**2,
+        "attention_scores_and_sums": 2 * tokens**2 * d,
+        "feed_forward": 2 * tokens * d * MINI.intermediate_size,
+    }
+
+
+def parameters() -> dict[str, int]:
+    """Parameters of bert-mini by part, counted on the model."""
+    model = BertModel(**MINI.kwargs())
+    backbone, heads = model._backbone, [model._mlm_head, model._classifier_head]
+    layers = [module for module in backbone.modules() if isinstance(module, BertLayer)]
+    tied = backbone.get_token_embeddings().weight.numel()  # counted with the embeddings
+
+    def count(modules: list[nn.Module]) -> int:
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    return {
+        "embeddings": count([backbone._embeddings]),
+        "attention": count([layer._multihead_attention for layer in layers]),
+        "feed_forward": count([layer._feedforward for layer in layers]),
+        "heads": count([*heads]) - tied,
+        "second_matrix_if_not_tied": tied,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
+    parser.add_argument("--data", type=Path, default=ROOT / "data/raw/data.csv")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    figures = {
+        "scaled": attention_weights(scaled=True),
+        "not_scaled": attention_weights(scaled=False),
+        "wide_projection_is_faster": wide_projection(),
+        "lines_with_another_class_if_padding_is_not_masked": unmasked_padding(args.model, args.data),
+        "multiplications_11_tokens": multiplications(11),
+        "multiplications_512_tokens": multiplications(512),
+        "parameters": parameters(),
+    }
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    write_result(args.json, figures)
+
+
+if __name__ == "__main__":
+    main()
