@@ -6,10 +6,11 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from ruamel.yaml import YAML
 
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
@@ -19,6 +20,7 @@ from receiptbert.reports import write_json
 from receiptbert.tokenization import WordpieceTokenizer
 
 ROOT = Path(__file__).parents[1]
+STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
 
 Rates = list[float]  # of one contestant, one a round
 
@@ -36,6 +38,19 @@ def argument_parser(doc: str) -> argparse.ArgumentParser:
 def shipped_params() -> Params:
     """The settings of ``params.yaml``."""
     return load_params(ROOT / "params.yaml")
+
+
+def write_params(folder: Path, overrides: Sequence[str]) -> None:
+    """Write the shipped parameters into ``folder``, changed as ``dvc exp run -S section.key=value`` would."""
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    for override in overrides:
+        key, value = override.split("=", 1)
+        section, name = key.split(".")
+        if name not in params[section]:
+            raise KeyError(key)
+        params[section][name] = yaml.load(value)
+    yaml.dump(params, folder / "params.yaml")
 
 
 def read_archive(archive: Path) -> pd.DataFrame:

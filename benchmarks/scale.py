@@ -14,12 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from common import ROOT, write_result
+from common import ROOT, STAGES, write_params, write_result
 from receiptbert.progress import say
 
-STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
 STEPS = 200
 
 
@@ -49,12 +46,7 @@ def _run_stages(folder: Path, lines: int) -> dict[str, dict[str, float]]:
     say(f"generating {lines:,} lines")
     generator = [str(ROOT / "data/make_sample.py"), "corpus.zip", "--unlabelled", str(lines)]
     subprocess.run([sys.executable, *generator], cwd=folder, check=True)
-    yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
-    params["data"]["archive"] = "corpus.zip"
-    params["pretrain"]["max_steps"] = STEPS
-    params["finetune"]["epochs"] = 1
-    yaml.dump(params, folder / "params.yaml")
+    write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={STEPS}", "finetune.epochs=1"])
     return {stage: _measure([sys.executable, str(ROOT / f"src/{stage}.py")], folder) for stage in STAGES}
 
 

@@ -67,6 +67,7 @@ def finetune(params: Params) -> None:
         logdir=pipeline.new_run_folder("finetune"),
         max_grad_norm=p.max_grad_norm,
         precision=choose_precision(p.precision, device, "finetune.precision"),
+        label_smoothing=p.label_smoothing,
     )
     trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
 

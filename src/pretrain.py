@@ -93,6 +93,7 @@ def make_loader(
             mask_prob=p.mask_prob,
             random_prob=p.random_prob,
             keep_unchanged_prob=p.keep_unchanged_prob,
+            whole_words=p.whole_words,
         ),
     )
 

@@ -4,20 +4,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import common
+import learning_curve
 import make_sample
+import quality
 from receiptbert import BertFinetuneModel, WordpieceTokenizer
 from receiptbert.hf_format import save_pretrained
+from receiptbert.params import load_params
 from tests.conftest import ROOT
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
 KEYS = {
-    "svm": {"C", "val_weighted_f1", "test_weighted_f1"},
+    "quality": {"majority", "svm_word", "svm_char", "corpus"},
     "tokenization": {"pretokenize_vs_encode_batch_fast", "pretokenize_vs_loop"},
     "throughput": {
         "pretrain_vs_trainer_same_precision",
@@ -53,7 +57,7 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("svm", []),
+        ("quality", ["--only", "majority,svm_word,svm_char", "--seeds", "1"]),
         ("tokenization", ["--rounds", "1"]),
         ("throughput", [*QUICK, "--seconds", "0", "--batch-size", "8", "--finetune-batch-size", "8"]),
         ("inference", [*QUICK, "--lines", "50"]),
@@ -65,6 +69,87 @@ def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str
     figures = run_benchmark(name, [*corpus, *options], tmp_path)
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
     assert figures.get("labels_equal", True)
+
+
+def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:
+    options = ["--corpus", str(archive), "--seeds", "1", "--only"]
+    first = run_benchmark("quality", [*options, "majority"], tmp_path)
+    figures = run_benchmark("quality", [*options, "svm_char"], tmp_path)
+    assert figures["majority"] == first["majority"]
+    assert figures["svm_char"]["mean"] > figures["majority"]["mean"]
+    rows = quality.earlier_figures(tmp_path / "result.json", figures["sha256"])
+    assert list(rows) == ["majority", "svm_char"]
+    assert not quality.earlier_figures(tmp_path / "result.json", "the digest of another corpus")
+
+
+def pretend_scores(folder: Path, f1: float) -> None:
+    """Leave in ``folder`` what a run of the stages leaves."""
+    for name in ("metrics", "models/finetuned"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "metrics/test.json").write_text(json.dumps({"weighted_f1": f1, "macro_f1": 0.4}))
+    (folder / "metrics/finetune.json").write_text('{"val_weighted_f1": 0.6}')
+    (folder / "models/finetuned/model.safetensors").write_bytes(b"0" * 2_000_000)
+
+
+def test_a_run_of_the_pipeline_has_its_own_seed_and_settings(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretend(folder: Path, stages: Sequence[str]) -> None:
+        params = load_params(folder / "params.yaml")
+        assert stages == common.STAGES
+        assert params.pretrain.seed == params.finetune.seed == 7
+        assert params.finetune.init == "scratch"
+        assert Path(params.data.archive) == archive
+        pretend_scores(folder, 0.5)
+
+    monkeypatch.setattr(quality, "run_stages", pretend)
+    run = quality.Contest(archive, common.read_archive(archive)).run("scratch", 7)
+    assert run.pop("seconds") >= 0
+    assert run == {"weighted_f1": 0.5, "macro_f1": 0.4, "val_weighted_f1": 0.6, "megabytes": 2}
+
+
+def test_a_summary_of_seeds() -> None:
+    runs = [{"weighted_f1": f1, "macro_f1": f1 / 2, "seconds": 3.0} for f1 in (0.5, 0.6, 0.7)]
+    assert quality.summary(runs) == pytest.approx(
+        {"mean": 0.6, "std": 0.1, "seeds": 3, "macro_f1": 0.3, "macro_std": 0.05, "seconds": 3}
+    )
+
+
+def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = common.read_archive(archive)
+    drawn = [learning_curve.draw(corpus, "train", share) for share in (0.1, 0.3)]
+    assert [(part["split"] == "train").sum() for part in drawn] == [30, 90]
+    assert set(drawn[0].index) < set(drawn[1].index)
+    assert (drawn[0]["split"] != "train").sum() == (corpus["split"] != "train").sum()
+
+    calls = []
+
+    def pretend(folder: Path, stages: Sequence[str]) -> None:
+        splits = common.read_archive(folder / "corpus.zip")["split"]
+        calls.append((tuple(stages), (splits == "unsupervised").sum()))
+        pretend_scores(folder, (splits == "train").mean())
+
+    monkeypatch.setattr(learning_curve, "run_stages", pretend)
+    f1 = learning_curve.bert_scores(corpus, 0.3, seed=0)
+    assert calls == [(tuple(stages), 90) for stages in (common.STAGES, *[learning_curve.AFTER_LABELS] * 2)]
+    assert f1[1.0] > f1[0.3] > f1[0.1] > 0
+
+    figures = []
+    for name in ("one.svg", "other.svg"):
+        scores = {"BERT": {share: [value] for share, value in f1.items()}}
+        learning_curve.plot(scores, "tiny", tmp_path / name)
+        figures.append((tmp_path / name).read_bytes())
+    assert figures[0] == figures[1]
+
+
+def test_the_assignments_settings_are_those_of_the_readme() -> None:
+    line = next(
+        line for line in (ROOT / "README.md").read_text().splitlines() if "assignment's settings" in line
+    )
+    command = line.split("`")[1]
+    assert command == "dvc exp run " + " ".join(
+        f"-S {override}" for override in quality.OVERRIDES["assignment"]
+    )
 
 
 def test_the_numbers_behind_the_answers(

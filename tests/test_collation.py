@@ -39,6 +39,22 @@ def test_masking_statistics(dataset: PretrainDataset) -> None:
     assert is_same.float().mean().item() == pytest.approx(0.1 + 0.1 / 55, abs=tolerance)
 
 
+def test_whole_words_are_masked_or_spared(dataset: PretrainDataset) -> None:
+    tokenizer = dataset.tokenizer
+    continues = torch.tensor([token.startswith("##") for token in tokenizer.tokens])
+    shares = {}
+    for whole_words in (False, True):
+        collator = Collator(tokenizer, mask_prob=0.3, whole_words=whole_words)
+        true_ids, _, labels = masked(dataset, collator, times=40)
+        target, special = labels != -100, torch.isin(true_ids, torch.tensor(tokenizer.special_token_ids))
+        # A piece and the one before it, in the same word; a segment may begin within a word, after [SEP].
+        pairs = continues[true_ids][1:] & ~special[:-1]
+        shares[whole_words] = (target[1:] == target[:-1])[pairs].float().mean().item()
+        assert target[~special].float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert shares[True] == 1
+    assert shares[False] == pytest.approx(0.3**2 + 0.7**2, abs=0.02)
+
+
 def test_special_tokens_are_never_masked_nor_drawn(dataset: PretrainDataset) -> None:
     tokenizer = dataset.tokenizer
     collator = Collator(tokenizer, mask_prob=1.0, random_prob=1.0, keep_unchanged_prob=0.0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from receiptbert import (
@@ -282,6 +283,25 @@ def test_without_a_scorer_the_last_epoch_stays(
     trainer.train(loaders, 2)
     assert trainer.best_epoch == 2
     assert list(trainer.epochs[-1]) == ["epoch", "train_loss", "eval_loss"]
+
+
+def test_labels_are_smoothed_in_training_alone(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    model = finetune_model().eval()
+    trainer, loaders = finetune_parts(texts, tokenizer, model, label_smoothing=0.3)
+    _, same_loaders = finetune_parts(texts, tokenizer, model)
+    input_ids, targets = next(iter(same_loaders["train"]))
+    log_probs = model(input_ids, padding_mask(input_ids, tokenizer.pad_token_id)).log_softmax(-1)
+    of_target, of_all = -log_probs[range(len(targets)), targets].mean(), -log_probs.mean()
+    trainer.train(loaders, 1)
+    assert trainer.history[0]["loss"] == pytest.approx((0.7 * of_target + 0.3 * of_all).item(), abs=1e-6)
+
+    lines, classes = labelled(texts)
+    dataset = FinetuneDataset(lines, classes, tokenizer, maxlen=12)
+    model.eval()
+    losses = [cross_entropy(model(ids[None]), torch.tensor([target])).item() for ids, target in dataset]
+    assert trainer.epochs[0]["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 def test_prediction_keeps_the_order_of_the_texts(

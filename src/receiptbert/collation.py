@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from receiptbert.datasets import LabelledTexts, SegmentPairs
-from receiptbert.tokenization import WordpieceTokenizer
+from receiptbert.tokenization import CONTINUATION, WordpieceTokenizer
 
 
 class Collator:
@@ -19,6 +19,7 @@ class Collator:
         mask_prob: how often a token is chosen as a target.
         random_prob: how often a chosen token is replaced by a random one, which may be itself.
         keep_unchanged_prob: how often a chosen token stays. Otherwise it becomes ``[MASK]``.
+        whole_words: choose all pieces of a word or none, so that no piece gives the others away.
 
     Randomness comes from torch's global generator of the batch's device.
     """
@@ -30,6 +31,7 @@ class Collator:
         mask_prob: float = 0.15,
         random_prob: float = 0.1,
         keep_unchanged_prob: float = 0.1,
+        whole_words: bool = False,
     ) -> None:
         self._pad_token_id = tokenizer.pad_token_id
         self._mask_token_id = tokenizer.mask_token_id
@@ -40,6 +42,8 @@ class Collator:
         self._mask_prob = mask_prob
         self._random_prob = random_prob
         self._keep_unchanged_prob = keep_unchanged_prob
+        self._whole_words = whole_words
+        self._begins_word = torch.tensor([not token.startswith(CONTINUATION) for token in tokenizer.tokens])
 
     def __call__(
         self, batch: SegmentPairs | Sequence[tuple[Tensor, Tensor, bool]]
@@ -67,7 +71,11 @@ class Collator:
         device = true_ids.device
         self._special, self._ordinary = self._special.to(device), self._ordinary.to(device)
         eligible = ~torch.isin(true_ids, self._special)
-        target = eligible & (torch.rand(true_ids.shape, device=device) < self._mask_prob)
+        chance = torch.rand(true_ids.shape, device=device)
+        if self._whole_words:  # all pieces get the number of their word's first
+            self._begins_word = self._begins_word.to(device)
+            chance = chance.gather(1, self._begins_word[true_ids].cumsum(1) - 1)
+        target = eligible & (chance < self._mask_prob)
         labels = torch.where(target, true_ids, self._non_target_idx)
 
         # One uniform number decides what happens to a target: [0, random) is replaced,

@@ -92,6 +92,7 @@ class PretrainParams:
     mask_prob: float
     random_prob: float
     keep_unchanged_prob: float
+    whole_words: bool
     permute_prob: float
     sop_weight: float
     holdout: int
@@ -126,9 +127,11 @@ class FinetuneParams:
     weight_decay: float
     max_grad_norm: float
     dropout: float
+    label_smoothing: float
 
     def __post_init__(self) -> None:
         _require_training_ranges(self)
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
         _require(bool(self.init), "init", "pretrained, scratch, or a checkpoint folder")
 
 
@@ -210,7 +213,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def _require(holds: bool, key: str, rule: str) -> None:

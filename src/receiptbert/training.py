@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +141,8 @@ class FinetuneTrainer(Descent[BertFinetuneModel]):
             the score after each epoch.
         max_grad_norm: longer gradients are cut to this norm.
         precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
+        label_smoothing: so much of a target's probability is spread over all classes while training (Szegedy
+            et al. 2016); the eval loss is the plain cross entropy.
     """
 
     def __init__(
@@ -153,10 +155,12 @@ class FinetuneTrainer(Descent[BertFinetuneModel]):
         logdir: str | None = None,
         max_grad_norm: float | None = None,
         precision: str = "fp32",
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision)
         self._pad_token_id = pad_token_id
-        self._criterion = nn.CrossEntropyLoss()
+        self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self._eval_criterion = nn.CrossEntropyLoss()
         self.epochs: list[dict[str, float]] = []
         """One record an epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score by its name."""
         self.best_epoch = 0
@@ -203,7 +207,7 @@ class FinetuneTrainer(Descent[BertFinetuneModel]):
         first = len(self.history)
         for input_ids, targets in batches:
             with self._autocast():
-                loss = self._loss(input_ids, targets)
+                loss = self._criterion(*self._classify(input_ids, targets))
             self._backward(loss)
             self._descend({"loss": loss})
         self._write_history()
@@ -215,14 +219,15 @@ class FinetuneTrainer(Descent[BertFinetuneModel]):
         total = texts = 0.0
         with torch.inference_mode():
             for input_ids, targets in dataloader:
-                total += self._loss(input_ids, targets).item() * len(targets)
+                total += self._eval_criterion(*self._classify(input_ids, targets)).item() * len(targets)
                 texts += len(targets)
         return total / max(texts, 1)
 
-    def _loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+    def _classify(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and targets (B,), both on the trainer's device."""
         input_ids = input_ids.to(self._device)
         logits = self._model(input_ids, padding_mask(input_ids, self._pad_token_id))
-        return cast(Tensor, self._criterion(logits, targets.to(self._device)))
+        return logits, targets.to(self._device)
 
     def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:
         """The predicted class of each text of ``dataloader``, which has no targets; shape (n,)."""

@@ -1,0 +1,125 @@
+"""Weighted F1 on test as labels and unlabelled lines grow, beside the linear SVM; a table and a plot.
+
+    python benchmarks/learning_curve.py [--corpus ZIP] [--seeds N] [--json OUT] [--plot SVG]
+
+Shares of the labels and of the unlabelled lines are drawn at random, the same for every seed. The tokenizer
+is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
+random weights.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Mapping
+from itertools import chain, repeat
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from common import STAGES, argument_parser, read_archive, write_params, write_result
+from quality import Contest, read_scores, run_stages, seeds
+from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
+from receiptbert.progress import say
+
+LABELS = [1.0, 0.3, 0.1]
+UNLABELLED = [0.0, 0.1, 0.3, 1.0]
+# What depends on the labels; tokenizer and pretraining are kept.
+AFTER_LABELS = ["unzip", "pretokenize", "finetune", "evaluate"]
+SVM = "linear SVM"
+
+Scores = dict[str, dict[float, list[float]]]  # series -> share of the labels -> weighted F1 of each seed
+
+
+def draw(corpus: pd.DataFrame, split: str, share: float) -> pd.DataFrame:
+    """``corpus`` with a random ``share`` of the rows of ``split``; larger shares hold the smaller ones."""
+    rows = np.flatnonzero(corpus[SPLIT] == split)
+    rows = np.random.default_rng(0).permutation(rows)
+    return corpus.drop(corpus.index[rows[round(share * len(rows)) :]])
+
+
+def write_archive(corpus: pd.DataFrame, path: Path) -> None:
+    """``corpus`` as a zip that the pipeline reads."""
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("data.csv", corpus.to_csv(index=False))
+
+
+def bert_scores(corpus: pd.DataFrame, unlabelled: float, seed: int) -> dict[float, float]:
+    """Weighted F1 on test for each share of the labels, after one pretraining on ``unlabelled``."""
+    # From scratch nothing is pretrained, but the tokenizer needs texts and the encoder a shape.
+    overrides = ["finetune.init=scratch", "pretrain.max_steps=1"] if not unlabelled else []
+    corpus = draw(corpus, UNSUPERVISED, unlabelled or min(UNLABELLED[1:]))
+    scores = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_params(folder, [*overrides, *seeds(seed), "data.archive=corpus.zip"])
+        for stages, labels in zip(chain([STAGES], repeat(AFTER_LABELS)), LABELS, strict=False):
+            write_archive(draw(corpus, TRAIN, labels), folder / "corpus.zip")
+            run_stages(folder, stages)
+            scores[labels] = read_scores(folder)["weighted_f1"]
+    return scores
+
+
+def plot(scores: Scores, title: str, path: Path) -> None:
+    """A line for each series, the labels on a logarithmic axis."""
+    mpl.rcParams["svg.hashsalt"] = title  # the same bytes for the same figures
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for series, by_labels in scores.items():
+        means = [statistics.fmean(by_labels[share]) for share in LABELS]
+        axes.plot(LABELS, means, "--" if series == SVM else "-", marker="o", label=series)
+    axes.set_xscale("log")
+    axes.set_xticks(LABELS, [f"{share:.0%}" for share in LABELS])
+    axes.minorticks_off()
+    axes.set(xlabel="labelled lines", ylabel="weighted F1, test", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def print_table(scores: Scores) -> None:
+    """A line for each series."""
+    print(f"{'labels':24}" + "".join(f"{share:>16.0%}" for share in LABELS))
+    for series, by_labels in scores.items():
+        cells = (
+            f"{statistics.fmean(f1):.3f} ± {np.std(f1):.3f}" for f1 in map(by_labels.__getitem__, LABELS)
+        )
+        print(f"{series:24}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+def as_json(scores: Scores) -> Mapping[str, object]:
+    """``{series: {share: [F1 of each seed]}}``."""
+    return {
+        "weighted_f1": {
+            series: {str(share): f1 for share, f1 in row.items()} for series, row in scores.items()
+        }
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each point, with seeds from 0 on")
+    parser.add_argument("--plot", type=Path, help="draw the curves there")
+    args = parser.parse_args()
+    corpus = read_archive(args.corpus)
+    scores: Scores = {SVM: {}}
+    for share in LABELS:
+        contest = Contest(args.corpus, draw(corpus, TRAIN, share))
+        scores[SVM][share] = [contest.svm("svm_char", seed)["weighted_f1"] for seed in range(args.seeds)]
+    for unlabelled in UNLABELLED:
+        series = f"BERT, {unlabelled:.0%} of the texts" if unlabelled else "BERT from scratch"
+        scores[series] = {share: [] for share in LABELS}
+        for seed in range(args.seeds):
+            for share, f1 in bert_scores(corpus, unlabelled, seed).items():
+                scores[series][share].append(f1)
+            say(f"{series}, seed {seed}: " + ", ".join(f"{f1[-1]:.4f}" for f1 in scores[series].values()))
+        write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
+    print_table(scores)
+    if args.plot is not None:
+        plot(scores, args.corpus.stem, args.plot)
+
+
+if __name__ == "__main__":
+    main()

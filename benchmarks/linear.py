@@ -1,0 +1,38 @@
+"""The models to beat: linear support vector machines on TF-IDF, trained on the labelled lines alone."""
+
+from typing import Any
+
+import pandas as pd
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import f1_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.svm import LinearSVC
+
+from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, VAL
+
+STRENGTHS = [0.1, 0.3, 1.0, 3.0]
+FEATURES: dict[str, dict[str, Any]] = {
+    "svm_word": {"token_pattern": r"\w+"},
+    "svm_char": {"analyzer": "char_wb", "ngram_range": (1, 6), "min_df": 2},
+}
+
+
+def fit_svm(corpus: pd.DataFrame, features: str, seed: int) -> tuple[Pipeline, float]:
+    """An SVM over ``FEATURES[features]``, its strength C chosen on val, and its weighted F1 there."""
+    train, val = (corpus[corpus[SPLIT] == split] for split in (TRAIN, VAL))
+
+    def fit(strength: float) -> tuple[float, Pipeline]:
+        vectorizer = TfidfVectorizer(sublinear_tf=True, **FEATURES[features])
+        model = make_pipeline(vectorizer, LinearSVC(C=strength, random_state=seed))
+        predicted = model.fit(train[TEXT], train[LABEL]).predict(val[TEXT])
+        return float(f1_score(val[LABEL], predicted, average="weighted", zero_division=0)), model
+
+    val_f1, model = max(map(fit, STRENGTHS), key=lambda fitted: fitted[0])
+    return model, val_f1
+
+
+def megabytes(model: Pipeline) -> float:
+    """Size of the coefficients and of the vocabulary's strings, as a file would hold them."""
+    vectorizer, svm = model[0], model[-1]
+    strings = sum(len(term.encode()) for term in vectorizer.vocabulary_)
+    return float(svm.coef_.nbytes + vectorizer.idf_.nbytes + strings) / 1e6
