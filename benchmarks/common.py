@@ -40,6 +40,11 @@ def shipped_params() -> Params:
     return load_params(ROOT / "params.yaml")
 
 
+def stage_command(stage: str) -> list[str]:
+    """What DVC runs for ``stage``, to be run from any folder."""
+    return [sys.executable, str(ROOT / f"src/{stage}.py")]
+
+
 def write_params(folder: Path, overrides: Sequence[str]) -> None:
     """Write the shipped parameters into ``folder``, changed as ``dvc exp run -S section.key=value`` would."""
     yaml = YAML()

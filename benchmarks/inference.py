@@ -37,7 +37,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--lines", type=int, default=10_000, help="predicted in each round")
     add_setting_options(parser)
-    parser.set_defaults(size="tiny")  # the shipped model
+    parser.set_defaults(size="tiny")  # so that a line at a time ends in time
     args = parser.parse_args()
     setting = read_setting(args)
     names = [f"class {number}" for number in range(setting.num_classes)]

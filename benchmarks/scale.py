@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, STAGES, write_params, write_result
+from common import ROOT, STAGES, stage_command, write_params, write_result
 from receiptbert.progress import say
 
 STEPS = 200
@@ -47,7 +47,7 @@ def _run_stages(folder: Path, lines: int) -> dict[str, dict[str, float]]:
     generator = [str(ROOT / "data/make_sample.py"), "corpus.zip", "--unlabelled", str(lines)]
     subprocess.run([sys.executable, *generator], cwd=folder, check=True)
     write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={STEPS}", "finetune.epochs=1"])
-    return {stage: _measure([sys.executable, str(ROOT / f"src/{stage}.py")], folder) for stage in STAGES}
+    return {stage: _measure(stage_command(stage), folder) for stage in STAGES}
 
 
 def _measure(command: list[str], folder: Path) -> dict[str, float]:
