@@ -13,8 +13,8 @@ from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset
 from receiptbert.devices import choose_device
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape, save_pretrained
-from receiptbert.inference import make_scorer
 from receiptbert.labelled import load_labelled
+from receiptbert.metrics import make_scorer
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see
     from receiptbert.encoder import MultiHeadSelfAttention as MultiHeadSelfAttention
     from receiptbert.encoder import init_layer as init_layer
     from receiptbert.hf_format import load_weights as load_weights
-    from receiptbert.inference import make_scorer as make_scorer
+    from receiptbert.metrics import make_scorer as make_scorer
     from receiptbert.modeling import BertFinetuneModel as BertFinetuneModel
     from receiptbert.modeling import BertModel as BertModel
     from receiptbert.modeling import ClassifierHead as ClassifierHead
@@ -36,7 +36,7 @@ _EXPORTS = {
     "datasets": ["FinetuneDataset", "InferenceDataset", "PretrainDataset"],
     "encoder": ["Bert", "BertEmbeddings", "BertLayer", "FeedForward", "MultiHeadSelfAttention", "init_layer"],
     "hf_format": ["load_weights"],
-    "inference": ["make_scorer"],
+    "metrics": ["make_scorer"],
     "modeling": ["BertFinetuneModel", "BertModel", "ClassifierHead", "MlmHead"],
     "optimization": ["Scheduler", "get_optimizer"],
     "tokenization": ["WordpieceTokenizer"],

@@ -1,12 +1,8 @@
-"""Predict classes, and score predictions while training."""
-
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+"""Predict classes."""
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -14,9 +10,6 @@ from receiptbert.datasets import InferenceDataset, Texts
 from receiptbert.progress import track
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.tokenization import WordpieceTokenizer
-
-if TYPE_CHECKING:
-    from receiptbert.training import FinetuneTrainer
 
 # Texts of average length: enough to fill the processor, few enough to stay in its cache.
 BATCH_SIZE = 128
@@ -43,38 +36,33 @@ def inference_loader(texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | 
     )
 
 
-def predict(
+def predict_logits(
     model: nn.Module, dataloader: DataLoader[Tensor], pad_token_id: int, device: torch.device
-) -> npt.NDArray[np.int64]:
-    """The most probable class of each text, without dropout.
+) -> npt.NDArray[np.float32]:
+    """The logits of each text, without dropout.
 
     Args:
         dataloader: of padded ids (B, S). The texts may come in any order that its ``batch_sampler`` repeats.
 
     Returns:
-        classes in the order of the dataset, shape (n,).
+        logits in the order of the dataset, shape (n, C); for no texts, (0, 0).
     """
     model.eval()
-    predictions = np.empty(len(dataloader.dataset), dtype=np.int64)  # type: ignore[arg-type]
+    logits = np.empty((len(dataloader.dataset), 0), dtype=np.float32)  # type: ignore[arg-type]
     batches = track(dataloader, "predicting", len(dataloader))
     with torch.inference_mode():
         for index, batch in zip(dataloader.batch_sampler, batches, strict=True):  # type: ignore[arg-type]
             input_ids = batch.to(device)
-            logits = model(input_ids, padding_mask(input_ids, pad_token_id))  # (B, C)
-            predictions[index] = logits.argmax(dim=-1).cpu().numpy()
-    return predictions
+            rows = model(input_ids, padding_mask(input_ids, pad_token_id)).float().cpu().numpy()  # (B, C)
+            if not logits.size:
+                logits = np.empty((len(logits), rows.shape[1]), dtype=np.float32)
+            logits[index] = rows
+    return logits
 
 
-def make_scorer(
-    texts: Texts,
-    targets: Sequence[int] | npt.NDArray[np.int64],
-    tokenizer: WordpieceTokenizer,
-    maxlen: int | None,
-) -> Callable[["FinetuneTrainer"], tuple[str, float]]:
-    """A function that gives the name and the value of the weighted F1 of a trainer's model on ``texts``."""
-    loader = inference_loader(texts, tokenizer, maxlen)
-
-    def get_score(trainer: "FinetuneTrainer") -> tuple[str, float]:
-        return "f1", float(f1_score(targets, trainer.predict(loader), average="weighted", zero_division=0))
-
-    return get_score
+def predict(
+    model: nn.Module, dataloader: DataLoader[Tensor], pad_token_id: int, device: torch.device
+) -> npt.NDArray[np.int64]:
+    """The most probable class of each text, shape (n,); see ``predict_logits``."""
+    logits = predict_logits(model, dataloader, pad_token_id, device)
+    return logits.argmax(axis=1) if logits.size else np.empty(0, dtype=np.int64)
