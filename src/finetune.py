@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pipeline
+from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.collation import collate_fn
 from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
@@ -20,13 +21,14 @@ from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
 from receiptbert.reports import write_csv, write_json
+from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
-from receiptbert.training import Batches, FinetuneTrainer, num_optimizer_steps
+from receiptbert.training import FinetuneTrainer, num_optimizer_steps
 
 
 def finetune(params: Params) -> None:
     p = params.finetune
-    device = choose_device(params.runtime.device)
+    device = choose_device(params.runtime.device, params.runtime.deterministic)
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
@@ -58,26 +60,32 @@ def finetune(params: Params) -> None:
     optimizer = get_optimizer(model, weight_decay=p.weight_decay)
     steps = num_optimizer_steps(len(batches), p.epochs)
     scheduler = Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps)
-    trainer = FinetuneTrainer(
-        model,
-        optimizer,
-        scheduler,
-        tokenizer.pad_token_id,
-        device,
-        logdir=pipeline.new_run_folder("finetune"),
-        max_grad_norm=p.max_grad_norm,
-        precision=choose_precision(p.precision, device, "finetune.precision"),
-        label_smoothing=p.label_smoothing,
-    )
-    trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
-
-    save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names)
-    best = trainer.epochs[trainer.best_epoch - 1]
-    write_json(
-        pipeline.METRICS / "finetune.json",
-        {"val_weighted_f1": best["f1"], "val_loss": best["eval_loss"], "best_epoch": best["epoch"]},
-    )
-    write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in trainer.epochs))
+    precision = choose_precision(p.precision, device, "finetune.precision")
+    with Checkpoints(
+        pipeline.CHECKPOINTS / "finetune",
+        [p],
+        [pipeline.CORPUS, pipeline.TOKENIZED, source],
+        params.runtime.checkpoint_seconds,
+    ) as checkpoints:
+        trainer = FinetuneTrainer(
+            model,
+            optimizer,
+            scheduler,
+            tokenizer.pad_token_id,
+            device,
+            logdir=pipeline.new_run_folder("finetune"),
+            max_grad_norm=p.max_grad_norm,
+            precision=precision,
+            label_smoothing=p.label_smoothing,
+            checkpoints=checkpoints,
+        )
+        trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
+        save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names)
+        best = trainer.epochs[trainer.best_epoch - 1]
+        scores = {"val_weighted_f1": best["f1"], "val_loss": best["eval_loss"], "best_epoch": best["epoch"]}
+        write_json(pipeline.METRICS / "finetune.json", scores | conditions(device, precision))
+        write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in trainer.epochs))
+        checkpoints.remove()
     print(f"best epoch: {best['epoch']} of {p.epochs}, weighted F1 on val {best['f1']:.4f}")
 
 

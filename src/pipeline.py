@@ -4,12 +4,13 @@ Paths are relative to the project's root, which is where DVC runs each stage.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from receiptbert.errors import UserError
+from receiptbert.errors import Interrupted, UserError
 from receiptbert.params import Params, load_params
 
 PARAMS = Path("params.yaml")
@@ -23,6 +24,8 @@ TOKENIZER = Path("models/tokenizer")
 PRETRAINED = Path("models/pretrained")
 FINETUNED = Path("models/finetuned")
 
+CHECKPOINTS = Path(".checkpoints")
+
 METRICS = Path("metrics")
 PLOTS = METRICS / "plots"
 
@@ -31,7 +34,8 @@ def run_stage(stage: Callable[[Params], None]) -> None:
     """Run ``stage`` with the parameters of ``params.yaml``.
 
     A ``UserError`` ends the process with one line on stderr and status 1;
-    set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead.
+    set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead. Ctrl-C and SIGTERM end it with 128 plus the
+    signal's number, as usual.
     """
     try:
         stage(load_params(PARAMS))
@@ -39,6 +43,8 @@ def run_stage(stage: Callable[[Params], None]) -> None:
         if os.environ.get("RECEIPTBERT_DEBUG"):
             raise
         sys.exit(f"{Path(sys.argv[0]).stem}: error: {error}")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(128 + (interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT))
 
 
 def new_run_folder(stage: str) -> str:

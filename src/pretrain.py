@@ -4,6 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pipeline
+from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.collation import Collator
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, PretrainDataset
@@ -23,10 +24,12 @@ from receiptbert.training import Trainer, num_optimizer_steps
 
 def pretrain(params: Params) -> None:
     p = params.pretrain
-    device = choose_device(params.runtime.device)
+    device = choose_device(params.runtime.device, params.runtime.deterministic)
+    precision = choose_precision(p.precision, device, "pretrain.precision")
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
-    store = TokenStore.load(pipeline.TOKENIZED / "unsupervised.safetensors")
+    unsupervised = pipeline.TOKENIZED / "unsupervised.safetensors"
+    store = TokenStore.load(unsupervised)
     store = store.take(store.lengths >= facts.min_length)
     held_out = store.held_out(p.holdout)
     loader = make_loader(store.take(~held_out), tokenizer, facts, p, device)
@@ -45,27 +48,33 @@ def pretrain(params: Params) -> None:
     optimizer = get_optimizer(model, weight_decay=p.weight_decay)
     steps = min(num_optimizer_steps(len(loader), p.epochs, p.num_accum_steps), p.max_steps)
     scheduler = Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps)
-    trainer = Trainer(
-        model,
-        optimizer,
-        scheduler,
-        tokenizer.pad_token_id,
-        device,
-        num_accum_steps=p.num_accum_steps,
-        logdir=pipeline.new_run_folder("pretrain"),
-        max_grad_norm=p.max_grad_norm,
-        precision=choose_precision(p.precision, device, "pretrain.precision"),
-    )
-    trainer.train(loader, p.epochs, max_steps=steps)
-
-    torch.manual_seed(p.seed)  # the same masks and swaps whatever came before
-    scores = trainer.evaluate(held_out_loader)
-    save_pretrained(model, tokenizer, pipeline.PRETRAINED)
-    write_json(
-        pipeline.METRICS / "pretrain.json", scores | {"tokens_seen": trainer.tokens_seen, "steps": steps}
-    )
-    columns = ["step", "MLM", "SOP"]
-    write_csv(pipeline.PLOTS / "pretrain.csv", columns, mean_curve(trainer.history, columns))
+    with Checkpoints(
+        pipeline.CHECKPOINTS / "pretrain",
+        [params.model, p],
+        [pipeline.TOKENIZED / "corpus.json", unsupervised, pipeline.TOKENIZER],
+        params.runtime.checkpoint_seconds,
+    ) as checkpoints:
+        trainer = Trainer(
+            model,
+            optimizer,
+            scheduler,
+            tokenizer.pad_token_id,
+            device,
+            num_accum_steps=p.num_accum_steps,
+            logdir=pipeline.new_run_folder("pretrain"),
+            max_grad_norm=p.max_grad_norm,
+            precision=precision,
+            checkpoints=checkpoints,
+        )
+        trainer.train(loader, p.epochs, max_steps=steps)
+        torch.manual_seed(p.seed)  # the same masks and swaps whatever came before
+        scores = trainer.evaluate(held_out_loader)
+        save_pretrained(model, tokenizer, pipeline.PRETRAINED)
+        counts = {"tokens_seen": trainer.tokens_seen, "steps": steps}
+        write_json(pipeline.METRICS / "pretrain.json", scores | counts | conditions(device, precision))
+        columns = ["step", "MLM", "SOP"]
+        write_csv(pipeline.PLOTS / "pretrain.csv", columns, mean_curve(trainer.history, columns))
+        checkpoints.remove()
     print(f"held-out texts: MLM loss {scores['mlm_loss']:.3f}, SOP accuracy {scores['sop_accuracy']:.3f}")
 
 

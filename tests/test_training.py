@@ -237,7 +237,7 @@ def test_tensorboard_has_every_step(
     trainer.train(pretrain_loader(texts, tokenizer), 1)
     steps = [record["step"] for record in trainer.history]
     assert steps == list(range(1, len(steps) + 1))
-    assert scalars(tmp_path / "pretrain") == dict.fromkeys(("MLM", "SOP", "grad_norm", "lr"), steps)
+    assert scalars(tmp_path / "pretrain") == dict.fromkeys(("MLM", "SOP", "tokens", "grad_norm", "lr"), steps)
 
     finetuner, loaders = finetune_parts(texts, tokenizer, finetune_model(), logdir=str(tmp_path / "finetune"))
     finetuner.train(loaders, 2, make_scorer(*labelled(texts), tokenizer, 12))

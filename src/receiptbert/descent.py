@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
+from receiptbert.errors import UserError
 from receiptbert.optimization import Scheduler
 from receiptbert.precision import DTYPES
 
@@ -35,7 +36,9 @@ class Descent(Generic[Model]):
         self._model = model.to(self._device)
         self._optimizer = optimizer
         self._scheduler = scheduler
-        self._writer = SummaryWriter(logdir) if logdir is not None else None
+        self._logdir = logdir
+        self._purge_step: int | None = None  # what TensorBoard has from here on is of a run that was cut off
+        self._writer: SummaryWriter | None = None
         self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self._precision = precision
         # Gradients too small for fp16 are scaled up before they are computed, and down again before the step.
@@ -86,14 +89,28 @@ class Descent(Generic[Model]):
         first = self._step - len(self._pending) + 1
         for step, (lr, noted), row in zip(count(first), self._pending, values, strict=False):
             record = dict(zip(noted, row, strict=True)) | {"lr": lr}
+            self._check(record, step)
             self._log(record, step)
             self.history.append({"step": step} | record)
         self._pending.clear()
 
+    def _check(self, record: dict[str, float], step: int) -> None:
+        """Refuse to go on without a finite loss, or gradient (which fp16 skips by itself)."""
+        for name, value in record.items():
+            if not math.isfinite(value) and not (name == "grad_norm" and self._scaler.is_enabled()):
+                what = "gradient" if name == "grad_norm" else f"{name} loss"
+                raise UserError(
+                    f"the {what} became {value} at step {step}; lower lr or max_grad_norm, or raise warmup "
+                    f"(the learning rate was {record['lr']:.2g})"
+                )
+
     def _log(self, record: dict[str, float], step: int) -> None:
-        if self._writer is not None:
-            for name, value in record.items():
-                self._writer.add_scalar(name, value, global_step=step)
+        if self._logdir is None:
+            return
+        if self._writer is None:
+            self._writer = SummaryWriter(self._logdir, purge_step=self._purge_step)
+        for name, value in record.items():
+            self._writer.add_scalar(name, value, global_step=step)
 
     def _flush_log(self) -> None:
         self._write_history()

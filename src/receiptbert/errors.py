@@ -1,4 +1,6 @@
-"""The one exception that a user is meant to see."""
+"""How a program of this project ends before its time."""
+
+import signal
 
 
 class UserError(Exception):
@@ -6,3 +8,11 @@ class UserError(Exception):
 
     Stage scripts print it without a traceback and exit with status 1.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end by signal ``number``."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number

@@ -74,6 +74,15 @@ class Scheduler:
         """The current rate of each group."""
         return [group["lr"] for group in self._optimizer.param_groups]
 
+    def state_dict(self) -> dict[str, int]:
+        """What changes while training."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._step = state["step"]
+        self._set_lr()
+
     def _set_lr(self) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr(self._step)

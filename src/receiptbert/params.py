@@ -140,8 +140,11 @@ class RuntimeParams:
     """Hardware: not a hyperparameter, so no stage tracks it."""
 
     device: str
+    deterministic: bool
+    checkpoint_seconds: float
 
     def __post_init__(self) -> None:
+        _require(self.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0")
         _require(
             self.device == "auto" or self.device.split(":")[0] in ("cpu", "cuda"),
             "device",

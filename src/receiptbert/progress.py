@@ -14,13 +14,13 @@ SECONDS_BETWEEN_LINES = 20.0
 SECONDS_WORTH_A_LINE = 3.0
 
 
-def track(items: Iterable[T], what: str, total: int, unit: str = "batches") -> Iterator[T]:
+def track(items: Iterable[T], what: str, total: int, unit: str = "batches", before: int = 0) -> Iterator[T]:
     """Yield ``items`` and report on stderr how far, how fast, and how long is left.
 
-    ``total`` is the number of items.
+    ``total`` is the number of items, ``before`` of which were done earlier and are not among ``items``.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, unit=f" {unit}", smoothing=0.05)
+        yield from tqdm(items, desc=what, total=total, initial=before, unit=f" {unit}", smoothing=0.05)
         return
     start = last = time.monotonic()
     for done, item in enumerate(items, start=1):
@@ -29,8 +29,8 @@ def track(items: Iterable[T], what: str, total: int, unit: str = "batches") -> I
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
             rate = done / (now - start)
-            left = (total - done) / rate
-            say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f} a second, {left:,.0f} s left")
+            left = (total - before - done) / rate
+            say(f"{what}: {before + done:,} of {total:,} {unit}, {rate:,.1f} a second, {left:,.0f} s left")
     if last > start or time.monotonic() - start > SECONDS_WORTH_A_LINE:
         say(f"{what}: {total:,} {unit} in {time.monotonic() - start:,.0f} s")
 

@@ -28,6 +28,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self._lengths = lengths
         self._generator = torch.Generator().manual_seed(seed)
         self._shuffle = shuffle
+        self._skipped = 0
         # The token that ends each text, counted over all texts; it tells the text's batch.
         ends = (lengths.sort().values + NUM_MARKS).cumsum(0)
         num_batches = -(-len(lengths) // batch_size)
@@ -36,6 +37,16 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+    @property
+    def state(self) -> Tensor:
+        """Of the random generator: it decides the next epoch and those after it."""
+        return self._generator.get_state()
+
+    def resume(self, state: Tensor, batches: int) -> None:
+        """Have the next epoch be the one that began at ``state``, without its first ``batches``."""
+        self._generator.set_state(state)
+        self._skipped = batches
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.arange(len(self._lengths))
@@ -47,5 +58,6 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         numbers = torch.arange(len(batches))
         if self._shuffle:
             numbers = torch.randperm(len(batches), generator=self._generator)
-        for number in numbers.tolist():
+        skipped, self._skipped = self._skipped, 0
+        for number in numbers[skipped:].tolist():
             yield batches[number].tolist()

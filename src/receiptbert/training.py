@@ -1,9 +1,9 @@
 """The two training loops of the assignment."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from receiptbert.descent import RECENT_STEPS, Descent
+from receiptbert.checkpoints import Checkpoints, State
+from receiptbert.descent import RECENT_STEPS
 from receiptbert.inference import padding_mask, predict
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler
-from receiptbert.progress import say, track
-
-
-class Batches(Sized, Iterable[Any], Protocol):
-    """What a trainer needs of a ``DataLoader``."""
+from receiptbert.progress import say
+from receiptbert.resumption import Batches, ResumableDescent
 
 
 def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 1) -> int:
@@ -28,7 +26,7 @@ def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 
     return math.ceil(num_batches / num_accum_steps) * n_epochs
 
 
-class Trainer(Descent[BertModel]):
+class Trainer(ResumableDescent[BertModel]):
     """Pretraining.
 
     Args:
@@ -42,6 +40,8 @@ class Trainer(Descent[BertModel]):
         logdir: folder for TensorBoard: both losses, the gradient norm and the learning rate at each step.
         max_grad_norm: longer gradients are cut to this norm.
         precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
+        checkpoints: where to leave the state and take it up again; the batches must then come from a
+            ``LengthGroupedBatchSampler``.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class Trainer(Descent[BertModel]):
         logdir: str | None = None,
         max_grad_norm: float | None = None,
         precision: str = "fp32",
+        checkpoints: Checkpoints | None = None,
     ) -> None:
-        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision)
+        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision, checkpoints)
         self._pad_token_id = pad_token_id
         self._num_accum_steps = num_accum_steps
-        self._tokens_seen = torch.zeros((), dtype=torch.int64, device=self._device)
 
     @property
     def tokens_seen(self) -> int:
         """Tokens trained on so far, special tokens counted, padding not."""
-        return int(self._tokens_seen)
+        return int(sum(record["tokens"] for record in self.history))
 
     def train(self, dataloader: Batches, n_epochs: int, max_steps: int | None = None) -> None:
         """Train for ``n_epochs`` passes over ``dataloader``, which gives what ``Collator`` makes.
@@ -72,38 +72,41 @@ class Trainer(Descent[BertModel]):
         Args:
             max_steps: end after so many steps of this trainer, should they come first.
         """
-        for epoch in range(n_epochs):
-            left = None if max_steps is None else (max_steps - self._step) * self._num_accum_steps
-            if left == 0:
-                break
-            batches = track(dataloader, f"epoch {epoch + 1} of {n_epochs}", len(dataloader))
-            self._train_step(islice(batches, left))
-            recent = self.history[-RECENT_STEPS:]
-            means = {name: sum(record[name] for record in recent) / len(recent) for name in ("MLM", "SOP")}
-            say(f"epoch {epoch + 1}: {_readable(means)} over the last {len(recent)} steps")
+        with self._resumable():
+            while self._epoch < n_epochs:
+                left = None if max_steps is None else (max_steps - self._step) * self._num_accum_steps
+                if left == 0:
+                    break
+                name = f"epoch {self._epoch + 1}"
+                self._train_step(islice(self._batches(dataloader, f"{name} of {n_epochs}"), left))
+                recent = self.history[-RECENT_STEPS:]
+                means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
+                say(f"{name}: {_readable(means)} over the last {len(recent)} steps")
+                self._end_epoch()
         self._flush_log()
 
     def _train_step(self, batches: Iterable[Any]) -> None:
         """One epoch."""
         self._model.train()
         for group in _grouped(batches, self._num_accum_steps):
-            means: dict[str, Tensor] = {}
+            noted: dict[str, Tensor] = {}
             for batch in group:
-                loss, parts = self._forward(batch)
+                loss, parts, tokens = self._forward(batch)
                 self._backward(loss / len(group))
                 for name, part in parts.items():
-                    means[name] = means.get(name, 0) + part.detach() / len(group)
-            self._descend(means)
+                    noted[name] = noted.get(name, 0) + part.detach() / len(group)
+                noted["tokens"] = noted.get("tokens", 0) + tokens
+            self._descend(noted)
         self._write_history()
 
-    def _forward(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The loss, its parts by name, and the number of tokens."""
         input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
-        self._tokens_seen += (input_ids != self._pad_token_id).sum()
         with self._autocast():
             loss, parts = self._model(
                 input_ids, padding_mask(input_ids, self._pad_token_id), labels, permuted, token_type_ids
             )
-        return loss, parts
+        return loss, parts, (input_ids != self._pad_token_id).sum().float()
 
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
         """MLM loss per target (nats), and SOP accuracy, over all of ``dataloader``, without dropout."""
@@ -128,7 +131,7 @@ class Trainer(Descent[BertModel]):
         return {"mlm_loss": mlm_loss / max(targets, 1), "sop_accuracy": correct / max(texts, 1)}
 
 
-class FinetuneTrainer(Descent[BertFinetuneModel]):
+class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
     """Finetuning of a classifier.
 
     Args:
@@ -143,6 +146,7 @@ class FinetuneTrainer(Descent[BertFinetuneModel]):
         precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
         label_smoothing: so much of a target's probability is spread over all classes while training (Szegedy
             et al. 2016); the eval loss is the plain cross entropy.
+        checkpoints: as in ``Trainer``.
     """
 
     def __init__(
@@ -156,15 +160,12 @@ class FinetuneTrainer(Descent[BertFinetuneModel]):
         max_grad_norm: float | None = None,
         precision: str = "fp32",
         label_smoothing: float = 0.0,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
-        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision)
+        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision, checkpoints)
         self._pad_token_id = pad_token_id
         self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self._eval_criterion = nn.CrossEntropyLoss()
-        self.epochs: list[dict[str, float]] = []
-        """One record an epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score by its name."""
-        self.best_epoch = 0
-        """The epoch whose weights the model has after ``train``."""
 
     def train(
         self,
@@ -179,32 +180,63 @@ class FinetuneTrainer(Descent[BertFinetuneModel]):
             scorer: takes the trainer, gives a metric's name and value, the higher the better; see
                 ``make_scorer``. Without it the last epoch's weights stay.
         """
-        best_score, best_weights = -math.inf, None
-        for epoch in range(1, n_epochs + 1):
-            batches = track(dataloaders["train"], f"epoch {epoch} of {n_epochs}", len(dataloaders["train"]))
-            record = {
-                "train_loss": self._train_step(batches),
-                "eval_loss": self._eval_step(dataloaders["eval"]),
-            }
-            if scorer is None:
-                self.best_epoch = epoch
-            else:
-                name, score = scorer(self)
-                record[name] = score
-                if score > best_score:
-                    best_score, self.best_epoch = score, epoch
-                    best_weights = {key: value.clone() for key, value in self._model.state_dict().items()}
-            self._log(record, self._step)
-            self.epochs.append({"epoch": epoch} | record)
-            say(f"epoch {epoch}: {_readable(record)}")
-        if best_weights is not None:
-            self._model.load_state_dict(best_weights)
+        with self._resumable():
+            while self._epoch < n_epochs:
+                epoch = self._epoch + 1
+                batches = self._batches(dataloaders["train"], f"epoch {epoch} of {n_epochs}")
+                record = {
+                    "train_loss": self._train_step(batches),
+                    "eval_loss": self._eval_step(dataloaders["eval"]),
+                }
+                score = float(epoch)  # without a scorer the last is the best
+                if scorer is not None:
+                    name, score = scorer(self)
+                    record[name] = score
+                with self._interrupts.held():
+                    self._finish_epoch({"epoch": epoch} | record, score)
+                self._log(record, self._step)
+                say(f"epoch {epoch}: {_readable(record)}")
+        self._model.load_state_dict(self._best_weights)
         self._flush_log()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.epochs: list[dict[str, float]] = []
+        """One record an epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score by its name."""
+        self.best_epoch = 0
+        """The epoch whose weights the model has after ``train``."""
+        self._best_score = -math.inf
+        self._best_weights: dict[str, Tensor] = {}
+
+    def _finish_epoch(self, record: dict[str, float], score: float) -> None:
+        self.epochs.append(record)
+        if score > self._best_score:
+            self._best_score, self.best_epoch = score, len(self.epochs)
+            self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
+        self._end_epoch()
+
+    def _place(self) -> dict[str, Any]:
+        best = {"best_epoch": self.best_epoch, "best_score": self._best_score}
+        return super()._place() | best | {"epochs": list(self.epochs)}
+
+    def _weights(self) -> dict[str, Tensor]:
+        best = {f"best.{name}": value for name, value in self._best_weights.items()}
+        return super()._weights() | best
+
+    def _load(self, state: State) -> None:
+        super()._load(state)
+        self.epochs, self.best_epoch = state.values["epochs"], state.values["best_epoch"]
+        self._best_score = state.values["best_score"]
+        self._best_weights = {
+            name.removeprefix("best."): value.to(self._device)
+            for name, value in state.tensors.items()
+            if name.startswith("best.")
+        }
 
     def _train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """One epoch; the mean loss of its batches."""
         self._model.train()
-        first = len(self.history)
+        first = len(self.history) - self._batch  # a resumed epoch has some steps behind it
         for input_ids, targets in batches:
             with self._autocast():
                 loss = self._criterion(*self._classify(input_ids, targets))

@@ -1,0 +1,144 @@
+"""Kill pretraining and finetuning at random moments, go on, and compare the outputs byte by byte.
+
+    python benchmarks/chaos.py --kills 50 [--json OUT]
+
+Each of the two stages gets half of the kills, on a small corpus. ``equal`` counts those after which the outputs
+were those of a training that nobody killed, ``resumed`` those that left a checkpoint to go on from. ``overhead`` is
+the share of the training time that checkpoints take with the shipped settings: the time to write one of a model
+as large as the shipped one, over that from one to the next.
+"""
+
+import argparse
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from common import ROOT, shipped_params, stage_command, write_params, write_result
+from receiptbert.checkpoints import REST, Checkpoints, State
+from receiptbert.progress import say
+
+CORPUS = ["--unlabelled", "3000", "--train", "600", "--val", "100", "--test", "60"]
+SETTINGS = [
+    "data.archive=corpus.zip",
+    "tokenizer.vocab_size=2000",
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=64",
+    "pretrain.max_steps=400",
+    "finetune.epochs=8",
+    "runtime.device=cpu",
+    "runtime.checkpoint_seconds=0",
+]
+OUTPUTS = {
+    "pretrain": ["models/pretrained", "metrics/pretrain.json", "metrics/plots/pretrain.csv"],
+    "finetune": ["models/finetuned", "metrics/finetune.json", "metrics/plots/finetune.csv"],
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        equal, resumed = _kill_often(Path(folder), args.kills, random.Random(args.seed))
+        figures = {"kills": args.kills, "equal": equal, "resumed": resumed, **_overhead(Path(folder))}
+    print(", ".join(f"{name} {value}" for name, value in figures.items()))
+    write_result(args.json, figures)
+    if equal < args.kills:
+        sys.exit("some outputs differ")
+
+
+def _kill_often(folder: Path, kills: int, moments: random.Random) -> tuple[int, int]:
+    """How often the outputs were equal, and how often there was a checkpoint."""
+    generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip", *CORPUS]
+    subprocess.run(generator, cwd=folder, check=True)
+    write_params(folder, SETTINGS)
+    for stage in ("unzip", "train_tokenizer", "pretokenize"):
+        _run(stage, folder)
+    seconds, whole = {}, {}
+    for stage in OUTPUTS:  # finetuning needs what pretraining gives
+        seconds[stage] = _run(stage, folder)
+        whole[stage] = _read(folder, stage)
+    equal = resumed = 0
+    for number in range(kills):
+        stage = list(OUTPUTS)[number % 2]
+        _remove(folder, stage)  # as DVC does
+        moment = moments.uniform(0, seconds[stage])
+        _run(stage, folder, kill_after=moment)
+        has_checkpoint = any((folder / ".checkpoints" / stage).rglob("*.safetensors"))
+        _run(stage, folder)
+        same = _read(folder, stage) == whole[stage]
+        equal += same
+        resumed += has_checkpoint
+        how = f"{'a' if has_checkpoint else 'no'} checkpoint, {'equal' if same else 'DIFFERENT'}"
+        say(f"{number + 1} of {kills}: {stage} at {moment:.1f} s, {how}")
+    return equal, resumed
+
+
+def _run(stage: str, folder: Path, kill_after: float | None = None) -> float:
+    """Run a stage, to its end or to its death; the seconds it lived."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        stage_command(stage), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        _, errors = process.communicate(timeout=kill_after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return time.monotonic() - start
+    if process.returncode:
+        sys.exit(f"{stage} failed: {errors.decode()}")
+    return time.monotonic() - start
+
+
+def _read(folder: Path, stage: str) -> dict[str, bytes]:
+    """The bytes of the stage's outputs."""
+    tops = [folder / output for output in OUTPUTS[stage]]
+    files = [path for top in tops for path in (sorted(top.iterdir()) if top.is_dir() else [top])]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _remove(folder: Path, stage: str) -> None:
+    for output in OUTPUTS[stage]:
+        path = folder / output
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _overhead(folder: Path) -> dict[str, float]:
+    """What checkpoints of the shipped model cost on this disk."""
+    params = shipped_params()
+    weights = 12 * params.model.num_hidden_layers * params.model.hidden_size**2
+    weights += params.tokenizer.vocab_size * params.model.hidden_size
+    state = State({name: torch.rand(weights) for name in ("weights", "first", "second")}, {})
+    seconds = []
+    with Checkpoints(folder / "overhead", [], [], 0) as checkpoints:
+        for step in range(5):
+            start = time.monotonic()
+            checkpoints.save(step, state)
+            seconds.append(time.monotonic() - start)
+        checkpoints.remove()
+    write = statistics.median(seconds)
+    between = max(params.runtime.checkpoint_seconds, REST * write)
+    return {
+        "checkpoint_mib": 3 * 4 * weights / 2**20,
+        "write_seconds": write,
+        "overhead": write / (between + write),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Resume after a kill: the state of a training in files that are whole or not there."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from receiptbert.errors import UserError
+from receiptbert.interrupts import end_with_parent
+from receiptbert.progress import say
+
+# After a checkpoint that took a second to write comes a minute without one, whatever the interval: even of a
+# large model on a slow disk they take less than 2% of the time.
+REST = 60
+KEPT = 2  # the newest, and the one before it in case the newest is damaged
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a training needs to go on: tensors by name, and what JSON can hold."""
+
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one stage with certain parameters, inputs and code.
+
+    They lie in ``folder/<fingerprint>``, so that other parameters, inputs or code find none. Use it as a
+    context manager: within it no second process trains in ``folder``.
+
+    Args:
+        folder: of the stage; its name is the stage's.
+        parameters: objects whose ``repr`` tells all their values.
+        inputs: files, and folders of files, that the training reads.
+        seconds: from one checkpoint to the next, at the least; the first comes after as long.
+
+    Raises:
+        UserError: another process trains in ``folder`` (when the context is entered).
+    """
+
+    def __init__(
+        self, folder: Path, parameters: Sequence[object], inputs: Iterable[Path], seconds: float
+    ) -> None:
+        self._stage = folder.name
+        self._parent = folder
+        self._folder = folder / fingerprint(parameters, [*inputs, *_code()])
+        self._seconds = seconds
+        self._rest = 0.0
+        self._last = time.monotonic()
+        self._lock = FileLock(folder.with_suffix(".lock"))
+
+    def __enter__(self) -> "Checkpoints":
+        # Else a killed DVC would leave its trainer behind, in the way of the next.
+        if "DVC_STAGE" in os.environ:
+            end_with_parent()
+        self._parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another {self._stage} is training in this project ({self._lock.lock_file} is locked); "
+                "wait for it or stop it"
+            ) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next checkpoint."""
+        return time.monotonic() - self._last >= max(self._seconds, REST * self._rest)
+
+    def save(self, step: int, state: State) -> None:
+        """Write the checkpoint of ``step``; those before the last one go once it is safe on the disk."""
+        start = time.monotonic()
+        self._folder.mkdir(exist_ok=True)
+        content = save(dict(state.tensors), metadata={"values": json.dumps(state.values)})
+        # The digest in the name tells a damaged file, whatever damaged it.
+        path = self._folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(self._folder)
+        for old in [*self._paths()[KEPT:], *self._folder.glob("*.tmp")]:
+            old.unlink()
+        self._last = time.monotonic()
+        self._rest = self._last - start
+
+    def load(self) -> State | None:
+        """The newest state that is whole; None to begin anew. Says which."""
+        for path in self._paths():
+            if _is_whole(path):
+                with safe_open(path, framework="pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    return State(tensors, json.loads(file.metadata()["values"]))
+            say(f"{path} is damaged, so the checkpoint before it is taken")
+        if others := sum(1 for other in self._parent.iterdir() if other != self._folder):
+            say(
+                f"begins anew: {self._parent} has checkpoints of {others} other combinations of parameters, "
+                "inputs and code; remove it when you do not need them"
+            )
+        return None
+
+    def remove(self) -> None:
+        """Remove these checkpoints: the training's outputs are written."""
+        if self._folder.exists():
+            for path in self._folder.iterdir():
+                path.unlink()
+            self._folder.rmdir()
+
+    def _paths(self) -> list[Path]:
+        """The checkpoints, the newest first."""
+        return sorted(self._folder.glob("step-*.safetensors"), reverse=True)
+
+
+def fingerprint(parameters: Sequence[object], files: Iterable[Path]) -> str:
+    """16 hexadecimal digits that change with any of ``parameters``, or a name or a byte of ``files``."""
+    digest = hashlib.sha256(repr(parameters).encode())
+    for top in files:
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def conditions(device: torch.device, precision: str) -> dict[str, Any]:
+    """What, beside parameters, inputs and code, decides the last bits of a training."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "precision": precision, "threads": torch.get_num_threads()}
+
+
+def _code() -> list[Path]:
+    """The files of this project that the running program has imported, itself included."""
+    source = Path(__file__).parents[1]
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    return sorted(path for path in map(Path, filter(None, files)) if source in path.absolute().parents)
+
+
+def _is_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.stem.endswith(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the folder's entries on the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

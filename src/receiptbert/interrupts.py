@@ -1,0 +1,56 @@
+"""Leave in good order when told to: SIGINT (Ctrl-C) and SIGTERM become an exception where that suits."""
+
+import ctypes
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from receiptbert.errors import Interrupted
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Interrupts:
+    """Within ``raised()``, SIGINT and SIGTERM raise ``Interrupted``, but not in the midst of ``held()``."""
+
+    def __init__(self) -> None:
+        self._depth = 0  # of nested `held()`
+        self._number: int | None = None
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Take the two signals over; the handlers of before come back. Only the main thread gets signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What happens in here happens whole: a signal is acted upon at the end."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if self._number is not None and not self._depth:
+            raise Interrupted(self._number)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self._number = number
+        if not self._depth:
+            raise Interrupted(number)
+
+
+def end_with_parent() -> None:
+    """Have SIGTERM sent to this process when its parent dies, where the system can (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

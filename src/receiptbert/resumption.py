@@ -1,0 +1,174 @@
+"""A training that can be cut off at any step and goes on to the same bytes."""
+
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from receiptbert.checkpoints import Checkpoints, State, conditions
+from receiptbert.descent import Descent, Model
+from receiptbert.errors import Interrupted
+from receiptbert.interrupts import Interrupts
+from receiptbert.optimization import Scheduler
+from receiptbert.progress import say, track
+from receiptbert.sampling import LengthGroupedBatchSampler
+
+
+class Batches(Sized, Protocol):
+    """What a trainer needs of a ``DataLoader``."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class ResumableDescent(Descent[Model]):
+    """A ``Descent`` over epochs that keeps ``checkpoints``; the other arguments are the trainers'.
+
+    What moves between steps (random numbers, the place in the data) is noted after each step, so that a
+    checkpoint can be written at any moment before the next one: weights and optimizer change in steps alone.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        scheduler: Scheduler,
+        device: torch.device | str,
+        logdir: str | None,
+        max_grad_norm: float | None,
+        precision: str,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision)
+        self._checkpoints = checkpoints
+        self._interrupts = Interrupts()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._epoch = 0  # epochs done
+        self._batch = 0  # batches of the running epoch done
+        self._order: Tensor | None = None  # the sampler's state from which the running epoch began
+        self._noted = State({}, {})
+
+    @contextmanager
+    def _resumable(self) -> Iterator[None]:
+        """Begin, or go on from the newest checkpoint; leave one behind at the end or when interrupted."""
+        self._begin()
+        if self._checkpoints is None:
+            yield
+            return
+        state = self._checkpoints.load()
+        if state is not None:
+            self._load(state)
+        self._note()
+        with self._interrupts.raised():
+            try:
+                yield
+                with self._interrupts.held():
+                    self._save()
+            except Interrupted as interrupted:
+                with self._interrupts.held():  # raises the signal again at its end
+                    self._save()
+                    say(f"{interrupted}: stopped after step {self._step}; the same command goes on from it")
+
+    def _batches(self, dataloader: Batches, what: str) -> Iterator[Any]:
+        """The batches of the running epoch that are not done yet."""
+        if self._checkpoints is not None:
+            sampler = cast(LengthGroupedBatchSampler, cast(DataLoader[Any], dataloader).batch_sampler)
+            if self._order is None:
+                self._order = sampler.state
+            else:
+                sampler.resume(self._order, self._batch)
+        numbers = torch.get_rng_state()
+        iterator = iter(dataloader)  # draws a random number, which a resumed epoch has drawn before
+        if self._batch:
+            torch.set_rng_state(numbers)
+        for batch in track(iterator, what, len(dataloader), before=self._batch):
+            self._batch += 1
+            yield batch
+
+    def _end_epoch(self) -> None:
+        self._epoch += 1
+        self._batch = 0
+        self._order = None
+
+    def _descend(self, losses: dict[str, Tensor]) -> None:
+        with self._interrupts.held():
+            super()._descend(losses)
+            if self._checkpoints is not None:
+                self._note()
+                if self._checkpoints.due:
+                    self._save()
+
+    def _write_history(self) -> None:
+        with self._interrupts.held():
+            super()._write_history()
+
+    # --- The state: what a subclass adds to one method it takes back in `_load` ---
+
+    def _note(self) -> None:
+        """Note where the training is, now that a step is done."""
+        tensors = {"random": torch.get_rng_state()}
+        if self._order is not None:
+            tensors["order"] = self._order
+        if self._device.type == "cuda":
+            tensors["cuda_random"] = torch.cuda.get_rng_state(self._device)
+        self._noted = State(tensors, self._place())
+
+    def _place(self) -> dict[str, Any]:
+        """The part of the state that JSON can hold and that moves between steps."""
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The part of the state that has the shape of the model."""
+        weights = {f"model.{name}": parameter.detach() for name, parameter in self._model.named_parameters()}
+        for number, moments in self._optimizer.state_dict()["state"].items():
+            weights |= {f"optimizer.{number}.{name}": moment for name, moment in moments.items()}
+        return weights
+
+    def _save(self) -> None:
+        self._flush_log()
+        columns = list(self.history[0]) if self.history else []
+        history = torch.tensor([list(record.values()) for record in self.history], dtype=torch.float64)
+        values = {
+            "step": self._step,
+            "scheduler": self._scheduler.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "columns": columns,
+            "logdir": self._logdir,
+            "conditions": conditions(self._device, self._precision),
+        }
+        tensors = {**self._weights(), **self._noted.tensors, "history": history}
+        assert self._checkpoints is not None
+        self._checkpoints.save(self._step, State(tensors, {**values, **self._noted.values}))
+
+    def _load(self, state: State) -> None:
+        tensors, values = state.tensors, state.values
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, moment = name.split(".")
+                moments.setdefault(int(number), {})[moment] = tensor
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+        self._scheduler.load_state_dict(values["scheduler"])
+        self._scaler.load_state_dict(values["scaler"])
+        rows = tensors["history"].tolist()
+        self.history = [dict(zip(values["columns"], row, strict=True)) for row in rows]
+        for record in self.history:
+            record["step"] = int(record["step"])  # a float in the tensor
+        self._step, self._epoch, self._batch = values["step"], values["epoch"], values["batch"]
+        self._order = tensors.get("order")
+        torch.set_rng_state(tensors["random"])
+        if "cuda_random" in tensors and self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda_random"], self._device)
+        self._logdir, self._purge_step = values["logdir"], self._step + 1
+        say(f"resumed after step {self._step}")
+        before, now = values["conditions"], conditions(self._device, self._precision)
+        if changed := [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key]]:
+            say(f"{'; '.join(changed)}: the last bits of the result will be others")

@@ -1,0 +1,279 @@
+"""A training that was cut off ends with the same weights, curves and metrics as one that was not."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from receiptbert import WordpieceTokenizer, make_scorer
+from receiptbert.checkpoints import Checkpoints, State, fingerprint
+from receiptbert.errors import Interrupted, UserError
+from tests.test_training import finetune_parts, labelled, pretrain_loader, pretrain_trainer
+
+Make = Callable[..., Any]
+Result = tuple[list[Tensor], list[dict[str, float]], Any]
+
+
+class Cut(Exception):  # noqa: N818
+    """Stands for kill -9: nothing is done after it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a checkpoint after every step, however long it took."""
+    monkeypatch.setattr("receiptbert.checkpoints.REST", 0)
+
+
+def weights(model: torch.nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.fixture
+def run_pretrain(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
+) -> Callable[..., Result]:
+    def run(before_step: Callable[[Any], object] = lambda _: None, **kwargs: Any) -> Result:
+        model = pretrain_model(hidden_dropout_prob=0.1)
+        loader = pretrain_loader(texts, tokenizer)
+        torch.manual_seed(1)
+        with Checkpoints(tmp_path / "pretrain", ["parameters"], [], seconds=0) as checkpoints:
+            trainer = pretrain_trainer(model, tokenizer, num_accum_steps=2, checkpoints=checkpoints, **kwargs)
+            watch(trainer, before_step)
+            trainer.train(loader, 4, max_steps=11)
+            checkpoints.remove()
+        return weights(model), trainer.history, trainer.tokens_seen
+
+    return run
+
+
+@pytest.fixture
+def run_finetune(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, tmp_path: Path
+) -> Callable[..., Result]:
+    def run(
+        before_step: Callable[[Any], object] = lambda _: None,
+        before_score: Callable[[Any], object] = lambda _: None,
+        **kwargs: Any,
+    ) -> Result:
+        model = finetune_model(hidden_dropout_prob=0.1)
+        score = make_scorer(*labelled(texts), tokenizer, 12)
+        torch.manual_seed(1)
+        with Checkpoints(tmp_path / "finetune", ["parameters"], [], seconds=0) as checkpoints:
+            trainer, loaders = finetune_parts(texts, tokenizer, model, checkpoints=checkpoints, **kwargs)
+            watch(trainer, before_step)
+            trainer.train(loaders, 3, lambda t: (before_score(t), score(t))[1])
+            checkpoints.remove()
+        return weights(model), trainer.history, (trainer.epochs, trainer.best_epoch)
+
+    return run
+
+
+def watch(trainer: Any, before_step: Callable[[Any], object]) -> None:
+    """Call ``before_step`` with the trainer in the midst of each step."""
+    backward = trainer._backward
+    trainer._backward = lambda loss: (before_step(trainer), backward(loss))
+
+
+def at(step: int, action: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Do ``action`` in the first step that comes after ``step`` steps."""
+    waiting = [step]
+    return lambda trainer: (waiting.pop(), action(trainer)) if waiting == [trainer._step] else None
+
+
+def cut(_: object = None) -> None:
+    raise Cut
+
+
+def assert_equal(one: Result, other: Result) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(one[0], other[0], strict=True))
+    assert one[1:] == other[1:]
+
+
+@pytest.mark.parametrize(("run", "steps"), [("run_pretrain", 11), ("run_finetune", 15)])
+def test_a_training_cut_off_in_every_step_ends_as_if_it_were_not(
+    request: pytest.FixtureRequest, run: str, steps: int
+) -> None:
+    train = request.getfixturevalue(run)
+    whole = train()
+    assert [record["step"] for record in whole[1]] == list(range(1, steps + 1))
+    for step in range(steps):
+        cut_off, begun = at(step, cut), []
+        with pytest.raises(Cut):
+            train(
+                lambda trainer, cut_off=cut_off, begun=begun: (begun.append(trainer._step), cut_off(trainer))
+            )
+        assert begun[0] == max(step - 1, 0)
+        torch.rand(7)  # a new process has other random numbers
+    assert_equal(train(), whole)
+
+
+def test_an_epoch_cut_off_in_its_evaluation_is_evaluated_again(run_finetune: Callable[..., Result]) -> None:
+    whole = run_finetune()
+    for epoch in range(3):
+        with pytest.raises(Cut):
+            run_finetune(before_score=at(5 * (epoch + 1), cut))
+    assert_equal(run_finetune(), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_of_the_last_step(
+    run_finetune: Callable[..., Result], number: signal.Signals
+) -> None:
+    whole = run_finetune()
+    before = signal.getsignal(number)
+    for where, step in (("before_step", 2), ("before_score", 5)):
+        with pytest.raises(Interrupted) as caught:
+            run_finetune(**{where: at(step, lambda _: os.kill(os.getpid(), number))})
+        assert caught.value.number == number
+    assert signal.getsignal(number) == before
+    begun: list[int] = []
+    assert_equal(run_finetune(lambda trainer: begun.append(trainer._step)), whole)
+    assert begun == list(range(5, 15))
+
+
+def test_the_event_log_has_every_step_once(run_pretrain: Callable[..., Result], tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        run_pretrain(at(6, cut), logdir=str(tmp_path / "first"))
+    run_pretrain(logdir=str(tmp_path / "second"))
+    events = EventAccumulator(str(tmp_path / "first"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("MLM")] == list(range(1, 12))
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_spares_the_checkpoint(
+    run_pretrain: Callable[..., Result],
+) -> None:
+    def spoil(trainer: Any) -> None:
+        next(trainer._model.parameters()).data.fill_(torch.nan)
+
+    whole = run_pretrain()
+    with pytest.raises(UserError, match="the MLM loss became nan at step 4; lower lr"):
+        run_pretrain(at(3, spoil))
+    begun: list[int] = []
+    assert_equal(run_pretrain(lambda trainer: begun.append(trainer._step)), whole)
+    assert begun[0] == 3
+
+
+# --- The files ---
+
+
+def state(value: float) -> State:
+    return State({"weights": torch.full((4,), value)}, {"step": value, "epochs": [{"f1": 0.5}]})
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
+    with Checkpoints(tmp_path / "stage", ["a"], [], seconds=60) as made:
+        yield made
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_the_newest_state_comes_back(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    assert checkpoints.load() is None
+    for step in (1, 2, 10):
+        checkpoints.save(step, state(step))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.tensors["weights"].tolist() == [10.0] * 4
+    assert loaded.values == state(10).values
+    assert len(files(tmp_path)) == 2
+    checkpoints.remove()
+    assert checkpoints.load() is None
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    newest = files(tmp_path)[-1]
+    content = bytearray(newest.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+    newest.write_bytes({"cut": content[:-1], "flip": content, "empty": b""}[damage])
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.values["step"] == 1
+    assert f"{newest} is damaged" in capsys.readouterr().err
+    checkpoints.save(3, state(3))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.values["step"] == 3
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.save(1, state(1))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(2, state(2))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.values["step"] == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_another_trainer_is_refused_by_name(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "pretrain", ["a"], [], 60):
+        with pytest.raises(UserError, match="another pretrain is training"), make_other(tmp_path):
+            pass
+        with Checkpoints(tmp_path / "finetune", ["a"], [], 60):
+            pass
+    with make_other(tmp_path):
+        pass
+
+
+def make_other(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "pretrain", ["b"], [], 60)
+
+
+def test_only_the_same_parameters_inputs_and_names_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("a")
+    first = fingerprint(["x"], [tmp_path / "in"])
+    assert fingerprint(["x"], [tmp_path / "in"]) == first
+    assert fingerprint(["y"], [tmp_path / "in"]) != first
+    (tmp_path / "in/a.txt").write_text("b")
+    assert fingerprint(["x"], [tmp_path / "in"]) != first
+    (tmp_path / "in/a.txt").write_text("a")
+    (tmp_path / "in/a.txt").rename(tmp_path / "in/b.txt")
+    assert fingerprint(["x"], [tmp_path / "in"]) != first
+
+    with Checkpoints(tmp_path / "stage", ["x"], [], 60) as one:
+        one.save(1, state(1))
+    with Checkpoints(tmp_path / "stage", ["y"], [], 60) as other:
+        assert other.load() is None
+    assert "1 other" in capsys.readouterr().err
+
+
+def test_checkpoints_rest_between_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr("receiptbert.checkpoints.REST", 60)
+    checkpoints = Checkpoints(tmp_path / "stage", ["x"], [], seconds=10)
+    assert not checkpoints.due
+    now = 10.0
+    assert checkpoints.due
+    checkpoints._rest = 1.0  # the last write took a second
+    assert not checkpoints.due
+    now = 60.0
+    assert checkpoints.due
