@@ -32,6 +32,7 @@ KEYS = {
     },
     "inference": {"predict_vs_pipeline_same_precision", "predict_vs_pipeline_defaults", "labels_equal"},
     "scale": {"stages"},
+    "chaos": {"kills", "equal", "resumed", "overhead"},
 }
 
 
@@ -62,13 +63,15 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
         ("throughput", [*QUICK, "--seconds", "0", "--batch-size", "8", "--finetune-batch-size", "8"]),
         ("inference", [*QUICK, "--lines", "50"]),
         ("scale", ["--lines", "100"]),
+        ("chaos", ["--kills", "3"]),
     ],
 )
 def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str, options: list[str]) -> None:
-    corpus = [] if name == "scale" else ["--corpus", str(archive)]
+    corpus = [] if name in ("scale", "chaos") else ["--corpus", str(archive)]
     figures = run_benchmark(name, [*corpus, *options], tmp_path)
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
     assert figures.get("labels_equal", True)
+    assert figures.get("equal") == figures.get("kills")
 
 
 def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:

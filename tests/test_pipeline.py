@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import make_sample
@@ -51,15 +54,12 @@ def imported_modules(stage: str) -> frozenset[str]:
     return frozenset(names | ({"torch"} if output.splitlines()[-1] == "torch" else set()))
 
 
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+ENVIRONMENT = os.environ | {"PATH": PATH, "DVC_NO_ANALYTICS": "1"}
+
+
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    bin_folder = str(Path(sys.executable).parent)
-    result = subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"},
-    )
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result
 
@@ -257,6 +257,41 @@ def test_other_beginnings_of_finetuning(project: Path) -> None:
         assert stages_run(run(["dvc", "repro"], project).stdout) == ["finetune", "evaluate"]
         config = json.loads((project / "models/finetuned/config.json").read_text())
         assert config["vocab_size"] == (700 if init == "scratch" else len(vocabulary))
+
+
+def newest_checkpoint(project: Path) -> Path | None:
+    return max((project / ".checkpoints/pretrain").rglob("*.safetensors"), default=None)
+
+
+def wait_for_checkpoint_after(project: Path, last: Path | None) -> None:
+    end = time.monotonic() + 120
+    while newest_checkpoint(project) in (None, last):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_killed_dvc_takes_its_trainer_along_and_the_next_one_goes_on(project: Path) -> None:
+    set_params(project, {"pretrain.epochs": "100000", "pretrain.max_steps": "100000"})
+    set_params(project, {"runtime.checkpoint_seconds": "0"})
+    lock = project / ".checkpoints/pretrain.lock"
+
+    dvc = subprocess.Popen(["dvc", "repro", "pretrain"], cwd=project, env=ENVIRONMENT)
+    wait_for_checkpoint_after(project, None)
+    with pytest.raises(Timeout):
+        FileLock(lock).acquire(timeout=0)
+    dvc.kill()
+    dvc.wait()
+    with FileLock(lock, timeout=10):  # the trainer has ended
+        last = newest_checkpoint(project)
+
+    command = [sys.executable, "src/pretrain.py"]
+    trainer = subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint_after(project, last)
+    trainer.terminate()
+    _, errors = trainer.communicate(timeout=30)
+    assert trainer.returncode == 128 + signal.SIGTERM
+    assert "resumed after step" in errors
+    assert errors.splitlines()[-1].startswith("SIGTERM: stopped after step")
 
 
 @pytest.mark.parametrize(
