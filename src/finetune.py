@@ -71,7 +71,7 @@ def finetune(params: Params) -> None:
     )
     trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
 
-    save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names)
+    save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names, facts.labels)
     best = trainer.epochs[trainer.best_epoch - 1]
     write_json(
         pipeline.METRICS / "finetune.json",
