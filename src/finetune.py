@@ -66,7 +66,7 @@ def finetune(params: Params) -> None:
         device,
         logdir=pipeline.new_run_folder("finetune"),
         max_grad_norm=p.max_grad_norm,
-        precision=choose_precision(p.precision, device, "finetune.precision"),
+        precision=choose_precision(p.precision, device, "params.yaml: finetune.precision"),
         label_smoothing=p.label_smoothing,
     )
     trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
