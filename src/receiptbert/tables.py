@@ -59,7 +59,8 @@ class TextTable:
 
     def __init__(self, path: Path | None, kind: str) -> None:
         self._path = path
-        self._kind = kind
+        self.kind = kind
+        self.delimiter = ","  # of a CSV or TSV its own, once its first line is read
         self._rows = self._parse()
         self.columns = next(self._rows)
 
@@ -85,7 +86,7 @@ class TextTable:
     def _parse(self) -> Iterator[list[str]]:
         """The names of the columns, then the rows."""
         lines = self._lines()
-        if self._kind == "lines":
+        if self.kind == "lines":
             yield [TEXT]
             yield from ([line.rstrip("\r\n")] for line in lines)
         else:
@@ -93,9 +94,9 @@ class TextTable:
 
     def _parse_delimited(self, lines: Iterator[str]) -> Iterator[list[str]]:
         first = next(lines, "")
-        delimiter = max(DELIMITERS[self._kind], key=first.count)
+        self.delimiter = max(DELIMITERS[self.kind], key=first.count)
         # Not strict, it would take a quote left open at its word and swallow the rest of the file.
-        rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        rows = csv.reader(chain([first], lines), delimiter=self.delimiter, strict=True)
         try:
             width = 0
             for row in rows:
@@ -105,7 +106,7 @@ class TextTable:
                 if any(row[width:]):
                     raise UserError(
                         f"{self._name}, line {rows.line_num}: {len(row)} fields, the header has {width}; "
-                        f"quote texts that have {delimiter!r} in them"
+                        f"quote texts that have {self.delimiter!r} in them"
                     )
                 yield row[:width] + [""] * (width - len(row))
         except csv.Error as error:
