@@ -60,7 +60,7 @@ def finetune(params: Params) -> None:
     optimizer = get_optimizer(model, weight_decay=p.weight_decay)
     steps = num_optimizer_steps(len(batches), p.epochs)
     scheduler = Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps)
-    precision = choose_precision(p.precision, device, "finetune.precision")
+    precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
     with Checkpoints(
         pipeline.CHECKPOINTS / "finetune",
         [p],
@@ -80,7 +80,7 @@ def finetune(params: Params) -> None:
             checkpoints=checkpoints,
         )
         trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
-        save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names)
+        save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names, facts.labels)
         best = trainer.epochs[trainer.best_epoch - 1]
         scores = {"val_weighted_f1": best["f1"], "val_loss": best["eval_loss"], "best_epoch": best["epoch"]}
         write_json(pipeline.METRICS / "finetune.json", scores | conditions(device, precision))

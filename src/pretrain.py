@@ -25,7 +25,7 @@ from receiptbert.training import Trainer, num_optimizer_steps
 def pretrain(params: Params) -> None:
     p = params.pretrain
     device = choose_device(params.runtime.device, params.runtime.deterministic)
-    precision = choose_precision(p.precision, device, "pretrain.precision")
+    precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     unsupervised = pipeline.TOKENIZED / "unsupervised.safetensors"
