@@ -5,6 +5,7 @@ A folder written here loads with ``AutoModelForPreTraining``, ``AutoModelForMask
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TypeAlias
@@ -24,6 +25,9 @@ StateDict: TypeAlias = dict[str, Tensor]
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+# Our one key of config.json. Plain "temperature" is a setting of text generation to transformers, which takes
+# it out of a model's config when it loads one, and refuses to save a config that has it.
+TEMPERATURE = "softmax_temperature"
 
 # Ours -> Hugging Face's, for the weight and the bias of each module.
 EMBEDDINGS = {
@@ -59,11 +63,13 @@ def save_pretrained(
     tokenizer: WordpieceTokenizer,
     folder: Path,
     label_names: list[str] | None = None,
+    temperature: float = 1.0,
 ) -> None:
     """Write a Hugging Face checkpoint: config.json, model.safetensors and the tokenizer's files.
 
     Args:
         label_names: the classes of a ``BertFinetuneModel`` in the order of their ids.
+        temperature: what its logits are to be divided by before the softmax.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape = model.shape
@@ -86,6 +92,7 @@ def save_pretrained(
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: number for number, name in enumerate(label_names)}
         config.problem_type = "single_label_classification"
+        setattr(config, TEMPERATURE, temperature)
     config.save_pretrained(str(folder))
     save_file(to_hf(model.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
     tokenizer.save_pretrained(folder, max_seqlen=shape.max_seqlen)
@@ -133,6 +140,21 @@ def read_label_names(folder: Path) -> list[str]:
     """The classes of a finetuned checkpoint in the order of their ids."""
     names: dict[int, str] = _read_config(folder).id2label
     return [names[number] for number in range(len(names))]
+
+
+def read_temperature(folder: Path) -> float:
+    """What a finetuned checkpoint's logits are to be divided by before the softmax; 1 if it does not say.
+
+    Raises:
+        UserError: it says something else than a number above 0.
+    """
+    temperature = getattr(_read_config(folder), TEMPERATURE, 1.0)
+    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+        raise UserError(
+            f"{folder / CONFIG}: {TEMPERATURE} = {temperature!r} must be a number above 0; "
+            "run `dvc repro -f finetune`, or take the line out for 1"
+        )
+    return float(temperature)
 
 
 def load_weights(self: nn.Module, path: str | Path) -> list[str]:
