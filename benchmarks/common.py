@@ -4,8 +4,10 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -78,6 +80,20 @@ def train_tokenizer(corpus: pd.DataFrame) -> WordpieceTokenizer:
             settings.vocab_size,
             settings.min_frequency,
         )
+
+
+def measure(command: Sequence[str], folder: Path, stdin: Path | None = None) -> dict[str, float]:
+    """Seconds and peak memory (resident, GiB) of a command that runs in ``folder``; its stdout is shown."""
+    start = time.perf_counter()
+    with (stdin or Path(os.devnull)).open("rb") as source:
+        process = subprocess.Popen(command, cwd=folder, stdin=source, stdout=sys.stderr)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
+    return {"seconds": seconds, "peak_gib": usage.ru_maxrss * unit / 1024**3}
 
 
 def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Rates]:

@@ -7,6 +7,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertTokenizerFast,
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -25,7 +26,7 @@ def pretrain(setting: Setting, task: Task, examples: list[dict[str, Any]], **arg
     """Masked language modelling for a while; tokens per second."""
     model = BertForMaskedLM(_config(setting, setting.params.pretrain.dropout))
     collator = DataCollatorForLanguageModeling(
-        setting.tokenizer._tokenizer, mlm_probability=setting.params.pretrain.mask_prob
+        _tokenizer(setting), mlm_probability=setting.params.pretrain.mask_prob
     )
     return _train(setting, task, model, examples, collator, arguments)
 
@@ -33,8 +34,14 @@ def pretrain(setting: Setting, task: Task, examples: list[dict[str, Any]], **arg
 def finetune(setting: Setting, task: Task, examples: list[dict[str, Any]], **arguments: Any) -> float:
     """Classification for a while; tokens per second."""
     config = _config(setting, setting.params.finetune.dropout, num_labels=setting.num_classes)
-    collator = DataCollatorWithPadding(setting.tokenizer._tokenizer)
+    collator = DataCollatorWithPadding(_tokenizer(setting))
     return _train(setting, task, BertForSequenceClassification(config), examples, collator, arguments)
+
+
+def _tokenizer(setting: Setting) -> BertTokenizerFast:
+    with tempfile.TemporaryDirectory() as folder:
+        setting.tokenizer.save_pretrained(folder)
+        return BertTokenizerFast.from_pretrained(folder)
 
 
 def _config(setting: Setting, dropout: float, **more: Any) -> BertConfig:

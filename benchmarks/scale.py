@@ -7,14 +7,12 @@ epoch over the same 5,000 lines, so these two show what the corpus alone costs t
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from common import ROOT, STAGES, stage_command, write_params, write_result
+from common import ROOT, STAGES, measure, stage_command, write_params, write_result
 from receiptbert.progress import say
 
 STEPS = 200
@@ -47,20 +45,7 @@ def _run_stages(folder: Path, lines: int) -> dict[str, dict[str, float]]:
     generator = [str(ROOT / "data/make_sample.py"), "corpus.zip", "--unlabelled", str(lines)]
     subprocess.run([sys.executable, *generator], cwd=folder, check=True)
     write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={STEPS}", "finetune.epochs=1"])
-    return {stage: _measure(stage_command(stage), folder) for stage in STAGES}
-
-
-def _measure(command: list[str], folder: Path) -> dict[str, float]:
-    """Seconds and peak memory (resident, GiB) of a command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed")
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
-    return {"seconds": seconds, "peak_gib": usage.ru_maxrss * unit / 1024**3}
+    return {stage: measure(stage_command(stage), folder) for stage in STAGES}
 
 
 if __name__ == "__main__":

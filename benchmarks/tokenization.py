@@ -37,7 +37,7 @@ def main() -> None:
     corpus = read_archive(args.corpus)
     texts = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
     tokenizer = train_tokenizer(corpus)
-    backend = tokenizer._tokenizer.backend_tokenizer
+    backend = tokenizer._backend
 
     def rate(work: Callable[[], object]) -> Callable[[], float]:
         def run() -> float:

@@ -68,14 +68,14 @@ def finetune(params: Params) -> None:
         device,
         logdir=pipeline.new_run_folder("finetune"),
         max_grad_norm=p.max_grad_norm,
-        precision=choose_precision(p.precision, device, "finetune.precision"),
+        precision=choose_precision(p.precision, device, "params.yaml: finetune.precision"),
         label_smoothing=p.label_smoothing,
     )
     trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
 
     loader = inference_loader(val, tokenizer, maxlen)
     temperature = fit_temperature(predict_logits(model, loader, tokenizer.pad_token_id, device), val_targets)
-    save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names, temperature)
+    save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names, facts.labels, temperature)
     best = trainer.epochs[trainer.best_epoch - 1]
     write_json(
         pipeline.METRICS / "finetune.json",

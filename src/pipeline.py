@@ -3,13 +3,12 @@
 Paths are relative to the project's root, which is where DVC runs each stage.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from receiptbert.errors import UserError
+from receiptbert.errors import one_line_errors
 from receiptbert.params import Params, load_params
 
 PARAMS = Path("params.yaml")
@@ -28,17 +27,9 @@ PLOTS = METRICS / "plots"
 
 
 def run_stage(stage: Callable[[Params], None]) -> None:
-    """Run ``stage`` with the parameters of ``params.yaml``.
-
-    A ``UserError`` ends the process with one line on stderr and status 1;
-    set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead.
-    """
-    try:
+    """Run ``stage`` with the parameters of ``params.yaml``; a ``UserError`` ends it in one line."""
+    with one_line_errors(Path(sys.argv[0]).stem):
         stage(load_params(PARAMS))
-    except UserError as error:
-        if os.environ.get("RECEIPTBERT_DEBUG"):
-            raise
-        sys.exit(f"{Path(sys.argv[0]).stem}: error: {error}")
 
 
 def new_run_folder(stage: str) -> str:

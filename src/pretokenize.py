@@ -47,6 +47,7 @@ def pretokenize(params: Params) -> None:
     facts = CorpusFacts(
         min_length=min_text_length(params.pretrain.mask_prob),
         max_length=max(int(quantile), 1),
+        labels=labels,
         label_names=label_names(labels, read_categories(pipeline.CATEGORIES)),
     )
     for split, store in stores.items():

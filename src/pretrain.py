@@ -54,7 +54,7 @@ def pretrain(params: Params) -> None:
         num_accum_steps=p.num_accum_steps,
         logdir=pipeline.new_run_folder("pretrain"),
         max_grad_norm=p.max_grad_norm,
-        precision=choose_precision(p.precision, device, "pretrain.precision"),
+        precision=choose_precision(p.precision, device, "params.yaml: pretrain.precision"),
     )
     trainer.train(loader, p.epochs, max_steps=steps)
 

@@ -14,6 +14,8 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer
+from receiptbert.hf_format import save_pretrained
+from receiptbert.inference import inference_loader, predict_logits
 
 # A busy machine is no failure, and a failure must come again.
 settings.register_profile("receiptbert", deadline=None, derandomize=True)
@@ -85,6 +87,26 @@ def finetune_model(tokenizer: WordpieceTokenizer) -> Callable[..., BertFinetuneM
         return enlarged(BertFinetuneModel(vocab_size=tokenizer.vocab_size, **arguments))
 
     return make
+
+
+LABELS, CATEGORIES = ["7", "12", "30"], ["Чай", "Сыр", "Мыло"]
+
+
+@pytest.fixture
+def checkpoint(
+    finetune_model: Callable[..., BertFinetuneModel],
+    tokenizer: WordpieceTokenizer,
+    texts: list[str],
+    tmp_path: Path,
+) -> Path:
+    """The folder of a classifier with random weights, which answers with each of its classes now and then."""
+    model = finetune_model()
+    loader = inference_loader(texts, tokenizer, 12)
+    logits = predict_logits(model, loader, tokenizer.pad_token_id, torch.device("cpu"))
+    with torch.no_grad():
+        model._classifier_head._output.bias.sub_(torch.from_numpy(logits.mean(axis=0)))
+    save_pretrained(model, tokenizer, tmp_path / "model", CATEGORIES, LABELS)
+    return tmp_path / "model"
 
 
 def with_value(params_yaml: str, key: str, value: str) -> str:

@@ -13,8 +13,9 @@ import pytest
 import common
 import learning_curve
 import make_sample
+import predict
 import quality
-from receiptbert import BertFinetuneModel, WordpieceTokenizer
+from receiptbert import BertFinetuneModel, WordpieceTokenizer, cli
 from receiptbert.hf_format import save_pretrained
 from receiptbert.params import load_params
 from tests.conftest import ROOT
@@ -69,6 +70,28 @@ def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str
     figures = run_benchmark(name, [*corpus, *options], tmp_path)
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
     assert figures.get("labels_equal", True)
+
+
+def test_predict_compares_the_formats(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(command: list[str], folder: Path, stdin: Path) -> dict[str, float]:
+        monkeypatch.chdir(folder)
+        with stdin.open(encoding="utf-8") as file:
+            monkeypatch.setattr("sys.stdin", file)
+            cli.main(command[3:])
+        return {"seconds": 2.0, "peak_gib": 0.5}
+
+    monkeypatch.setattr(predict, "measure", measure)
+    options = ["--lines", "40", "--pipeline-lines", "7", "--model", str(checkpoint), "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["predict.py", *options, "--json", str(tmp_path / "result.json")])
+    predict.main()
+    figures = json.loads((tmp_path / "result.json").read_text())
+    assert figures["lines"] == figures["distinct_lines"] == 40
+    assert (figures["lines_per_second"], figures["peak_memory_mib"]) == (20, 512)
+    assert figures["pipeline_ratio"] > 0
+    assert figures["formats_equal"]
+    assert figures["labels_equal"]
 
 
 def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from receiptbert import BertFinetuneModel, WordpieceTokenizer, onnx_export
+from receiptbert import BertFinetuneModel, WordpieceTokenizer, cli, onnx_export
 from receiptbert.errors import UserError
 from receiptbert.hf_format import load_classifier, save_pretrained
 from receiptbert.inference import inference_loader
@@ -36,7 +36,7 @@ def checkpoint(
         logits = torch.cat([model(batch) for batch in inference_loader(texts, tokenizer, 12)])
         model._classifier_head._output.bias.sub_(logits.mean(dim=0))  # no class may get all the answers
     folder: Path = tmp_path_factory.mktemp("checkpoint")
-    save_pretrained(model, tokenizer, folder, NAMES, TEMPERATURE)
+    save_pretrained(model, tokenizer, folder, NAMES, temperature=TEMPERATURE)
     return folder
 
 
@@ -107,11 +107,39 @@ def test_a_file_that_answers_otherwise_is_not_left(
     checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "_export", lambda *arguments: shutil.copy(exported, arguments[-1]))
-    save_pretrained(*load_classifier(checkpoint)[:2], tmp_path / "warmer", NAMES, 2 * TEMPERATURE)
+    save_pretrained(*load_classifier(checkpoint)[:2], tmp_path / "warmer", NAMES, temperature=2 * TEMPERATURE)
     out = tmp_path / "out" / "model.onnx"
     with pytest.raises(UserError, match=r"model\.onnx was not written: 100\.00% of 150 lines"):
         export_onnx(tmp_path / "warmer", out)
     assert not list(out.parent.iterdir())
+
+
+def test_the_command(
+    checkpoint: Path,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(onnx_export, "_export", lambda *arguments: shutil.copy(exported, arguments[-1]))
+    monkeypatch.chdir(tmp_path)
+    Path("lines.txt").write_text("аб\r\n\r\nв г\r\n", encoding="utf-8", newline="")
+    options = ["export", "--model", str(checkpoint), "--onnx"]
+    cli.main([*options, "out.onnx", "--lines", "lines.txt"])
+    assert "out.onnx: 100.00% of 3 lines get the class of torch" in capsys.readouterr().err
+    cli.main([*options, "small.onnx", "--int8"])
+    assert Path("small.onnx").stat().st_size < Path("out.onnx").stat().st_size
+
+    Path("empty.txt").touch()
+    for arguments, message in [
+        (["new.onnx", "--lines", "empty.txt"], "no lines to compare"),
+        (["new.onnx", "--lines", "none.txt"], "none.txt: No such file"),
+        (["."], "is a folder"),
+        (["new.onnx", "--model", "nowhere"], "nowhere holds no config.json"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            cli.main([*options, *arguments])
+    assert not Path("new.onnx").exists()
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ NAMES = [
     "BertFinetuneModel",
     "BertLayer",
     "BertModel",
+    "Classifier",
     "ClassifierHead",
     "Collator",
     "FeedForward",
@@ -26,7 +27,7 @@ NAMES = [
 ]
 
 
-def test_every_name_of_the_assignment_is_importable() -> None:
+def test_every_public_name_is_importable() -> None:
     assert receiptbert.__all__ == dir(receiptbert) == NAMES
     for name in NAMES:
         assert getattr(receiptbert, name).__name__ == name

@@ -61,7 +61,7 @@ def test_min_text_length(mask_prob: float, length: int) -> None:
 
 
 def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
-    facts = CorpusFacts(min_length=5, max_length=31, label_names=["Чай", "Сыр"])
+    facts = CorpusFacts(min_length=5, max_length=31, labels=["7", "12"], label_names=["Чай", "Сыр"])
     facts.save(tmp_path / "corpus.json")
     assert CorpusFacts.load(tmp_path / "corpus.json") == facts
     with pytest.raises(UserError, match="dvc repro pretokenize"):

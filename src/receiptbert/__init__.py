@@ -1,13 +1,15 @@
 """Receipt lines to product categories with a BERT pretrained from scratch.
 
-The assignment's classes and functions are importable from here; each is loaded when it is first used,
-so that ``import receiptbert`` is quick and a stage that needs no torch does not wait for it.
+``Classifier`` uses a finished model; the assignment's classes and functions make one. All are importable
+from here; each is loaded when it is first used, so that ``import receiptbert`` is quick and a stage that
+needs no torch does not wait for it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what a type checker and an editor see
+    from receiptbert.classifier import Classifier as Classifier
     from receiptbert.collation import Collator as Collator
     from receiptbert.collation import collate_fn as collate_fn
     from receiptbert.datasets import FinetuneDataset as FinetuneDataset
@@ -32,6 +34,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see
     from receiptbert.training import Trainer as Trainer
 
 _EXPORTS = {
+    "classifier": ["Classifier"],
     "collation": ["Collator", "collate_fn"],
     "datasets": ["FinetuneDataset", "InferenceDataset", "PretrainDataset"],
     "encoder": ["Bert", "BertEmbeddings", "BertLayer", "FeedForward", "MultiHeadSelfAttention", "init_layer"],

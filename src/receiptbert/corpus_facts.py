@@ -16,11 +16,13 @@ class CorpusFacts:
     Attributes:
         min_length: texts of fewer tokens are not worth pretraining on.
         max_length: of longer texts, so many tokens are used.
-        label_names: the name of each class, its place in the list being its id.
+        labels: the label of each class, its place in the list being its id.
+        label_names: their names in the same order, all of them distinct.
     """
 
     min_length: int
     max_length: int
+    labels: list[str]
     label_names: list[str]
 
     def save(self, path: Path) -> None:

@@ -8,13 +8,12 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig
 
 from receiptbert.encoder import ACTIVATIONS, BertShape
 from receiptbert.errors import UserError
@@ -25,9 +24,23 @@ StateDict: TypeAlias = dict[str, Tensor]
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-# Our one key of config.json. Plain "temperature" is a setting of text generation to transformers, which takes
+# Plain "temperature" is a setting of text generation to transformers, which takes
 # it out of a model's config when it loads one, and refuses to save a config that has it.
 TEMPERATURE = "softmax_temperature"
+
+# Ours -> Hugging Face's, in config.json.
+SHAPE = {
+    "vocab_size": "vocab_size",
+    "max_seqlen": "max_position_embeddings",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "intermediate_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "act_func": "hidden_act",
+    "eps": "layer_norm_eps",
+}
+# What old checkpoints mean by leaving these out.
+DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}
 
 # Ours -> Hugging Face's, for the weight and the bias of each module.
 EMBEDDINGS = {
@@ -63,37 +76,36 @@ def save_pretrained(
     tokenizer: WordpieceTokenizer,
     folder: Path,
     label_names: list[str] | None = None,
+    labels: list[str] | None = None,
     temperature: float = 1.0,
 ) -> None:
     """Write a Hugging Face checkpoint: config.json, model.safetensors and the tokenizer's files.
 
     Args:
         label_names: the classes of a ``BertFinetuneModel`` in the order of their ids.
+        labels: what the corpus calls them, in the same order; None for the names.
         temperature: what its logits are to be divided by before the softmax.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape = model.shape
-    config = BertConfig(
-        architectures=[
+    config: dict[str, Any] = {
+        "architectures": [
             "BertForPreTraining" if isinstance(model, BertModel) else "BertForSequenceClassification"
         ],
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.max_seqlen,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        intermediate_size=shape.intermediate_size,
-        num_attention_heads=shape.num_attention_heads,
-        hidden_act=shape.act_func,
-        layer_norm_eps=shape.eps,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
+        "model_type": "bert",
+        **{theirs: getattr(shape, ours) for ours, theirs in SHAPE.items()},
+        "type_vocab_size": 2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "dtype": "float32",
+    }
     if label_names is not None:
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {name: number for number, name in enumerate(label_names)}
-        config.problem_type = "single_label_classification"
-        setattr(config, TEMPERATURE, temperature)
-    config.save_pretrained(str(folder))
+        config["id2label"] = {str(number): name for number, name in enumerate(label_names)}
+        config["label2id"] = {name: number for number, name in enumerate(label_names)}
+        config["problem_type"] = "single_label_classification"
+        config["corpus_labels"] = labels or label_names
+        config[TEMPERATURE] = temperature
+    text = json.dumps(config, ensure_ascii=False, indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     save_file(to_hf(model.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
     tokenizer.save_pretrained(folder, max_seqlen=shape.max_seqlen)
 
@@ -104,21 +116,14 @@ def read_shape(folder: Path) -> BertShape:
     Raises:
         UserError: no BERT checkpoint, or one with parts that ours lacks.
     """
-    config = _read_config(folder)
-    if config.hidden_act not in ACTIVATIONS:
-        raise UserError(f"{folder}: activation {config.hidden_act} is not among {', '.join(ACTIVATIONS)}")
-    if config.type_vocab_size != 2:
-        raise UserError(f"{folder}: {config.type_vocab_size} segment embeddings; only 2 can be used")
-    return BertShape(
-        vocab_size=config.vocab_size,
-        max_seqlen=config.max_position_embeddings,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        intermediate_size=config.intermediate_size,
-        num_attention_heads=config.num_attention_heads,
-        act_func=config.hidden_act,
-        eps=config.layer_norm_eps,
-    )
+    config: dict[str, Any] = DEFAULTS | read_config(folder)
+    if missing := [name for name in SHAPE.values() if name not in config]:
+        raise UserError(f"{folder / CONFIG} lacks {missing[0]}; name a Hugging Face BERT checkpoint folder")
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise UserError(f"{folder}: activation {config['hidden_act']} is not among {', '.join(ACTIVATIONS)}")
+    if config["type_vocab_size"] != 2:
+        raise UserError(f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used")
+    return BertShape(**{ours: config[theirs] for ours, theirs in SHAPE.items()})
 
 
 def load_tokenizer(folder: Path) -> WordpieceTokenizer:
@@ -136,19 +141,13 @@ def load_tokenizer(folder: Path) -> WordpieceTokenizer:
     return tokenizer
 
 
-def read_label_names(folder: Path) -> list[str]:
-    """The classes of a finetuned checkpoint in the order of their ids."""
-    names: dict[int, str] = _read_config(folder).id2label
-    return [names[number] for number in range(len(names))]
-
-
 def read_temperature(folder: Path) -> float:
     """What a finetuned checkpoint's logits are to be divided by before the softmax; 1 if it does not say.
 
     Raises:
         UserError: it says something else than a number above 0.
     """
-    temperature = getattr(_read_config(folder), TEMPERATURE, 1.0)
+    temperature = read_config(folder).get(TEMPERATURE, 1.0)
     if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
         raise UserError(
             f"{folder / CONFIG}: {TEMPERATURE} = {temperature!r} must be a number above 0; "
@@ -196,11 +195,19 @@ def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
 
 
 def load_classifier(folder: Path) -> tuple[BertFinetuneModel, WordpieceTokenizer, list[str]]:
-    """A finetuned model without dropout, its tokenizer, and its classes in the order of their ids."""
-    names = read_label_names(folder)
-    model = BertFinetuneModel(**read_shape(folder).kwargs(), num_classes=len(names))
-    _require_all(model, load_weights(model, folder), folder)
-    return model.eval(), load_tokenizer(folder), names
+    """A finetuned model without dropout, its tokenizer, and its classes in the order of their ids.
+
+    Raises:
+        UserError: no BERT checkpoint, or one without a classifier.
+    """
+    shape, weights = read_shape(folder), _read_weights(folder)
+    if (bias := weights.get(f"{HEADS[OUR_SOP]}.bias")) is None:
+        raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")
+    # Left out where nobody named the classes; transformers calls them so.
+    names = read_config(folder).get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(bias))}
+    model = BertFinetuneModel(**shape.kwargs(), num_classes=len(names))
+    _require_all(model, _copy_weights(model, from_hf(weights)), folder)
+    return model.eval(), load_tokenizer(folder), [names[str(i)] for i in range(len(names))]
 
 
 def _require_all(model: nn.Module, found: list[str], folder: Path, spared: str = "") -> None:
@@ -273,18 +280,23 @@ def _modern_name(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _read_config(folder: Path) -> BertConfig:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint.
+
+    Raises:
+        UserError: there is none, or it is not a BERT's.
+    """
     try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
-    except FileNotFoundError:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no {CONFIG}; name a Hugging Face BERT checkpoint folder") from None
     except ValueError:
         raise UserError(
             f"{folder / CONFIG} is not JSON; take the checkpoint again from where it came"
         ) from None
-    if kind != "bert":
+    if (kind := config.get("model_type")) != "bert":
         raise UserError(f"{folder} is a checkpoint of type {kind}; only bert can be used")
-    return BertConfig.from_pretrained(str(folder))
+    return config
 
 
 def _read_weights(folder: Path) -> StateDict:

@@ -1,5 +1,7 @@
 """Predict classes."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from receiptbert.datasets import InferenceDataset, Texts
+from receiptbert.precision import DTYPES
 from receiptbert.progress import track
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.tokenization import WordpieceTokenizer
@@ -25,38 +28,57 @@ def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
     return None if input_ids.device.type == "cpu" and bool(is_token.all()) else is_token.long()
 
 
-def inference_loader(texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | None) -> DataLoader[Tensor]:
+def inference_loader(
+    texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | None, batch_size: int = BATCH_SIZE
+) -> DataLoader[Tensor]:
     """Batches of ids (B, S) of texts of like length; ``predict`` restores the order of ``texts``."""
     dataset = InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer)
     lengths = dataset.lengths.clamp(max=maxlen)
     return DataLoader(
         dataset,
-        batch_sampler=LengthGroupedBatchSampler(lengths, BATCH_SIZE, shuffle=False),
+        batch_sampler=LengthGroupedBatchSampler(lengths, batch_size, shuffle=False),
         collate_fn=torch.stack,  # the dataset pads
     )
+
+
+def logits_by_batch(
+    model: nn.Module,
+    dataloader: DataLoader[Tensor],
+    pad_token_id: int,
+    device: torch.device,
+    precision: str = "fp32",
+) -> Iterator[tuple[list[int], Tensor]]:
+    """The logits of each batch, without dropout.
+
+    Args:
+        dataloader: of padded ids (B, S). The texts may come in any order that its ``batch_sampler`` repeats.
+        precision: fp32, bf16 or fp16, of the matrix products; see ``choose_precision``.
+
+    Yields:
+        the numbers of the batch's texts in the dataset, and their logits (B, C), fp32, on ``device``.
+    """
+    model.eval()
+    for index, batch in zip(dataloader.batch_sampler, dataloader, strict=True):  # type: ignore[arg-type]
+        input_ids = batch.to(device)
+        lower = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+        with torch.inference_mode(), lower:
+            logits = model(input_ids, padding_mask(input_ids, pad_token_id)).float()
+        yield index, logits
 
 
 def predict_logits(
     model: nn.Module, dataloader: DataLoader[Tensor], pad_token_id: int, device: torch.device
 ) -> npt.NDArray[np.float32]:
-    """The logits of each text, without dropout.
+    """The logits of each text in the order of the dataset, shape (n, C); for no texts, (0, 0).
 
-    Args:
-        dataloader: of padded ids (B, S). The texts may come in any order that its ``batch_sampler`` repeats.
-
-    Returns:
-        logits in the order of the dataset, shape (n, C); for no texts, (0, 0).
+    The arguments are those of ``logits_by_batch``.
     """
-    model.eval()
     logits = np.empty((len(dataloader.dataset), 0), dtype=np.float32)  # type: ignore[arg-type]
-    batches = track(dataloader, "predicting", len(dataloader))
-    with torch.inference_mode():
-        for index, batch in zip(dataloader.batch_sampler, batches, strict=True):  # type: ignore[arg-type]
-            input_ids = batch.to(device)
-            rows = model(input_ids, padding_mask(input_ids, pad_token_id)).float().cpu().numpy()  # (B, C)
-            if not logits.size:
-                logits = np.empty((len(logits), rows.shape[1]), dtype=np.float32)
-            logits[index] = rows
+    batches = logits_by_batch(model, dataloader, pad_token_id, device)
+    for index, batch in track(batches, "predicting", len(dataloader)):
+        if not logits.size:
+            logits = np.empty((len(logits), batch.shape[1]), dtype=np.float32)
+        logits[index] = batch.cpu().numpy()
     return logits
 
 

@@ -92,12 +92,16 @@ def export_onnx(
         how the file agrees with torch, quantized if it is.
 
     Raises:
-        UserError: no such model, or before quantization some line gets another class or a probability that is
-            off by more than ``TOLERANCE``. Nothing is written then.
+        UserError: no such model, no lines, or a folder of that name; or before quantization some line gets
+            another class or a probability that is off by more than ``TOLERANCE``. Nothing is written then.
     """
     model, tokenizer, names = load_classifier(model_folder)
     calibrated = CalibratedModel(model, read_temperature(model_folder)).eval()
     texts = random_lines(tokenizer, model.shape.max_seqlen) if texts is None else texts
+    if not texts:
+        raise UserError("there are no lines to compare the answers on")
+    if out_path.is_dir():
+        raise UserError(f"{out_path} is a folder; name a file")
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as scratch:
         exported, prepared, quantized = (

@@ -15,16 +15,18 @@ def choose_precision(name: str, device: torch.device, key: str) -> str:
 
     Args:
         name: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        device: where to train.
-        key: the parameter that ``name`` comes from, for the message.
+        device: where to compute.
+        key: the setting that ``name`` comes from, for the message.
 
     Raises:
-        UserError: the device would compute it in software, a hundred times slower.
+        UserError: no such precision, or the device would compute it in software, a hundred times slower.
     """
     if name == "auto":
         return "bf16" if has_bf16(device) else "fp32"
+    if name not in DTYPES:
+        raise UserError(f"{key} = {name} is not among auto, {', '.join(DTYPES)}")
     if (name == "bf16" and not has_bf16(device)) or (name == "fp16" and device.type == "cpu"):
-        raise UserError(f"params.yaml: {key} = {name}, which this {device.type} does not have; set auto")
+        raise UserError(f"{key} = {name}, which this {device.type} does not have; set auto")
     return name
 
 

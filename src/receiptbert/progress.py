@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -14,25 +14,39 @@ SECONDS_BETWEEN_LINES = 20.0
 SECONDS_WORTH_A_LINE = 3.0
 
 
-def track(items: Iterable[T], what: str, total: int, unit: str = "batches") -> Iterator[T]:
+def track(
+    items: Iterable[T],
+    what: str,
+    total: int | None,
+    unit: str = "batches",
+    size: Callable[[T], int] = lambda _: 1,
+) -> Iterator[T]:
     """Yield ``items`` and report on stderr how far, how fast, and how long is left.
 
-    ``total`` is the number of items.
+    Args:
+        total: the number of units in all items; None if nobody knows.
+        size: how many units an item is.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, unit=f" {unit}", smoothing=0.05)
+        with tqdm(desc=what, total=total, unit=f" {unit}", smoothing=0.05) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
         return
+    done = 0
     start = last = time.monotonic()
-    for done, item in enumerate(items, start=1):
+    for item in items:
         yield item
+        done += size(item)
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
             rate = done / (now - start)
-            left = (total - done) / rate
-            say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f} a second, {left:,.0f} s left")
+            far = f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
+            left = "" if total is None else f", {(total - done) / rate:,.0f} s left"
+            say(f"{what}: {far}, {rate:,.1f} a second{left}")
     if last > start or time.monotonic() - start > SECONDS_WORTH_A_LINE:
-        say(f"{what}: {total:,} {unit} in {time.monotonic() - start:,.0f} s")
+        say(f"{what}: {done:,} {unit} in {time.monotonic() - start:,.0f} s")
 
 
 def say(line: str) -> None:

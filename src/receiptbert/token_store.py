@@ -1,14 +1,13 @@
 """The token ids of many texts as two flat arrays, in one file."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -38,7 +37,7 @@ class TokenStore:
     @classmethod
     def from_texts(
         cls,
-        texts: Sequence[str] | pd.Series,
+        texts: Iterable[str],
         tokenizer: WordpieceTokenizer,
         labels: Iterable[int] | None = None,
         progress: str | None = None,
@@ -48,10 +47,11 @@ class TokenStore:
         Args:
             progress: what to call the work when its progress is reported; None to keep silent.
         """
-        places, found = pd.factorize(np.asarray(texts, dtype=object))
-        distinct: Iterable[str] = found
+        numbers: dict[str, int] = {}  # of the distinct texts, in the order in which they come
+        places = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int64)
+        distinct: Iterable[str] = numbers
         if progress is not None:
-            distinct = track(distinct, progress, len(found), "distinct texts")
+            distinct = track(distinct, progress, len(numbers), "distinct texts")
         # Half the memory for every vocabulary in use; 0 texts still give arrays of the right type.
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         ids = [np.zeros(0, dtype)]

@@ -1,21 +1,31 @@
 """WordPiece: the tokenizer of BERT, trained on our own texts to the same bytes every time."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import BertWordPieceTokenizer, Tokenizer
-from transformers import BertTokenizerFast
 
 from receiptbert.errors import UserError
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MARKS = ["pad", "unk", "cls", "sep", "mask"]  # what the configuration calls them
 CONTINUATION = "##"
+CONFIG = "tokenizer_config.json"
+# What of it concerns a BERT tokenizer, and what an older one means by leaving it out.
+DEFAULTS: dict[str, Any] = {
+    "tokenizer_class": "BertTokenizer",
+    "do_lower_case": True,
+    "strip_accents": None,  # as do_lower_case
+    "tokenize_chinese_chars": True,
+    **{f"{name}_token": token for name, token in zip(MARKS, SPECIAL_TOKENS, strict=True)},
+}
 # As in the reference trainer: a thousand characters are kept, what is rarer becomes [UNK].
 MAX_ALPHABET = 1000
 # Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
@@ -23,7 +33,7 @@ CHUNK = 10_000
 
 
 class WordpieceTokenizer:
-    """The assignment's tokenizer: ``BertTokenizerFast`` behind a small interface.
+    """The assignment's tokenizer: WordPiece with BERT's normalization, behind a small interface.
 
     Args:
         vocab_path: a ``vocab.txt``, one token a line, the line number being the id.
@@ -39,10 +49,8 @@ class WordpieceTokenizer:
         clean_text: bool = True,
         lowercase: bool = True,
     ) -> None:
-        self._tokenizer = BertTokenizerFast(
-            vocab=str(vocab_path), do_lower_case=lowercase, strip_accents=strip_accents
-        )
-        self._tokenizer.backend_tokenizer.normalizer.clean_text = clean_text
+        self._config = DEFAULTS | {"do_lower_case": lowercase, "strip_accents": strip_accents}
+        self._backend = _untrained(Path(vocab_path), self._config, clean_text)
 
     @classmethod
     def from_corpus(
@@ -84,20 +92,20 @@ class WordpieceTokenizer:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WordpieceTokenizer":
         """Load from a folder that holds Hugging Face tokenizer files, ours or any other BERT's."""
-        saved = Path(folder) / "tokenizer.json"
-        if not saved.exists() and not (Path(folder) / "vocab.txt").exists():
+        saved, vocabulary = Path(folder) / "tokenizer.json", Path(folder) / "vocab.txt"
+        tokenizer = cls.__new__(cls)
+        tokenizer._config = _read_config(Path(folder))
+        if saved.exists():
+            tokenizer._backend = _read_tokenizer(saved)
+        elif vocabulary.exists():
+            tokenizer._backend = _untrained(vocabulary, tokenizer._config)
+        else:
             raise UserError(
                 f"{folder} holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"
             )
-        tokenizer = cls.__new__(cls)
-        tokenizer._tokenizer = BertTokenizerFast.from_pretrained(str(folder))
-        backend: Tokenizer = tokenizer._tokenizer.backend_tokenizer
-        if saved.exists():
-            # transformers makes one up from a few flags; the model knows the file's.
-            backend.normalizer = Tokenizer.from_file(str(saved)).normalizer
-        # Settings of whoever saved it last; cutting and padding are the datasets' business.
-        backend.no_padding()
-        backend.no_truncation()
+        for name in MARKS:
+            if tokenizer._special(name) is None:
+                raise UserError(f"{folder}: the tokenizer has no {name} token; name a BERT checkpoint folder")
         return tokenizer
 
     def save_pretrained(self, folder: str | Path, max_seqlen: int | None = None) -> None:
@@ -108,14 +116,16 @@ class WordpieceTokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if max_seqlen is not None:
-            self._tokenizer.model_max_length = max_seqlen
-        self._tokenizer.save_pretrained(str(folder))
+        config = self._config if max_seqlen is None else self._config | {"model_max_length": max_seqlen}
+        (folder / CONFIG).write_text(
+            json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+        )
         (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
+        self._backend.save(str(folder / "tokenizer.json"))
 
     def __call__(self, text: str) -> list[int]:
         """Token ids of one raw text, without special tokens."""
-        return cast(list[int], self._tokenizer.encode(text, add_special_tokens=False))
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(
         self, texts: Iterable[str]
@@ -125,58 +135,101 @@ class WordpieceTokenizer:
         Yields:
             the ids of a chunk one after another, shape (tokens,), and how many each text has, shape (texts,).
         """
-        backend: Tokenizer = self._tokenizer.backend_tokenizer
         iterator = iter(texts)
         while chunk := list(islice(iterator, CHUNK)):
-            encodings = backend.encode_batch_fast(chunk, add_special_tokens=False)
+            encodings = self._backend.encode_batch_fast(chunk, add_special_tokens=False)
             lengths = np.fromiter(map(len, encodings), np.int64, len(chunk))
             ids = chain.from_iterable(encoding.ids for encoding in encodings)
             yield np.fromiter(ids, np.int32, lengths.sum()), lengths
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """The tokens behind ``ids``."""
-        return cast(list[str], self._tokenizer.convert_ids_to_tokens(list(ids)))
+        return [cast(str, self._backend.id_to_token(number)) for number in ids]
 
     @property
     def tokens(self) -> list[str]:
         """The vocabulary in the order of its ids."""
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        vocabulary: dict[str, int] = self._backend.get_vocab()
         return sorted(vocabulary, key=vocabulary.__getitem__)
 
     @property
     def special_token_ids(self) -> list[int]:
         """Ids that are no text: padding, unknown, and the marks that the model's inputs carry."""
-        return sorted(self._tokenizer.all_special_ids)
+        marks = {self._special(name) for name in MARKS}
+        added = self._backend.get_added_tokens_decoder().items()
+        return sorted(marks | {number for number, token in added if token.special})
 
     @property
     def cls_token_id(self) -> int:
         """Id of [CLS]."""
-        return cast(int, self._tokenizer.cls_token_id)
+        return self._special("cls")
 
     @property
     def pad_token_id(self) -> int:
         """Id of [PAD]."""
-        return cast(int, self._tokenizer.pad_token_id)
+        return self._special("pad")
 
     @property
     def mask_token_id(self) -> int:
         """Id of [MASK]."""
-        return cast(int, self._tokenizer.mask_token_id)
+        return self._special("mask")
 
     @property
     def sep_token_id(self) -> int:
         """Id of [SEP]."""
-        return cast(int, self._tokenizer.sep_token_id)
+        return self._special("sep")
 
     @property
     def unk_token_id(self) -> int:
         """Id of [UNK]."""
-        return cast(int, self._tokenizer.unk_token_id)
+        return self._special("unk")
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, special ones included."""
-        return len(self._tokenizer)
+        return self._backend.get_vocab_size()
+
+    def _special(self, name: str) -> int:
+        return cast(int, self._backend.token_to_id(self._config[f"{name}_token"]))
+
+
+def _untrained(vocabulary: Path, config: dict[str, Any], clean_text: bool = True) -> Tokenizer:
+    """The tokenizer of a ``vocab.txt``."""
+    wordpiece = BertWordPieceTokenizer(
+        str(vocabulary),
+        clean_text=clean_text,
+        handle_chinese_chars=config["tokenize_chinese_chars"],
+        strip_accents=config["strip_accents"],
+        lowercase=config["do_lower_case"],
+        **{name: token for name, token in config.items() if name.endswith("_token")},
+    )
+    return Tokenizer.from_str(wordpiece.to_str())
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no class of its own for it
+        raise UserError(f"{path} is damaged ({error}); take it again from where it came") from None
+    # Settings of whoever saved it last; cutting and padding are the datasets' business.
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """``tokenizer_config.json`` as far as it concerns us; a folder without one has the defaults."""
+    try:
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        saved = {}
+    except ValueError:
+        raise UserError(
+            f"{folder / CONFIG} is not JSON; take the checkpoint again from where it came"
+        ) from None
+    config = {name: saved.get(name, default) for name, default in DEFAULTS.items()}
+    # Older versions of transformers wrote a special token as a mapping.
+    return {name: value["content"] if isinstance(value, dict) else value for name, value in config.items()}
 
 
 def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:

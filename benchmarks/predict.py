@@ -1,0 +1,117 @@
+"""``receiptbert predict`` on many generated lines: rate, peak memory, and the same output from every format.
+
+    python benchmarks/predict.py --lines 1000000 [--json OUT]
+
+The command runs as a user would run it, from a cold start, on a CSV, on a Parquet file, and on plain lines
+from stdin; the three outputs must be the same bytes. Beside it ``transformers.pipeline`` at its defaults, one
+line at a time, is timed on a few of the lines, half of them before and half of them after, without its start.
+The lines are those of the sample's generator, no two alike: nothing is won by computing equal ones once.
+"""
+
+import argparse
+import csv
+import filecmp
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+from transformers import pipeline
+
+from common import ROOT, measure, write_result
+from receiptbert.archive import DATA_NAME, extract_corpus
+from receiptbert.devices import choose_device
+from receiptbert.progress import say
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument(
+        "--pipeline-lines", type=int, default=2_000, help="lines that the pipeline is timed on"
+    )
+    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+
+    say(f"generating {args.lines:,} lines")
+    lines = _generate(args.lines)
+    few = lines[: args.pipeline_lines]
+    device = choose_device(args.device, "--device")
+    classify = pipeline("text-classification", str(args.model), device=device, truncation=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_inputs(lines, folder)
+        half = len(few) // 2
+        before = _timed(classify, few[:half])
+        # "from csv": how the table is read; it is always written as CSV.
+        runs = {kind: _predict(kind, folder, args) for kind in ("csv", "parquet", "txt")}
+        after = _timed(classify, few[half:])
+        same = all(
+            filecmp.cmp(folder / "from_csv.csv", folder / f"from_{kind}.csv", shallow=False) for kind in runs
+        )
+        with (folder / "from_csv.csv").open(encoding="utf-8", newline="") as file:
+            ours = [row["category"] for row in islice(csv.DictReader(file), len(few))]
+
+    rate = args.lines / runs["csv"]["seconds"]
+    pipeline_rate = len(few) / (before["seconds"] + after["seconds"])
+    figures = {
+        "lines": args.lines,
+        "distinct_lines": len(set(lines)),
+        "seconds": runs["csv"]["seconds"],
+        "lines_per_second": rate,
+        "peak_memory_mib": max(run["peak_gib"] for run in runs.values()) * 1024,
+        "pipeline_lines_per_second": pipeline_rate,
+        "pipeline_ratio": rate / pipeline_rate,
+        "labels_equal": ours == before["labels"] + after["labels"],
+        "formats_equal": same,
+    }
+    for key, value in figures.items():
+        print(f"{key:26} {value:,.1f}" if isinstance(value, float) else f"{key:26} {value:,}")
+    write_result(args.json, figures)
+
+
+def _generate(count: int) -> list[str]:
+    sizes = ["--unlabelled", str(count), "--train", "0", "--val", "0", "--test", "0"]
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "lines.zip"
+        command = [sys.executable, str(ROOT / "data/make_sample.py"), str(archive), *sizes, "--seed", "1"]
+        subprocess.run(command, check=True)
+        extract_corpus(archive, Path(folder))
+        with (Path(folder) / DATA_NAME).open(encoding="utf-8", newline="") as file:
+            return [row["text"] for row in csv.DictReader(file)]
+
+
+def _write_inputs(lines: list[str], folder: Path) -> None:
+    with (folder / "in.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["text"], *([line] for line in lines)])
+    (folder / "in.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    parquet.write_table(pa.table({"text": lines}), folder / "in.parquet")
+
+
+def _predict(kind: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds and peak memory of the command; it writes ``from_<kind>.csv``."""
+    say(f"receiptbert predict from {kind}")
+    source = "-" if kind == "txt" else f"in.{kind}"  # plain lines come from stdin
+    options = ["--model", str(args.model.resolve()), "--device", args.device, "-o", f"from_{kind}.csv"]
+    command = [sys.executable, "-m", "receiptbert", "predict", source, *options]
+    return measure(command, folder, stdin=folder / "in.txt")
+
+
+def _timed(classify: Any, lines: list[str]) -> dict[str, Any]:
+    start = time.perf_counter()
+    labels = [answer["label"] for answer in classify(lines)]
+    return {"seconds": time.perf_counter() - start, "labels": labels}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The finished classifier: texts in, labels with their confidence out."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from receiptbert.datasets import NUM_MARKS
+from receiptbert.devices import choose_device
+from receiptbert.errors import UserError
+from receiptbert.hf_format import load_classifier, read_config, read_temperature
+from receiptbert.inference import BATCH_SIZE, inference_loader, logits_by_batch
+from receiptbert.modeling import BertFinetuneModel
+from receiptbert.precision import choose_precision
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+
+
+class Candidate(NamedTuple):
+    """One class that a text may belong to; the fields are those of ``Prediction``."""
+
+    label: str
+    category: str
+    confidence: float
+
+
+class Prediction(NamedTuple):
+    """What a text is taken for.
+
+    A text without a single token (empty, or blanks) has an empty label and category and a confidence of 0.
+
+    Attributes:
+        label: as in the corpus that the model was finetuned on; the category, if the model does not know.
+        category: the name of the class, the very string that ``transformers.pipeline`` answers.
+        confidence: the probability of the class, from 0 to 1.
+        runners_up: the next best classes, the best first.
+    """
+
+    label: str
+    category: str
+    confidence: float
+    runners_up: tuple[Candidate, ...] = ()
+
+
+NOTHING_TO_READ = Prediction("", "", 0.0)
+
+
+class Classifier:
+    """A finetuned model, its tokenizer and its classes; ``from_pretrained`` makes one.
+
+    It can be pickled for worker processes, and called from several threads at once: a call changes nothing.
+
+    Args:
+        model: on ``device``.
+        tokenizer: the model's.
+        classes: label and category of each class, in the order of their ids.
+        temperature: what logits are divided by, so that confidences are probabilities.
+        device: where to compute.
+        precision: fp32, bf16 or fp16, of the matrix products.
+        batch_size: texts of average length that are computed at once.
+    """
+
+    def __init__(
+        self,
+        model: BertFinetuneModel,
+        tokenizer: WordpieceTokenizer,
+        classes: list[tuple[str, str]],
+        temperature: float,
+        device: torch.device,
+        precision: str,
+        batch_size: int,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size} must be at least 1")
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._classes = classes
+        self._temperature = temperature
+        self._device = device
+        self._precision = precision
+        self._batch_size = batch_size
+        self._maxlen = model.shape.max_seqlen - NUM_MARKS
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        precision: str = "fp32",
+        batch_size: int = BATCH_SIZE,
+    ) -> "Classifier":
+        """Load what finetune wrote, or any Hugging Face ``BertForSequenceClassification``.
+
+        Args:
+            folder: where it is.
+            device: ``auto`` is the GPU if there is one, else the CPU; or ``cpu``, ``cuda:1`` ...
+            precision: ``fp32`` gives the labels that evaluate scores; ``bf16`` and ``fp16`` are faster where
+                the hardware has them, and may decide a close call otherwise; ``auto`` chooses.
+            batch_size: of texts of average length; it changes speed and memory alone.
+
+        Raises:
+            UserError: no such folder, no finetuned BERT in it, or no such device.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; name that of a finetuned model (`dvc repro` makes one)")
+        where = choose_device(device, "device")
+        precision = choose_precision(precision, where, "precision")
+        model, tokenizer, categories = load_classifier(folder)
+        config = read_config(folder)
+        classes = list(zip(config.get("corpus_labels", categories), categories, strict=True))
+        return cls(
+            model.to(where), tokenizer, classes, read_temperature(folder), where, precision, batch_size
+        )
+
+    def __call__(self, texts: Iterable[str], top_k: int = 1) -> list[Prediction]:
+        """Classify ``texts``, equal ones once; a long text is cut to what the model can read.
+
+        Args:
+            texts: many texts; of one text, a list of one.
+            top_k: how many classes to tell of each text: the predicted one and ``top_k - 1`` runners-up.
+
+        Raises:
+            TypeError: a text alone instead of a list, or something in the list that is no text.
+        """
+        texts = _checked(texts)
+        if top_k < 1:
+            raise ValueError(f"top_k = {top_k} must be at least 1")
+        distinct = dict.fromkeys(texts)
+        store = TokenStore.from_texts(distinct, self._tokenizer)
+        (readable,) = np.nonzero(store.lengths)  # numbers of the distinct texts that have tokens
+        loader = inference_loader(store.take(readable), self._tokenizer, self._maxlen, self._batch_size)
+        batches = logits_by_batch(
+            self._model, loader, self._tokenizer.pad_token_id, self._device, self._precision
+        )
+        predictions = [NOTHING_TO_READ] * len(store)
+        for index, logits in batches:
+            for number, prediction in zip(readable[index], self._decide(logits, top_k), strict=True):
+                predictions[number] = prediction
+        prediction_of = dict(zip(distinct, predictions, strict=True))
+        return [prediction_of[text] for text in texts]
+
+    def _decide(self, logits: Tensor, top_k: int) -> list[Prediction]:
+        """The predictions behind logits (B, C)."""
+        # Of equally probable classes a stable sort puts the first first, as argmax does.
+        ranked, order = (logits / self._temperature).sort(dim=1, descending=True, stable=True)
+        confidences = ranked.softmax(dim=1)[:, :top_k].tolist()
+        predictions = []
+        for numbers, row in zip(order[:, :top_k].tolist(), confidences, strict=True):
+            best, *others = map(self._candidate, numbers, row)
+            predictions.append(Prediction(*best, tuple(others)))
+        return predictions
+
+    def _candidate(self, number: int, confidence: float) -> Candidate:
+        label, category = self._classes[number]
+        return Candidate(label, category, confidence)
+
+
+def _checked(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of texts; of one text, classifier([text])[0]")
+    checked = list(texts)
+    for place, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{place}] is {text!r}, which is no text")
+    return checked

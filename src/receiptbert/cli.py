@@ -1,0 +1,208 @@
+"""The command line, ``receiptbert COMMAND``: what can be asked, and how it ends."""
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from receiptbert.errors import UserError, one_line_errors
+from receiptbert.predicting import predict
+from receiptbert.progress import say
+from receiptbert.tables import TextTable
+
+PROGRAM = "receiptbert"
+EPILOG = "Bad input ends with one line and status 1; RECEIPTBERT_DEBUG=1 shows the traceback."
+
+PREDICT = """\
+Label each line of a table with its category.
+
+All columns of the input are kept, in its order; behind them come label (as in the corpus that the model
+learned from), category (its name) and confidence (a probability from 0 to 1). Where the input has one of
+these columns already, all of ours begin with predicted_.
+
+The formats are told by the endings: .csv, .tsv, .parquet, .txt (plain lines) are read; .csv, .tsv, .parquet,
+.jsonl are written. Text is UTF-8. A CSV has a header and commas, semicolons or tabs; its empty lines are
+no rows, and a row that is too short is filled up. Plain lines have no header, and each of them is a row.
+A text without anything to read gets an empty label and a confidence of 0."""
+
+PREDICT_EXAMPLES = """\
+examples:
+  receiptbert predict receipts.csv -o labelled.csv
+  receiptbert predict receipts.parquet --column name --top-k 3 -o labelled.parquet
+  receiptbert predict receipts.csv --min-confidence 0.8 --spreadsheet -o to_check.csv
+  cat lines.txt | receiptbert predict > labelled.csv
+"""
+
+
+EXPORT = """\
+Write a finetuned model as one file for ONNX Runtime, which needs neither torch nor receiptbert.
+
+Inputs are input_ids and attention_mask, (batch, length) of any size; the output is probabilities, at the
+model's temperature. Metadata of the file are labels (a JSON list) and max_length. The file is written only
+if it gives the classes that torch gives, and probabilities within 0.0001 of torch's."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; on bad input, end the process with one line and status 1."""
+    args = make_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill`, too, leaves nothing half done
+    try:
+        with one_line_errors(PROGRAM):
+            try:
+                args.run(args)
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # no space left, no permission, no such folder
+                where = f"{error.filename}: " if error.filename else ""
+                raise UserError(f"{where}{error.strerror}") from error
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`). Python would still flush stdout, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a program that the signal ends
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``run``, which takes the arguments."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Receipt lines to product categories.", epilog=EPILOG
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    add_predict(commands)
+    add_export(commands)
+    return parser
+
+
+def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``receiptbert predict``."""
+    parser = commands.add_parser(
+        "predict",
+        help="label the lines of a CSV, TSV, Parquet or text file",
+        description=PREDICT,
+        epilog=PREDICT_EXAMPLES + "\n" + EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=predict)
+    table = parser.add_argument_group("input and output")
+    table.add_argument("input", nargs="?", default="-", help="file to read; - is stdin (default)")
+    table.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="-",
+        help="file to write; it appears only when it is whole; - is stdout (default)",
+    )
+    table.add_argument("--column", metavar="NAME", default="text", help="column of the texts (%(default)s)")
+    table.add_argument(
+        "--from",
+        dest="source_format",
+        choices=["csv", "tsv", "parquet", "lines"],
+        help="format of the input, if its ending does not tell (stdin: lines)",
+    )
+    table.add_argument(
+        "--to",
+        dest="target_format",
+        choices=["csv", "tsv", "parquet", "jsonl"],
+        help="format of the output, if its ending does not tell (stdout: csv)",
+    )
+    answers = parser.add_argument_group("answers")
+    answers.add_argument(
+        "--top-k",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="tell the N best classes: label_2, category_2, confidence_2 and so on (%(default)s)",
+    )
+    answers.add_argument(
+        "--min-confidence",
+        type=_probability,
+        default=0.0,
+        metavar="P",
+        help="leave label and category empty where the confidence is below P, for a person to decide "
+        "(%(default)s: decide every line)",
+    )
+    answers.add_argument(
+        "--spreadsheet",
+        action="store_true",
+        help="write CSV or TSV for Excel and the like: with a byte order mark, and an apostrophe before "
+        "texts that would run as formulas",
+    )
+    model = parser.add_argument_group("model")
+    _add_model_option(model)
+    model.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda:1 ...")
+    model.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        default="fp32",
+        help="fp32 (default) gives the labels that evaluate scores; bf16 and fp16 are faster where the "
+        "hardware has them, and may decide a close call otherwise; auto chooses",
+    )
+    model.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=128,
+        metavar="N",
+        help="texts computed at once, on average (%(default)s)",
+    )
+
+
+def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``receiptbert export``."""
+    parser = commands.add_parser(
+        "export",
+        help="write a model as an ONNX file",
+        description=EXPORT,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=export)
+    parser.add_argument("--onnx", metavar="FILE", required=True, help="file to write")
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="8-bit weights: a quarter of the size, and another answer to some lines",
+    )
+    _add_model_option(parser)
+    parser.add_argument(
+        "--lines",
+        metavar="FILE",
+        help="plain lines to compare the answers on (default: lines of random words of the vocabulary)",
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    """Run the command."""
+    texts = None
+    if args.lines:
+        table = TextTable(Path(args.lines), "lines")
+        texts = [text for (column,) in table.chunks() for text in table.texts(column)]
+    onnx_export = import_module("receiptbert.onnx_export")  # torch and its exporter take seconds to import
+    agreement = onnx_export.export_onnx(Path(args.model), Path(args.onnx), args.int8, texts)
+    say(
+        f"{args.onnx}: {agreement.same_labels:.2%} of {agreement.lines:,} lines get the class of torch, "
+        f"probabilities differ by {agreement.difference:.1e} at the most"
+    )
+
+
+def _add_model_option(parser: "argparse._ActionsContainer") -> None:
+    parser.add_argument(
+        "--model", metavar="FOLDER", default="models/finetuned", help="finetuned checkpoint (%(default)s)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
+    return int(text)
+
+
+def _probability(text: str) -> float:
+    if not re.fullmatch(r"0|1|[01]?\.\d+", text) or float(text) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to 1")
+    return float(text)

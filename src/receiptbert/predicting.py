@@ -1,0 +1,151 @@
+"""``receiptbert predict``: label the lines of a table, of whatever length, in constant memory."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from importlib import import_module
+from itertools import chain, islice, repeat
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
+
+import receiptbert
+from receiptbert.errors import UserError
+from receiptbert.progress import say, track
+from receiptbert.tables import (
+    DELIMITERS,
+    Table,
+    TextTable,
+    Write,
+    delimited_writer,
+    json_writer,
+    open_output,
+)
+
+if TYPE_CHECKING:
+    from receiptbert.classifier import Prediction
+
+INPUTS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".txt": "lines",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+OUTPUTS = {**INPUTS, ".jsonl": "jsonl", ".ndjson": "jsonl"}
+del OUTPUTS[".txt"]
+
+# Digits of a confidence: more than it is worth, few enough to be the same whatever a line was computed with.
+DECIMALS = 4
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Run the command; ``args`` are those of ``cli``.
+
+    Raises:
+        UserError: bad input.
+    """
+    source = None if args.input == "-" else Path(args.input)
+    target = None if args.output == "-" else Path(args.output)
+    table = _open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"))
+    kind = args.target_format or _format(target, OUTPUTS, "csv", "--to")
+    text_column = _place(args.column, table, args.input)
+    answers = answer_types(table.columns, args.top_k)
+    if args.spreadsheet and kind not in DELIMITERS:
+        raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
+    with open_output(target) as stream, _writer(kind, stream, table, answers, args.spreadsheet) as write:
+        total = table.count()
+        classifier = receiptbert.Classifier.from_pretrained(
+            args.model, args.device, args.precision, args.batch_size
+        )
+        lines = unlabelled = 0
+        for chunk in track(table.chunks(), "predicting", total, "lines", lambda chunk: len(chunk[0])):
+            predictions = classifier(table.texts(chunk[text_column]), args.top_k)
+            columns = answer_columns(predictions, args.top_k, args.min_confidence)
+            write([*chunk, *columns])
+            lines += len(predictions)
+            unlabelled += columns[0].count("")
+    if unlabelled:
+        say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or less sure than --min-confidence")
+
+
+def answer_types(columns: Sequence[str], top_k: int) -> dict[str, type]:
+    """The names of the columns that are added, and whether they hold str or float.
+
+    No name is taken twice: where the table has one of ours already, all of ours begin with ``predicted_``.
+    """
+    ranks = ["", *(f"_{rank}" for rank in range(2, top_k + 1))]
+    kinds = {"label": str, "category": str, "confidence": float}
+    types = {f"{name}{rank}": kind for rank in ranks for name, kind in kinds.items()}
+    while types.keys() & set(columns):
+        types = {f"predicted_{name}": kind for name, kind in types.items()}
+    return types
+
+
+def answer_columns(
+    predictions: Sequence["Prediction"], top_k: int, min_confidence: float
+) -> list[list[str | float]]:
+    """The columns that are added, as ``answer_types`` names them; too low a confidence empties the label."""
+    rows = []
+    for label, category, confidence, runners_up in predictions:
+        confidence = round(confidence, DECIMALS)
+        sure = confidence >= min_confidence
+        row: list[str | float] = [label if sure else "", category if sure else "", confidence]
+        for other in islice(chain(runners_up, repeat(("", "", 0.0))), top_k - 1):
+            row += [other[0], other[1], round(other[2], DECIMALS)]
+        rows.append(row)
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _format(path: Path | None, known: dict[str, str], default: str, option: str) -> str:
+    """The format that the file's ending names; of stdin and stdout, ``default``."""
+    if path is None:
+        return default
+    if path.suffix.lower() not in known:
+        raise UserError(f"{path}: the ending tells no format; give one with {option}")
+    return known[path.suffix.lower()]
+
+
+def _open_table(path: Path | None, kind: str) -> Table:
+    if path is not None and not path.exists():
+        raise UserError(f"{path} not found")
+    if path is not None and path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+    if kind != "parquet":
+        return TextTable(path, kind)
+    if path is None:
+        raise UserError("Parquet cannot be read from stdin; name a file")
+    table: Table = _parquet().ParquetTable(path)
+    return table
+
+
+def _place(name: str, table: Table, source: str) -> int:
+    """Which column holds the texts."""
+    if table.columns.count(name) != 1:
+        number = "no column" if name not in table.columns else "several columns"
+        present = ", ".join(map(repr, table.columns))
+        raise UserError(f"{source} has {number} {name!r}; choose one with --column among {present}")
+    return table.columns.index(name)
+
+
+def _writer(
+    kind: str, stream: BinaryIO, table: Table, answers: dict[str, type], spreadsheet: bool
+) -> AbstractContextManager[Write]:
+    names = [*table.columns, *answers]
+    if kind in DELIMITERS:
+        return delimited_writer(stream, names, DELIMITERS[kind][0], spreadsheet)
+    if doubled := [name for name in table.columns if table.columns.count(name) > 1]:
+        raise UserError(f"the input has several columns {doubled[0]!r}; rename one, or write CSV")
+    if kind == "jsonl":
+        return json_writer(stream, names)
+    writer: AbstractContextManager[Write] = _parquet().parquet_writer(stream, table, answers)
+    return writer
+
+
+def _parquet() -> ModuleType:
+    """The module for Parquet, imported only when it is needed."""
+    try:
+        return import_module("receiptbert.parquet")
+    except ModuleNotFoundError:
+        raise UserError("Parquet needs the library pyarrow: pip install 'receiptbert[parquet]'") from None

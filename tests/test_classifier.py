@@ -1,0 +1,160 @@
+"""The classifier agrees with transformers, with itself, and with what its documentation says."""
+
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import pipeline
+
+from receiptbert import Classifier, WordpieceTokenizer
+from receiptbert.classifier import Candidate, Prediction
+from receiptbert.errors import UserError
+from receiptbert.hf_format import save_pretrained
+from tests.conftest import CATEGORIES, LABELS
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Set keys of config.json; those that are None are removed."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+@pytest.fixture
+def classifier(checkpoint: Path) -> Classifier:
+    return Classifier.from_pretrained(checkpoint, device="cpu")
+
+
+def test_answers_are_those_of_a_transformers_pipeline(
+    classifier: Classifier, checkpoint: Path, texts: list[str]
+) -> None:
+    lines = [*texts[:60], " ".join(texts[:9]), texts[0].upper()]  # one far too long, one in other letters
+    theirs = pipeline("text-classification", str(checkpoint), truncation=True)(lines, top_k=3)
+    ours = classifier(lines, top_k=3)
+    assert {answer.category for answer in ours} == set(CATEGORIES)
+    for answer, expected in zip(ours, theirs, strict=True):
+        ranked = [answer[:3], *answer.runners_up]
+        assert [category for _, category, _ in ranked] == [candidate["label"] for candidate in expected]
+        assert [confidence for *_, confidence in ranked] == pytest.approx(
+            [candidate["score"] for candidate in expected], abs=1e-5
+        )
+
+
+def test_labels_are_those_of_the_corpus(classifier: Classifier, checkpoint: Path, texts: list[str]) -> None:
+    answers = classifier(texts)
+    assert {answer[:2] for answer in answers} == set(zip(LABELS, CATEGORIES, strict=True))
+    change_config(checkpoint, corpus_labels=None)
+    for answer, unaware in zip(answers, Classifier.from_pretrained(checkpoint)(texts), strict=True):
+        assert unaware.label == unaware.category == answer.category
+
+
+def test_runners_up_follow_in_order(classifier: Classifier, texts: list[str]) -> None:
+    for answer in classifier(texts[:20], top_k=9):
+        ranked = [answer.confidence, *(other.confidence for other in answer.runners_up)]
+        assert len(ranked) == 3
+        assert ranked == sorted(ranked, reverse=True)
+        assert sum(ranked) == pytest.approx(1)
+        assert all(isinstance(other, Candidate) for other in answer.runners_up)
+    assert classifier(texts[:1])[0].runners_up == ()
+
+
+def test_order_and_repeats_are_kept(classifier: Classifier, texts: list[str]) -> None:
+    expected = {text: classifier([text])[0] for text in texts[:20]}
+    lines = [*texts[:20], *reversed(texts[:20])]
+    for text, answer in zip(lines, classifier(lines), strict=True):
+        assert answer[:2] == expected[text][:2]
+        assert answer.confidence == pytest.approx(expected[text].confidence, abs=1e-5)
+
+
+def test_equal_texts_are_computed_once(
+    classifier: Classifier, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    forward = classifier._model.forward
+
+    def counting(input_ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        computed.append(len(input_ids))
+        return forward(input_ids, mask)
+
+    monkeypatch.setattr(classifier._model, "forward", counting)
+    assert len(classifier(texts[:7] * 5)) == 35
+    assert sum(computed) == len(set(texts[:7]))
+
+
+def test_temperature_divides_the_logits(classifier: Classifier, checkpoint: Path, texts: list[str]) -> None:
+    change_config(checkpoint, softmax_temperature=2.5)
+    for sure, calibrated in zip(
+        classifier(texts, top_k=2), Classifier.from_pretrained(checkpoint)(texts, top_k=2), strict=True
+    ):
+        assert calibrated.label == sure.label
+        # The odds of two classes are exp of the difference of their logits.
+        odds = [answer.confidence / answer.runners_up[0].confidence for answer in (sure, calibrated)]
+        assert odds[1] == pytest.approx(odds[0] ** (1 / 2.5), rel=1e-3)
+
+
+def test_without_a_token_there_is_no_label(classifier: Classifier, texts: list[str]) -> None:
+    answers = classifier(["", texts[0], " \t\n", "\u0000"])
+    nothing = Prediction("", "", 0.0, ())
+    assert [answer == nothing for answer in answers] == [True, False, True, True]
+    assert classifier([""]) == [nothing]
+    assert classifier([]) == []
+
+
+def test_a_copy_in_another_process_and_other_threads_answer_alike(
+    classifier: Classifier, texts: list[str]
+) -> None:
+    expected = classifier(texts, top_k=2)
+    assert pickle.loads(pickle.dumps(classifier))(texts, top_k=2) == expected
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: classifier(texts, top_k=2), range(8)))
+    assert answers == [expected] * 8
+
+
+def test_batch_size_and_precision_are_used(
+    checkpoint: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Classifier.from_pretrained(checkpoint)(texts)
+    small = Classifier.from_pretrained(checkpoint, batch_size=3)(texts)
+    assert [answer.label for answer in small] == [answer.label for answer in expected]
+    monkeypatch.setattr("receiptbert.precision.has_bf16", lambda _: True)
+    rounded = Classifier.from_pretrained(checkpoint, precision="bf16")(texts)
+    assert rounded != expected
+    assert [a.confidence for a in rounded] == pytest.approx([a.confidence for a in expected], abs=0.1)
+
+
+def test_what_is_no_list_of_texts_is_refused(classifier: Classifier) -> None:
+    with pytest.raises(TypeError, match="must be a list of texts"):
+        classifier("чай")
+    with pytest.raises(TypeError, match=r"texts\[1\] is nan, which is no text"):
+        classifier(["чай", float("nan")])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="top_k = 0"):
+        classifier(["чай"], top_k=0)
+
+
+def test_models_that_cannot_classify_are_refused(
+    checkpoint: Path, tmp_path: Path, pretrain_model: Any, tokenizer: WordpieceTokenizer
+) -> None:
+    save_pretrained(pretrain_model(), tokenizer, tmp_path / "pretrained")
+    for folder, message in [
+        (tmp_path / "nowhere", "nowhere is no folder; name that of a finetuned model"),
+        (tmp_path, r"holds no config\.json"),
+        (tmp_path / "pretrained", "holds a BERT without a classifier"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Classifier.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"^device = abacus names no device"):
+        Classifier.from_pretrained(checkpoint, device="abacus")
+    with pytest.raises(UserError, match=r"^precision = fp8 is not among auto, fp32"):
+        Classifier.from_pretrained(checkpoint, precision="fp8")
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        Classifier.from_pretrained(checkpoint, batch_size=0)
+
+
+def test_unnamed_classes_are_called_as_transformers_calls_them(checkpoint: Path, texts: list[str]) -> None:
+    change_config(checkpoint, id2label=None, label2id=None, corpus_labels=None)
+    answers = Classifier.from_pretrained(checkpoint)(texts)
+    assert {answer.category for answer in answers} == {"LABEL_0", "LABEL_1", "LABEL_2"}

@@ -1,0 +1,367 @@
+"""``receiptbert predict``: formats in and out, what is kept, and how it ends when something is wrong."""
+
+import csv
+import datetime
+import inspect
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from receiptbert import Classifier, cli
+from receiptbert.errors import UserError
+from tests.conftest import CATEGORIES, LABELS, ROOT
+
+Run = Callable[..., None]
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture
+def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run ``receiptbert predict`` in ``tmp_path`` with the small model."""
+    monkeypatch.chdir(tmp_path)
+
+    def predict(*arguments: str) -> None:
+        cli.main(["predict", "--model", str(checkpoint), "--device", "cpu", *arguments])
+
+    return predict
+
+
+def read(path: str, delimiter: str = ",") -> Rows:
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+def write(path: str, texts: list[str]) -> None:
+    """A table of one column, ``text``."""
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+
+
+def give_stdin(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiptbert.tables.CHUNK", 7)
+    monkeypatch.setattr("receiptbert.parquet.CHUNK", 7)
+
+
+# --- What is written ---
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_answers_are_the_classifiers_in_the_order_of_the_input(
+    run: Run, checkpoint: Path, texts: list[str]
+) -> None:
+    lines = [*texts[:30], "", *texts[:5]]
+    write("in.csv", lines)
+    run("in.csv", "--top-k", "2", "-o", "out.csv")
+    classifier = Classifier.from_pretrained(checkpoint, device="cpu")
+    assert list(read("out.csv")[0]) == [
+        *("text", "label", "category", "confidence"),
+        *("label_2", "category_2", "confidence_2"),
+    ]
+    for row, text, answer in zip(read("out.csv"), lines, classifier(lines, top_k=2), strict=True):
+        assert (row["text"], row["label"], row["category"]) == (text, answer.label, answer.category)
+        assert float(row["confidence"]) == pytest.approx(answer.confidence, abs=1e-4)
+        second = answer.runners_up[0] if text else ("", "", 0.0)
+        assert (row["label_2"], row["category_2"]) == second[:2]
+        assert float(row["confidence_2"]) == pytest.approx(second[2], abs=1e-4)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_every_format_gives_the_same_answers(
+    run: Run, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [*texts[:20], 'а "б", в', "а; б"]
+    write("in.csv", lines)
+    run("in.csv", "-o", "expected.csv")
+    quoted = ['"{}"'.format(text.replace('"', '""')) for text in ["text", *lines]]
+    Path("windows.csv").write_text("\ufeff" + "\r\n".join(quoted) + "\r\n\r\n", encoding="utf-8", newline="")
+    Path("in.tsv").write_text("\n".join(quoted), encoding="utf-8")
+    Path("in.txt").write_text("\n".join(lines), encoding="utf-8")
+    parquet.write_table(pa.table({"text": lines}), "in.parquet", row_group_size=9)
+    for name in ("windows.csv", "in.tsv", "in.txt", "in.parquet"):
+        run(name, "-o", "out.csv")
+        assert Path("out.csv").read_bytes() == Path("expected.csv").read_bytes(), name
+    give_stdin(monkeypatch, "\r\n".join(lines))
+    run("-o", "out.csv")
+    assert Path("out.csv").read_bytes() == Path("expected.csv").read_bytes()
+
+    expected = read("expected.csv")
+    run("in.csv", "-o", "out.tsv")
+    assert read("out.tsv", "\t") == expected
+    run("in.csv", "-o", "out.jsonl")
+    run("in.csv", "-o", "out.parquet")
+    objects = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert parquet.read_table("out.parquet").to_pylist() == objects
+    assert [{key: str(value) for key, value in row.items()} for row in objects] == expected
+
+
+def test_stdout_and_its_format(
+    run: Run, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_stdin(monkeypatch, "text;id\nа б;1\n")
+    run("--from", "csv", "--to", "jsonl")
+    row = json.loads(capsysbinary.readouterr().out)
+    assert (row["text"], row["id"], list(row)[2:]) == ("а б", "1", ["label", "category", "confidence"])
+
+
+def test_all_columns_are_kept(run: Run) -> None:
+    content = "\ufeffid;имя ;цена;;\r\n\r\n1;а б;99,90;;\r\n2;;\r\n3;'а\r\nб';=1;;;;\r\n".replace("'", '"')
+    Path("odd.csv").write_text(content, encoding="utf-8", newline="")
+    run("odd.csv", "--column", "имя ", "-o", "out.csv")
+    with Path("out.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["id", "имя ", "цена", "", "", "label", "category", "confidence"]
+    assert [row[:5] for row in rows] == [
+        ["1", "а б", "99,90", "", ""],
+        ["2", "", "", "", ""],
+        ["3", "а\r\nб", "=1", "", ""],
+    ]
+    assert [bool(row[5]) for row in rows] == [True, False, True]
+
+
+def test_types_of_parquet_are_kept(run: Run) -> None:
+    day = pa.array([10**18 + 1, None], pa.timestamp("ns"))  # no Python datetime holds that nanosecond
+    table = pa.table({"id": [1, None], "text": ["а б", None], "day": day, "tags": [["x"], []]})
+    parquet.write_table(table, "in.parquet")
+    run("in.parquet", "-o", "out.parquet")
+    written = parquet.read_table("out.parquet")
+    assert written.select(table.column_names) == table
+    assert [written[name].type for name in ("label", "category", "confidence")] == [
+        pa.string(),
+        pa.string(),
+        pa.float64(),
+    ]
+    assert written["label"].to_pylist()[1] == ""
+    parquet.write_table(table.set_column(2, "day", [[datetime.date(2026, 1, 2)] * 2]), "in.parquet")
+    run("in.parquet", "-o", "out.jsonl")
+    first, second = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert first.startswith('{"id": 1, "text": "а б", "day": "2026-01-02", "tags": ["x"], "label": "')
+    assert json.loads(second)["text"] is None
+
+
+def test_a_missing_number_is_no_nan_in_json(run: Run) -> None:
+    parquet.write_table(pa.table({"text": ["а"], "price": [float("nan")]}), "in.parquet")
+    run("in.parquet", "-o", "out.jsonl")
+    assert json.loads(Path("out.jsonl").read_text(), parse_constant=pytest.fail)["price"] is None
+
+
+def test_columns_that_collide_with_ours_stay(run: Run) -> None:
+    Path("in.csv").write_text("text,label,predicted_label\nа,5,6\n", encoding="utf-8")
+    run("in.csv", "-o", "out.csv")
+    (row,) = read("out.csv")
+    assert (row["label"], row["predicted_label"]) == ("5", "6")
+    assert row["predicted_predicted_label"] in LABELS
+    assert row["predicted_predicted_category"] in CATEGORIES
+
+
+def test_doubtful_lines_are_left_to_a_person(
+    run: Run, texts: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    write("in.csv", texts)
+    run("in.csv", "-o", "all.csv")
+    assert not capfd.readouterr().err
+    confidences = sorted(float(row["confidence"]) for row in read("all.csv"))
+    threshold = confidences[len(texts) // 2]
+    run("in.csv", "--min-confidence", f"{threshold:.4f}", "-o", "out.csv")
+    doubtful = 0
+    for sure, row in zip(read("all.csv"), read("out.csv"), strict=True):
+        assert row["confidence"] == sure["confidence"]
+        if float(row["confidence"]) >= threshold:
+            assert row == sure
+        else:
+            doubtful += 1
+            assert (row["label"], row["category"]) == ("", "")
+    assert 0 < doubtful < len(texts)
+    assert f"{doubtful} of {len(texts)} lines got no label" in capfd.readouterr().err
+
+
+def test_formulas_are_made_harmless_for_spreadsheets_alone(run: Run) -> None:
+    cells = ["=1+1", "-а", "@а", "+7 а", "-5,5", "+3", "а=1"]
+    write("in.csv", cells)
+    run("in.csv", "-o", "plain.csv")
+    assert [row["text"] for row in read("plain.csv")] == cells
+    run("in.csv", "--spreadsheet", "-o", "out.csv")
+    assert Path("out.csv").read_bytes().startswith(b"\xef\xbb\xbftext,")
+    harmless = [row["\ufefftext"] for row in read("out.csv")]
+    assert harmless == ["'=1+1", "'-а", "'@а", "'+7 а", "-5,5", "+3", "а=1"]
+
+
+# --- When something is wrong ---
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in Path().iterdir() if path.name != "model")
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError("x"), OSError(28, "No space left on device")])
+def test_a_run_that_fails_leaves_what_was_there(
+    run: Run, texts: list[str], monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    write("in.csv", texts)
+    Path("out.csv").write_text("earlier")
+    classify, calls = Classifier.__call__, []
+
+    def fail_later(self: Classifier, lines: list[str], top_k: int) -> Any:
+        calls.append(files())
+        if len(calls) == 3:
+            raise error
+        return classify(self, lines, top_k)
+
+    monkeypatch.setattr(Classifier, "__call__", fail_later)
+    with pytest.raises(SystemExit) as end:
+        run("in.csv", "-o", "out.csv")
+    assert end.value.code == (130 if error is KeyboardInterrupt else f"receiptbert: error: {one_line(error)}")
+    assert calls[-1] == [f".out.csv.{os.getpid()}.part", "in.csv", "out.csv"]
+    assert Path("out.csv").read_text() == "earlier"
+    assert files() == ["in.csv", "out.csv"]
+
+
+def one_line(error: Any) -> str:
+    return error.strerror if isinstance(error, OSError) else str(error)
+
+
+def test_the_input_may_be_replaced(run: Run) -> None:
+    write("in.csv", ["а", "б"])
+    Path("link.csv").symlink_to("in.csv")
+    run("in.csv", "-o", "link.csv")
+    assert Path("link.csv").is_symlink()
+    assert [row["text"] for row in read("in.csv")] == ["а", "б"]
+    assert "label" in read("in.csv")[0]
+
+
+BAD: list[tuple[bytes, list[str], str]] = [
+    (b"a,b\n", ["in.csv"], "in.csv has no column 'text'; choose one with --column among 'a', 'b'"),
+    (b"text,text\n", ["in.csv"], "in.csv has several columns 'text'; "),
+    (b"", ["in.csv"], "in.csv is empty; its first line must name the columns"),
+    (b"text\n\xd0\xb0\n\xcc\xee\xeb\n", ["in.csv"], "in.csv, line 3 is not UTF-8 (invalid"),
+    (b"text,id\na,1\nb,c,2\n", ["in.csv"], "in.csv, line 3: 3 fields, the header has 2; quote texts that"),
+    (b'text,id\n"a,1\nb,2\n', ["in.csv"], "in.csv, line 3: unexpected end of data; texts that have quotes"),
+    (b'text\n"a" b\n', ["in.csv"], "in.csv, line 2: ',' expected after '\"'; texts that have quotes"),
+    (b"text\n", ["in.csv", "-o", "no/out.csv"], "/no/.out.csv."),
+    (b"text\n", ["in.csv", "-o", "model"], "model: the ending tells no format; give one with --to"),
+    (
+        b"text\n",
+        ["in.csv", "-o", "model", "--to", "csv"],
+        "model is no file; name one, or leave --output out",
+    ),
+    (b"text\n", ["in.dat"], "in.dat: the ending tells no format; give one with --from"),
+    (b"text\n", ["none.csv"], "none.csv not found"),
+    (b"text\n", ["model", "--from", "csv"], "model is a folder; name a file in it"),
+    (b"text\n", ["in.csv", "--from", "parquet"], "in.csv is no Parquet file: "),
+    (b"text\n", ["-", "--from", "parquet"], "Parquet cannot be read from stdin; name a file"),
+    (
+        b"text,a,a\n",
+        ["in.csv", "-o", "o.jsonl"],
+        "the input has several columns 'a'; rename one, or write CSV",
+    ),
+    (
+        b"text\n",
+        ["in.csv", "-o", "o.jsonl", "--spreadsheet"],
+        "--spreadsheet is for CSV and TSV, not for jsonl",
+    ),
+    (b"text\n", ["in.csv", "--model", "none"], "none is no folder; name that of a finetuned model"),
+    (b"text\n", ["in.csv", "--device", "abacus"], "device = abacus names no device; set auto"),
+]
+
+
+@pytest.mark.parametrize(("content", "arguments", "message"), BAD, ids=[message[:25] for *_, message in BAD])
+def test_bad_input_ends_in_one_line(run: Run, content: bytes, arguments: list[str], message: str) -> None:
+    for name in ("in.csv", "in.dat"):
+        Path(name).write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    line = str(end.value.code)
+    assert line.startswith("receiptbert: error: ")
+    assert message in line
+    assert "\n" not in line
+    assert files() == ["in.csv", "in.dat"]
+
+
+def test_errors_late_in_a_file_are_found_before_any_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("in.csv").write_text("text\n" + "а\n" * 50_000 + "а,б\n", encoding="utf-8")
+    monkeypatch.setattr(Classifier, "from_pretrained", pytest.fail)
+    with pytest.raises(SystemExit, match="line 50002: 2 fields"):
+        run("in.csv", "-o", "out.csv")
+
+
+def test_debugging_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECEIPTBERT_DEBUG", "1")
+    with pytest.raises(UserError, match="not found"):
+        run("none.csv")
+
+
+def test_parquet_asks_for_its_library(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("in.csv", ["а"])
+    monkeypatch.delitem(sys.modules, "receiptbert.parquet", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        SystemExit, match=r"Parquet needs the library pyarrow: pip install 'receiptbert\[parquet\]'"
+    ):
+        run("in.csv", "-o", "out.parquet")
+    run("in.csv", "-o", "out.csv")
+
+
+def test_a_closed_pipe_is_the_end_and_no_error(
+    run: Run, texts: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write("in.csv", texts)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        with pytest.raises(SystemExit) as end:
+            run("in.csv")
+    assert end.value.code == 141
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "--top-k", "0"], "--top-k: 0 is no whole number from 1"),
+        (["predict", "--min-confidence", "80"], "--min-confidence: 80 is no number from 0 to 1"),
+        (["predict", "--min-confidence", "nan"], "--min-confidence: nan is no number from 0 to 1"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_classifier() -> None:
+    args = cli.make_parser().parse_args(["predict"])
+    parameters = inspect.signature(Classifier.from_pretrained).parameters
+    for name in ("device", "precision", "batch_size"):
+        assert getattr(args, name) == parameters[name].default
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = (
+        "import sys, atexit; from receiptbert.cli import main; "
+        "atexit.register(lambda: print(sorted({'torch', 'numpy', 'pyarrow'} & set(sys.modules)))); "
+        "main(['predict', '--help'])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
+    shown = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.endswith("[]\n")
+    assert "--min-confidence P" in shown
