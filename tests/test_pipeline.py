@@ -257,6 +257,8 @@ def test_other_beginnings_of_finetuning(project: Path) -> None:
         assert stages_run(run(["dvc", "repro"], project).stdout) == ["finetune", "evaluate"]
         config = json.loads((project / "models/finetuned/config.json").read_text())
         assert config["vocab_size"] == (700 if init == "scratch" else len(vocabulary))
+        assert config["corpus_labels"] == [str(number) for number in range(96)]
+        assert config["id2label"]["0"] == "Молоко"
 
 
 @pytest.mark.parametrize(

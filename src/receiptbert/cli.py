@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from receiptbert.errors import UserError, one_line_errors
-from receiptbert.predicting import predict
+from receiptbert.predicting import INPUTS, OUTPUTS, predict
 from receiptbert.progress import say
 from receiptbert.tables import TextTable
 
@@ -24,10 +24,11 @@ All columns of the input are kept, in its order; behind them come label (as in t
 learned from), category (its name) and confidence (a probability from 0 to 1). Where the input has one of
 these columns already, all of ours begin with predicted_.
 
-The formats are told by the endings: .csv, .tsv, .parquet, .txt (plain lines) are read; .csv, .tsv, .parquet,
-.jsonl are written. Text is UTF-8. A CSV has a header and commas, semicolons or tabs; its empty lines are
-no rows, and a row that is too short is filled up. Plain lines have no header, and each of them is a row.
-A text without anything to read gets an empty label and a confidence of 0."""
+The endings tell the formats: .csv, .tsv, .parquet and .txt (plain lines) are read; .csv, .tsv, .parquet
+and .jsonl are written. Text is UTF-8. A CSV has a header, and commas, semicolons or tabs between its
+fields; a CSV made of it has the same, any other commas. Empty lines of a CSV are no rows; a row that is
+too short is filled up. Plain lines have no header, and each of them is a row, an empty one too. A text
+without anything to read gets an empty label and a confidence of 0."""
 
 PREDICT_EXAMPLES = """\
 examples:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise
             except OSError as error:  # no space left, no permission, no such folder
                 where = f"{error.filename}: " if error.filename else ""
-                raise UserError(f"{where}{error.strerror}") from error
+                raise UserError(f"{where}{error.strerror or error}") from error
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`). Python would still flush stdout, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,13 +103,13 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     table.add_argument(
         "--from",
         dest="source_format",
-        choices=["csv", "tsv", "parquet", "lines"],
+        choices=sorted(set(INPUTS.values())),
         help="format of the input, if its ending does not tell (stdin: lines)",
     )
     table.add_argument(
         "--to",
         dest="target_format",
-        choices=["csv", "tsv", "parquet", "jsonl"],
+        choices=sorted(set(OUTPUTS.values())),
         help="format of the output, if its ending does not tell (stdout: csv)",
     )
     answers = parser.add_argument_group("answers")

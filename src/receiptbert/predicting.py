@@ -1,6 +1,7 @@
 """``receiptbert predict``: label the lines of a table, of whatever length, in constant memory."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -25,19 +26,13 @@ from receiptbert.tables import (
 if TYPE_CHECKING:
     from receiptbert.classifier import Prediction
 
-INPUTS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".txt": "lines",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
-OUTPUTS = {**INPUTS, ".jsonl": "jsonl", ".ndjson": "jsonl"}
-del OUTPUTS[".txt"]
+TABLES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".pq": "parquet"}
+INPUTS = {**TABLES, ".txt": "lines"}
+OUTPUTS = {**TABLES, ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 # Digits of a confidence: more than it is worth, few enough to be the same whatever a line was computed with.
 DECIMALS = 4
+NO_CANDIDATE = ("", "", 0.0)  # of an empty text, or of a model with fewer classes than were asked for
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -54,18 +49,19 @@ def predict(args: argparse.Namespace) -> None:
     answers = answer_types(table.columns, args.top_k)
     if args.spreadsheet and kind not in DELIMITERS:
         raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
-    with open_output(target) as stream, _writer(kind, stream, table, answers, args.spreadsheet) as write:
+    with open_output(target) as stream:
         total = table.count()
         classifier = receiptbert.Classifier.from_pretrained(
             args.model, args.device, args.precision, args.batch_size
         )
         lines = unlabelled = 0
-        for chunk in track(table.chunks(), "predicting", total, "lines", lambda chunk: len(chunk[0])):
-            predictions = classifier(table.texts(chunk[text_column]), args.top_k)
-            columns = answer_columns(predictions, args.top_k, args.min_confidence)
-            write([*chunk, *columns])
-            lines += len(predictions)
-            unlabelled += columns[0].count("")
+        with _writer(kind, stream, table, answers, args.spreadsheet) as write:
+            for chunk in track(table.chunks(), "predicting", total, "lines", lambda chunk: len(chunk[0])):
+                predictions = classifier(table.texts(chunk[text_column]), args.top_k)
+                columns = answer_columns(predictions, args.top_k, args.min_confidence)
+                write([*chunk, *columns])
+                lines += len(predictions)
+                unlabelled += columns[0].count("")
     if unlabelled:
         say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or less sure than --min-confidence")
 
@@ -92,7 +88,7 @@ def answer_columns(
         confidence = round(confidence, DECIMALS)
         sure = confidence >= min_confidence
         row: list[str | float] = [label if sure else "", category if sure else "", confidence]
-        for other in islice(chain(runners_up, repeat(("", "", 0.0))), top_k - 1):
+        for other in islice(chain(runners_up, repeat(NO_CANDIDATE)), top_k - 1):
             row += [other[0], other[1], round(other[2], DECIMALS)]
         rows.append(row)
     return [list(column) for column in zip(*rows, strict=True)]
@@ -112,6 +108,8 @@ def _open_table(path: Path | None, kind: str) -> Table:
         raise UserError(f"{path} not found")
     if path is not None and path.is_dir():
         raise UserError(f"{path} is a folder; name a file in it")
+    if path is None and sys.stdin.isatty():
+        say(f"reading {kind} from the terminal; Ctrl-D ends it")
     if kind != "parquet":
         return TextTable(path, kind)
     if path is None:
@@ -134,7 +132,10 @@ def _writer(
 ) -> AbstractContextManager[Write]:
     names = [*table.columns, *answers]
     if kind in DELIMITERS:
-        return delimited_writer(stream, names, DELIMITERS[kind][0], spreadsheet)
+        delimiter = DELIMITERS[kind][0]
+        if isinstance(table, TextTable) and table.kind == kind:
+            delimiter = table.delimiter
+        return delimited_writer(stream, names, delimiter, spreadsheet)
     if doubled := [name for name in table.columns if table.columns.count(name) > 1]:
         raise UserError(f"the input has several columns {doubled[0]!r}; rename one, or write CSV")
     if kind == "jsonl":
