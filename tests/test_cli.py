@@ -118,7 +118,9 @@ def test_stdout_and_its_format(
 
 
 def test_all_columns_are_kept(run: Run) -> None:
-    content = "\ufeffid;имя ;цена;;\r\n\r\n1;а б;99,90;;\r\n2;;\r\n3;'а\r\nб';=1;;;;\r\n".replace("'", '"')
+    content = "\ufeff\r\nid;имя ;цена;;\r\n\r\n1;а б;99,90;;\r\n2;;\r\n3;'а\r\nб';=1;;;;\r\n".replace(
+        "'", '"'
+    )
     Path("odd.csv").write_text(content, encoding="utf-8", newline="")
     run("odd.csv", "--column", "имя ", "-o", "out.csv")
     with Path("out.csv").open(encoding="utf-8", newline="") as file:
@@ -296,6 +298,13 @@ def test_errors_late_in_a_file_are_found_before_any_work(run: Run, monkeypatch: 
     monkeypatch.setattr(Classifier, "from_pretrained", pytest.fail)
     with pytest.raises(SystemExit, match="line 50002: 2 fields"):
         run("in.csv", "-o", "out.csv")
+
+
+def test_an_error_leaves_nothing_on_stdout(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    write("in.csv", ["а"])
+    with pytest.raises(SystemExit):
+        run("in.csv", "--device", "abacus")
+    assert not capfd.readouterr().out
 
 
 def test_debugging_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,18 +49,19 @@ def predict(args: argparse.Namespace) -> None:
     answers = answer_types(table.columns, args.top_k)
     if args.spreadsheet and kind not in DELIMITERS:
         raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
-    with open_output(target) as stream, _writer(kind, stream, table, answers, args.spreadsheet) as write:
+    with open_output(target) as stream:
         total = table.count()
         classifier = receiptbert.Classifier.from_pretrained(
             args.model, args.device, args.precision, args.batch_size
         )
         lines = unlabelled = 0
-        for chunk in track(table.chunks(), "predicting", total, "lines", lambda chunk: len(chunk[0])):
-            predictions = classifier(table.texts(chunk[text_column]), args.top_k)
-            columns = answer_columns(predictions, args.top_k, args.min_confidence)
-            write([*chunk, *columns])
-            lines += len(predictions)
-            unlabelled += columns[0].count("")
+        with _writer(kind, stream, table, answers, args.spreadsheet) as write:
+            for chunk in track(table.chunks(), "predicting", total, "lines", lambda chunk: len(chunk[0])):
+                predictions = classifier(table.texts(chunk[text_column]), args.top_k)
+                columns = answer_columns(predictions, args.top_k, args.min_confidence)
+                write([*chunk, *columns])
+                lines += len(predictions)
+                unlabelled += columns[0].count("")
     if unlabelled:
         say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or less sure than --min-confidence")
 

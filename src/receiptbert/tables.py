@@ -25,7 +25,7 @@ Write: TypeAlias = Callable[[Sequence[Column]], None]
 
 TEXT = "text"  # the one column of plain lines
 BYTE_ORDER_MARK = "\ufeff"
-DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # which one a CSV has, its first line tells
+DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # which one a CSV has, its header tells
 
 # A spreadsheet runs a cell that begins so; a number may.
 FORMULA = re.compile(r"[=+\-@\t\r\n](?!\d+([.,]\d+)?$)")
@@ -60,7 +60,7 @@ class TextTable:
     def __init__(self, path: Path | None, kind: str) -> None:
         self._path = path
         self.kind = kind
-        self.delimiter = ","  # of a CSV or TSV its own, once its first line is read
+        self.delimiter = ","  # of a CSV or TSV its own, once the header is read
         self._rows = self._parse()
         self.columns = next(self._rows)
 
@@ -93,10 +93,14 @@ class TextTable:
             yield from self._parse_delimited(lines)
 
     def _parse_delimited(self, lines: Iterator[str]) -> Iterator[list[str]]:
-        first = next(lines, "")
-        self.delimiter = max(DELIMITERS[self.kind], key=first.count)
+        head = []
+        for line in lines:
+            head.append(line)
+            if line.strip():
+                break
+        self.delimiter = max(DELIMITERS[self.kind], key="".join(head).count)
         # Not strict, it would take a quote left open at its word and swallow the rest of the file.
-        rows = csv.reader(chain([first], lines), delimiter=self.delimiter, strict=True)
+        rows = csv.reader(chain(head, lines), delimiter=self.delimiter, strict=True)
         try:
             width = 0
             for row in rows:
