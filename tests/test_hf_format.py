@@ -247,6 +247,9 @@ def test_checkpoints_that_cannot_be_used_are_refused(
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=message):
             read_shape(folder)
+    (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 9}')
+    with pytest.raises(UserError, match="lacks max_position_embeddings"):
+        read_shape(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         read_shape(folder)

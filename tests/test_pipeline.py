@@ -153,6 +153,10 @@ def test_all_stages_run_once_and_leave_nothing_to_commit(reproduced: tuple[Path,
     assert metric(folder, "test")["rows"] == 60
     assert metric(folder, "data")["rows"] == {"train": 300, "val": 40, "test": 60, "unsupervised": 300}
     assert metric(folder, "pretrain")["steps"] > 0
+    config = json.loads((folder / "models/finetuned/config.json").read_text())
+    temperature = metric(folder, "finetune")["temperature"]
+    assert config["softmax_temperature"] == temperature
+    assert f"the temperature {temperature:g}," in (folder / "metrics/MODEL_CARD.md").read_text()
 
 
 def test_every_plot_data_is_drawn_once(project: Path) -> None:

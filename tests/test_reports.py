@@ -133,6 +133,18 @@ def test_progress_yields_everything_and_writes_plain_lines(
     assert lines[-1].startswith("reading: 5 texts in ")
 
 
+def test_progress_of_chunks_whose_number_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 15))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert list(track(["abc", "de", "f"], "reading", None, "letters", len)) == ["abc", "de", "f"]
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 5 letters, 0.2 a second",
+        "reading: 6 letters in 60 s",
+    ]
+
+
 def test_quick_work_is_not_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     list(track(range(5), "reading", 5))
     assert capsys.readouterr().err == ""

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -147,6 +148,37 @@ def test_padding_and_cutting_set_by_others_are_switched_off(
     loaded = WordpieceTokenizer.from_pretrained(tmp_path)
     ((ids, _),) = loaded.encode_batch(texts)
     assert ids.tolist() == [i for text in texts for i in tokenizer(text)]
+
+
+def test_older_checkpoints_have_a_vocabulary_and_settings(tmp_path: Path) -> None:
+    """No tokenizer.json; special tokens as mappings, and under names of their own."""
+    tokens = ["<pad>", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ЧАЙ", "чай"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens))
+    settings = {"do_lower_case": False, "pad_token": {"__type": "AddedToken", "content": "<pad>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = WordpieceTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.special_token_ids == [0, 1, 2, 3, 4]
+    assert tokenizer.pad_token_id == 0
+    assert tokenizer("ЧАЙ чай") == [5, 6]
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert AutoTokenizer.from_pretrained(tmp_path / "again")("ЧАЙ чай")["input_ids"] == [2, 5, 6, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json is damaged"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", '{"cls_token": "<s>"}', "the tokenizer has no cls token"),
+    ],
+)
+def test_damaged_tokenizers_are_refused(
+    tokenizer: WordpieceTokenizer, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        WordpieceTokenizer.from_pretrained(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

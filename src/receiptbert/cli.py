@@ -53,17 +53,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill`, too, leaves nothing half done
     try:
         with one_line_errors(PROGRAM):
-            try:
-                args.run(args)
-            except BrokenPipeError:
-                raise
-            except OSError as error:  # no space left, no permission, no such folder
-                where = f"{error.filename}: " if error.filename else ""
-                raise UserError(f"{where}{error.strerror or error}") from error
+            _run(args)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`). Python would still flush stdout, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a program that the signal ends
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Run the command; what the system refuses (no space left, no permission) is a ``UserError``, too."""
+    try:
+        args.run(args)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{error.strerror or error}") from error
 
 
 def make_parser() -> argparse.ArgumentParser:

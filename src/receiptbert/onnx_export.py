@@ -136,11 +136,12 @@ def agree(
     return Agreement(len(texts), float(same.mean()), float(np.abs(torchs - onnxs).max()))
 
 
-def random_lines(tokenizer: WordpieceTokenizer, longest: int) -> list[str]:
-    """Lines of 0 to ``longest`` words that begin in the vocabulary, the same ones each time."""
+def random_lines(tokenizer: WordpieceTokenizer, longest: int, count: int = 256) -> list[str]:
+    """``count`` lines of 0 to ``longest`` words of the vocabulary, the same ones each time."""
     generator = random.Random(0)
     words = [token for token in tokenizer.tokens if token[:1] != "[" and token[:2] != "##"]
-    return [" ".join(generator.choices(words, k=k)) for k in range(longest + 1) for _ in range(10)]
+    lengths = np.linspace(0, longest, count).astype(int).tolist()
+    return [" ".join(generator.choices(words, k=k)) for k in lengths]
 
 
 def _export(model: CalibratedModel, max_seqlen: int, names: Sequence[str], path: Path) -> None:

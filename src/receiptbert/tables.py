@@ -6,6 +6,7 @@ A chunk is a list of columns. Parquet, which needs a library of its own, is in `
 import csv
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -159,6 +160,8 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
     path = path.resolve()  # of a link, the file behind it
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file; name one, or leave --output out to write to stdout")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no folder; make it, or name another")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as stream:
@@ -197,8 +200,7 @@ def json_writer(stream: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
 
     def write(chunk: Sequence[Column]) -> None:
         for row in _rows(chunk):
-            cells = zip(columns, row, strict=True)
-            values = {name: None if value != value else value for name, value in cells}  # no NaN in JSON
+            values = dict(zip(columns, map(_json_value, row), strict=True))
             text.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
 
     with _as_text(stream, "utf-8") as text:
@@ -218,6 +220,11 @@ def _rows(chunk: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
     """The rows of a chunk, whose columns may be arrow arrays."""
     columns = (column.to_pylist() if hasattr(column, "to_pylist") else column for column in chunk)
     return zip(*columns, strict=True)
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _harmless(row: tuple[Any, ...]) -> list[Any]:
