@@ -12,6 +12,7 @@ from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset
 from receiptbert.devices import choose_device
+from receiptbert.files import whole
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape, save_pretrained
 from receiptbert.labelled import load_labelled
 from receiptbert.metrics import make_scorer
@@ -71,7 +72,8 @@ def finetune(params: Params) -> None:
     )
     trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
 
-    save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names)
+    with whole(pipeline.FINETUNED) as folder:
+        save_pretrained(model, tokenizer, folder, facts.label_names)
     best = trainer.epochs[trainer.best_epoch - 1]
     write_json(
         pipeline.METRICS / "finetune.json",

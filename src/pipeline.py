@@ -9,8 +9,9 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from receiptbert.errors import UserError
+from receiptbert.failures import explain
 from receiptbert.params import Params, load_params
+from receiptbert.progress import say
 
 PARAMS = Path("params.yaml")
 
@@ -30,15 +31,23 @@ PLOTS = METRICS / "plots"
 def run_stage(stage: Callable[[Params], None]) -> None:
     """Run ``stage`` with the parameters of ``params.yaml``.
 
-    A ``UserError`` ends the process with one line on stderr and status 1;
-    set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead.
+    Bad input, a full disk and the like (see ``failures``) end the process with one line on stderr and
+    status 1; set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead.
     """
+    params = None
     try:
-        stage(load_params(PARAMS))
-    except UserError as error:
-        if os.environ.get("RECEIPTBERT_DEBUG"):
+        params = load_params(PARAMS)
+        stage(params)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # A stage speaks after its work: what it made is whole, and no reason to train anew.
+        say(f"{stage.__name__}: warning: nobody reads its output any more; its files are whole")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more when it exits
+    except Exception as error:
+        line = explain(error, stage.__name__, params)
+        if line is None or os.environ.get("RECEIPTBERT_DEBUG"):
             raise
-        sys.exit(f"{Path(sys.argv[0]).stem}: error: {error}")
+        sys.exit(f"{stage.__name__}: error: {line}")
 
 
 def new_run_folder(stage: str) -> str:

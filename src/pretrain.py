@@ -9,6 +9,7 @@ from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, PretrainDataset
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
+from receiptbert.files import whole
 from receiptbert.hf_format import save_pretrained
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
@@ -60,7 +61,8 @@ def pretrain(params: Params) -> None:
 
     torch.manual_seed(p.seed)  # the same masks and swaps whatever came before
     scores = trainer.evaluate(held_out_loader)
-    save_pretrained(model, tokenizer, pipeline.PRETRAINED)
+    with whole(pipeline.PRETRAINED) as folder:
+        save_pretrained(model, tokenizer, folder)
     write_json(
         pipeline.METRICS / "pretrain.json", scores | {"tokens_seen": trainer.tokens_seen, "steps": steps}
     )

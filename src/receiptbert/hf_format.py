@@ -102,7 +102,7 @@ def read_shape(folder: Path) -> BertShape:
         raise UserError(f"{folder}: activation {config.hidden_act} is not among {', '.join(ACTIVATIONS)}")
     if config.type_vocab_size != 2:
         raise UserError(f"{folder}: {config.type_vocab_size} segment embeddings; only 2 can be used")
-    return BertShape(
+    shape = BertShape(
         vocab_size=config.vocab_size,
         max_seqlen=config.max_position_embeddings,
         hidden_size=config.hidden_size,
@@ -112,6 +112,12 @@ def read_shape(folder: Path) -> BertShape:
         act_func=config.hidden_act,
         eps=config.layer_norm_eps,
     )
+    sizes = {name: value for name, value in shape.kwargs().items() if name not in ("act_func", "eps")}
+    if bad := [name for name, size in sizes.items() if type(size) is not int or size < 1]:
+        raise UserError(f"{folder / CONFIG}: {bad[0]} is {sizes[bad[0]]!r}; it must be at least 1")
+    if shape.hidden_size % shape.num_attention_heads:
+        raise UserError(f"{folder / CONFIG}: hidden_size is no multiple of num_attention_heads; mend it")
+    return shape
 
 
 def load_tokenizer(folder: Path) -> WordpieceTokenizer:
@@ -132,6 +138,8 @@ def load_tokenizer(folder: Path) -> WordpieceTokenizer:
 def read_label_names(folder: Path) -> list[str]:
     """The classes of a finetuned checkpoint in the order of their ids."""
     names: dict[int, str] = _read_config(folder).id2label
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{folder / CONFIG}: id2label must number the classes 0 to {len(names) - 1}")
     return [names[number] for number in range(len(names))]
 
 
@@ -149,7 +157,14 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
     path = Path(path)
     if path.is_dir():
         return _copy_weights(self, from_hf(_read_weights(path)))
-    return _copy_weights(self, torch.load(path, weights_only=True, map_location="cpu"))
+    try:
+        weights = dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except OSError:
+        raise
+    except Exception as error:  # of zip, of pickle, of what is no state_dict
+        reason = str(error).split(". ", maxsplit=1)[0]
+        raise UserError(f"{path} holds no state_dict saved by torch.save ({reason})") from None
+    return _copy_weights(self, weights)
 
 
 def _copy_weights(model: nn.Module, weights: StateDict) -> list[str]:
@@ -253,16 +268,20 @@ def _modern_name(name: str) -> str:
 
 def _read_config(folder: Path) -> BertConfig:
     try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no {CONFIG}; name a Hugging Face BERT checkpoint folder") from None
     except ValueError:
         raise UserError(
             f"{folder / CONFIG} is not JSON; take the checkpoint again from where it came"
         ) from None
+    kind = values.get("model_type") if isinstance(values, dict) else None
     if kind != "bert":
         raise UserError(f"{folder} is a checkpoint of type {kind}; only bert can be used")
-    return BertConfig.from_pretrained(str(folder))
+    try:
+        return BertConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # its checks of types raise an exception of their own
+        raise UserError(f"{folder / CONFIG}: {' '.join(str(error).split())}; mend it") from None
 
 
 def _read_weights(folder: Path) -> StateDict:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -36,5 +37,6 @@ def track(items: Iterable[T], what: str, total: int, unit: str = "batches") -> I
 
 
 def say(line: str) -> None:
-    """Write one line to stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
+    """Write one line to stderr, at once; if nobody reads any more, go on with the work."""
+    with suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 from transformers import BertTokenizerFast
 
 from receiptbert.errors import UserError
+from receiptbert.files import naming
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONTINUATION = "##"
@@ -83,18 +84,27 @@ class WordpieceTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WordpieceTokenizer":
-        """Load from a folder that holds Hugging Face tokenizer files, ours or any other BERT's."""
+        """Load from a folder that holds Hugging Face tokenizer files, ours or any other BERT's.
+
+        Raises:
+            UserError: no such files, or damaged ones.
+        """
         saved = Path(folder) / "tokenizer.json"
         if not saved.exists() and not (Path(folder) / "vocab.txt").exists():
             raise UserError(
                 f"{folder} holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"
             )
         tokenizer = cls.__new__(cls)
-        tokenizer._tokenizer = BertTokenizerFast.from_pretrained(str(folder))
-        backend: Tokenizer = tokenizer._tokenizer.backend_tokenizer
-        if saved.exists():
-            # transformers makes one up from a few flags; the model knows the file's.
-            backend.normalizer = Tokenizer.from_file(str(saved)).normalizer
+        try:
+            tokenizer._tokenizer = BertTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+            backend: Tokenizer = tokenizer._tokenizer.backend_tokenizer
+            if saved.exists():
+                # transformers makes one up from a few flags; the model knows the file's.
+                backend.normalizer = Tokenizer.from_file(str(saved)).normalizer
+        except Exception as error:  # the Rust side raises nothing more particular
+            raise UserError(
+                f"{folder} holds a tokenizer that is damaged ({error}); take it again from where it came"
+            ) from None
         # Settings of whoever saved it last; cutting and padding are the datasets' business.
         backend.no_padding()
         backend.no_truncation()
@@ -183,7 +193,7 @@ def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
     """Write the texts one a line and count their words."""
     counts: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         for text in corpus:
             words = text.split()
             counts.update(words)
@@ -223,7 +233,8 @@ def _train(
 
     words_path = corpus_path.with_suffix(".words")
     try:
-        words_path.write_text("\n".join(words), encoding="utf-8")
+        with naming(words_path):
+            words_path.write_text("\n".join(words), encoding="utf-8")
         known = train(words_path, 0, SPECIAL_TOKENS)
     finally:
         words_path.unlink(missing_ok=True)
