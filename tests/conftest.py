@@ -136,6 +136,15 @@ def run_here(stage: Callable[[Params], None], folder: Path) -> None:
         pipeline.run_stage(stage)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every output's bytes; the logs in runs/ are none."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "runs" not in path.parts
+    }
+
+
 def refusal(stage: Callable[[Params], None], folder: Path) -> str:
     """The line with which a stage must end."""
     with pytest.raises(SystemExit) as ended:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from receiptbert import load_weights
 from receiptbert.errors import UserError
-from tests.conftest import ROOT, STAGES, matches, refusal, run_here, set_params
+from tests.conftest import ROOT, STAGES, contents, matches, refusal, run_here, set_params
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 
@@ -226,15 +226,6 @@ def test_outputs_and_checkpoints(
     line = refusal(STAGES[stage], folder)
     assert matches(f"{stage}: error: {expected}", line), line
     assert contents(folder) == before
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every output's bytes; the logs in runs/ are none."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and "runs" not in path.parts
-    }
 
 
 def test_a_pickle_that_is_no_state_dict(tmp_path: Path) -> None:

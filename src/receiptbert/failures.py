@@ -37,14 +37,10 @@ def explain(error: Exception, stage: str, params: Params | None) -> str | None:
         return str(error)
     if _is_out_of_memory(error):
         return f"out of memory{_amounts(str(error))}; {_smaller_batches(stage, params)}"
-    # Libraries written in Rust (safetensors, tokenizers) wrap the system's errors in exceptions of their own.
-    wrapped = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(wrapped[1]) if wrapped else None
-    if number not in ADVICE:
+    if not isinstance(error, OSError) or error.errno not in ADVICE:
         return None
-    name = getattr(error, "filename", None)
-    where = f"{name}: " if name else ""
-    return str(UserError(f"{where}{os.strerror(number)}; {ADVICE[number]}"))
+    where = f"{error.filename}: " if error.filename else ""
+    return str(UserError(f"{where}{os.strerror(error.errno)}; {ADVICE[error.errno]}"))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -55,14 +51,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _amounts(message: str) -> str:
     """What was asked for and what there is, out of torch's or NumPy's message; empty if it does not say."""
-    message = " ".join(message.split())
-    found = re.search(
-        r"[Tt]ried to allocate [\d.]+ \w+"
-        r"(\. GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free)?"
-        r"|[Uu]nable to allocate [\d.]+ \w+",
-        message,
-    )
-    return f" ({found[0].lower().replace('. gpu', '; GPU')})" if found else ""
+    size = r"[\d.]+ \w+"
+    asked = re.search(rf"(?:[Tt]ried to|[Uu]nable to) allocate ({size})", message)
+    there = re.search(rf"(GPU \d+ has a total capacity of {size} of which {size} is free)", message)
+    found = [f"{asked[1]} were asked for"] if asked else []
+    found += [there[1]] if there else []
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _smaller_batches(stage: str, params: Params | None) -> str:

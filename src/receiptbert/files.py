@@ -1,6 +1,7 @@
 """Files and folders that appear under their names only when they are whole."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,12 +35,21 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an ``OSError`` of the block the name of the file, which a failing ``write`` does not know."""
+    """Give an ``OSError`` of the block the name of the file, which a failing ``write`` does not know.
+
+    Libraries written in Rust (safetensors, tokenizers) wrap the system's errors in exceptions of their own;
+    these become an ``OSError`` again.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
+        raise
+    except Exception as error:
+        if wrapped := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(wrapped[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 
