@@ -8,14 +8,13 @@ import io
 import random
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,13 +46,6 @@ PROMISED = 10_000
 
 Test = Callable[..., None]
 counted: dict[str, int] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)  # noqa: ARG005
-        yield
 
 
 def check_refusal(error: UserError) -> None:
@@ -180,9 +172,7 @@ def test_archives_with_other_bytes_are_read_or_refused(changes: list[tuple[int, 
         assert written <= {"a.zip", "raw", "raw/data.csv", "raw/categories.csv"}
 
 
-# --- Token stores ---
-
-ragged = st.lists(st.lists(st.integers(0, 65_535), max_size=6), max_size=30)
+# --- Token stores; test_token_store.py has the round trip ---
 
 
 def store_of(rows: list[list[int]], vocabulary: str = "v") -> TokenStore:
@@ -228,17 +218,6 @@ def test_stores_with_other_bytes_are_read_or_refused(changes: list[tuple[int, in
         rows = [store[i].tolist() for i in range(len(store))]
         assert sum(map(len, rows)) == len(store.ids)
         assert store.labels is None or len(store.labels) == len(rows)
-
-
-@examples(200)
-@given(ragged)
-def test_stores_come_back_as_they_were(rows: list[list[int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        store_of(rows).save(Path(folder) / "s")
-        store = TokenStore.load(Path(folder) / "s")
-    assert [store[i].tolist() for i in range(len(store))] == rows
-    assert store.labels is not None
-    assert store.labels.tolist() == list(range(len(rows)))
 
 
 # --- Segments and masks ---
