@@ -13,7 +13,8 @@ def whole(path: Path) -> Iterator[Path]:
     """Yield a name beside ``path`` to write a file or folder to; it becomes ``path`` if the block ends well.
 
     Whatever stood at ``path`` before stays until then, and stays for good if the block raises. The contents
-    are on the disk before the name is: a power failure leaves the old or the new, never a half.
+    are on the disk before the name is: a power failure leaves the old or the new, never a half (of a folder,
+    for the instant between two renames, neither: the old one is beside it then, as ``.old``).
     """
     partial, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
     with naming(path):

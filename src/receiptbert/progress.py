@@ -20,7 +20,7 @@ def track(items: Iterable[T], what: str, total: int, unit: str = "batches") -> I
 
     ``total`` is the number of items.
     """
-    if sys.stderr.isatty():
+    if in_terminal():
         yield from tqdm(items, desc=what, total=total, unit=f" {unit}", smoothing=0.05)
         return
     start = last = time.monotonic()
@@ -34,6 +34,11 @@ def track(items: Iterable[T], what: str, total: int, unit: str = "batches") -> I
             say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f} a second, {left:,.0f} s left")
     if last > start or time.monotonic() - start > SECONDS_WORTH_A_LINE:
         say(f"{what}: {total:,} {unit} in {time.monotonic() - start:,.0f} s")
+
+
+def in_terminal() -> bool:
+    """Whether a person watches; a stage may run with stderr closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(line: str) -> None:

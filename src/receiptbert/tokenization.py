@@ -1,6 +1,5 @@
 """WordPiece: the tokenizer of BERT, trained on our own texts to the same bytes every time."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -14,6 +13,7 @@ from transformers import BertTokenizerFast
 
 from receiptbert.errors import UserError
 from receiptbert.files import naming
+from receiptbert.progress import in_terminal
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONTINUATION = "##"
@@ -227,7 +227,7 @@ def _train(
             initial_alphabet=alphabet,
             special_tokens=first,
             # Without a terminal its bar is nothing but empty lines.
-            show_progress=size > 0 and sys.stderr.isatty(),
+            show_progress=size > 0 and in_terminal(),
         )
         return cast(dict[str, int], trainer.get_vocab())
 
