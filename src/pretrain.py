@@ -27,7 +27,7 @@ def pretrain(params: Params) -> None:
     device = choose_device(params.runtime.device)
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
-    store = TokenStore.load(pipeline.TOKENIZED / "unsupervised.safetensors")
+    store = TokenStore.load(pipeline.TOKENIZED / "unsupervised.safetensors", tokenizer)
     store = store.take(store.lengths >= facts.min_length)
     held_out = store.held_out(p.holdout)
     loader = make_loader(store.take(~held_out), tokenizer, facts, p, device)

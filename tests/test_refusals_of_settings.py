@@ -170,6 +170,11 @@ def params(**values: str) -> Callable[[Path], None]:
     return lambda folder: set_params(folder, {key.replace("__", "."): value for key, value in values.items()})
 
 
+def other_tokenizer(folder: Path) -> None:
+    set_params(folder, {"tokenizer.vocab_size": "300"})
+    run_here(STAGES["train_tokenizer"], folder)
+
+
 def short_texts(folder: Path) -> None:
     """Unsupervised texts too short to learn anything from."""
     rows = (folder / "data/raw/data.csv").read_text().splitlines()
@@ -191,6 +196,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("facts of another version", "pretrain", content("data/tokenized/corpus.json", "{}"), "data/tokenized/corpus.json is damaged (…); run `dvc repro -f pretokenize`"),
     ("no store yet", "pretrain", content("data/tokenized/unsupervised.safetensors", None), "data/tokenized/unsupervised.safetensors not found; run `dvc repro pretokenize`"),
     ("a damaged store", "pretrain", content("data/tokenized/unsupervised.safetensors", "x" * 100), "data/tokenized/unsupervised.safetensors is no token store (…); run `dvc repro -f pretokenize`"),
+    ("a store of another tokenizer", "pretrain", other_tokenizer, "data/tokenized/unsupervised.safetensors was made with another tokenizer; run `dvc repro pretokenize`"),
     ("texts too short", "pretrain", short_texts, "data/tokenized has too few unsupervised texts of 3 tokens or more: pretraining needs ten at least, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
@@ -226,6 +232,19 @@ def test_outputs_and_checkpoints(
     line = refusal(STAGES[stage], folder)
     assert matches(f"{stage}: error: {expected}", line), line
     assert contents(folder) == before
+
+
+def test_a_vocabulary_larger_than_the_corpus_gives_is_told(
+    tiny_project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    set_params(folder, {"tokenizer.vocab_size": "100000", "tokenizer.min_frequency": "3"})
+    run_here(STAGES["train_tokenizer"], folder)
+    said = capsys.readouterr().out.strip()
+    assert matches("… of 100,000 tokens learned from 200 texts, all that pairs seen 3 times give", said), said
+    size = len((folder / "models/tokenizer/vocab.txt").read_text().splitlines())
+    assert said.startswith(f"{size:,} of")
 
 
 def test_a_pickle_that_is_no_state_dict(tmp_path: Path) -> None:

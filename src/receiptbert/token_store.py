@@ -128,11 +128,14 @@ class TokenStore:
             save_file(arrays, partial, metadata={"vocabulary": self.vocabulary})
 
     @classmethod
-    def load(cls, path: Path) -> "TokenStore":
+    def load(cls, path: Path, tokenizer: WordpieceTokenizer | None = None) -> "TokenStore":
         """Read what ``save`` wrote.
 
+        Args:
+            tokenizer: whose ids the store must hold, if that matters.
+
         Raises:
-            UserError: no such file, or one that ``save`` did not write.
+            UserError: no such file, one that ``save`` did not write, or ids of another tokenizer.
         """
         try:
             with safe_open(path, framework="numpy") as file:
@@ -150,6 +153,8 @@ class TokenStore:
             reason = store._fault()
         if reason:
             raise UserError(f"{path} is no token store ({reason}); run `dvc repro -f pretokenize`")
+        if tokenizer is not None and store.vocabulary != fingerprint(tokenizer):
+            raise UserError(f"{path} was made with another tokenizer; run `dvc repro pretokenize`")
         return store
 
     def _fault(self) -> str:
