@@ -17,6 +17,7 @@ from receiptbert.corpus import (
     label_list,
     read_categories,
     read_corpus,
+    require_quotes,
     require_splits,
 )
 from receiptbert.files import whole
@@ -33,6 +34,7 @@ def unzip(params: Params) -> None:
         called = {name: f"{archive}: {member}" for name, member in extract_corpus(archive, folder).items()}
         say("checking the rows")
         corpus = read_corpus(folder / DATA_NAME, called[DATA_NAME])
+        require_quotes(folder / DATA_NAME, called[DATA_NAME])
         categories = read_categories(folder / CATEGORIES_NAME, called.get(CATEGORIES_NAME))
         folded = fold(corpus[TEXT])
         counts = describe(corpus, folded)
