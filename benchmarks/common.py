@@ -15,7 +15,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from receiptbert.archive import DATA_NAME, extract_corpus
-from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
+from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, in_test_too, read_corpus
 from receiptbert.params import Params, load_params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
@@ -61,10 +61,11 @@ def write_params(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def read_archive(archive: Path) -> pd.DataFrame:
-    """The rows of a corpus zip."""
+    """The rows of a corpus zip that the pipeline uses: none to train on that test has too."""
     with tempfile.TemporaryDirectory() as scratch:
         extract_corpus(archive, Path(scratch))
-        return read_corpus(Path(scratch) / DATA_NAME)
+        corpus = read_corpus(Path(scratch) / DATA_NAME)
+    return corpus[~in_test_too(corpus, fold(corpus[TEXT]))]
 
 
 def train_tokenizer(corpus: pd.DataFrame) -> WordpieceTokenizer:

@@ -14,6 +14,7 @@ from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset
 from receiptbert.devices import choose_device
+from receiptbert.files import whole
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape, save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled
@@ -85,7 +86,8 @@ def finetune(params: Params) -> None:
         val_loader = inference_loader(val, tokenizer, maxlen)
         logits = predict_logits(model, val_loader, tokenizer.pad_token_id, device)
         temperature = fit_temperature(logits, val_targets)
-        save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names, facts.labels, temperature)
+        with whole(pipeline.FINETUNED) as folder:
+            save_pretrained(model, tokenizer, folder, facts.label_names, facts.labels, temperature)
         best = trainer.epochs[trainer.best_epoch - 1]
         scores = {
             "val_weighted_f1": best["f1"],

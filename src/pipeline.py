@@ -3,13 +3,15 @@
 Paths are relative to the project's root, which is where DVC runs each stage.
 """
 
-import sys
+import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from receiptbert.errors import one_line_errors
+from receiptbert.failures import explain
 from receiptbert.params import Params, load_params
+from receiptbert.progress import say
 
 PARAMS = Path("params.yaml")
 
@@ -29,9 +31,20 @@ PLOTS = METRICS / "plots"
 
 
 def run_stage(stage: Callable[[Params], None]) -> None:
-    """Run ``stage`` with the parameters of ``params.yaml``; a ``UserError`` ends it in one line."""
-    with one_line_errors(Path(sys.argv[0]).stem):
-        stage(load_params(PARAMS))
+    """Run ``stage`` with the parameters of ``params.yaml``.
+
+    Bad input, a full disk and the like (see ``failures``) end the process in one line: ``one_line_errors``.
+    """
+    name, params = stage.__name__, None
+    with one_line_errors(name, lambda error: explain(error, name, params)):
+        params = load_params(PARAMS)
+        try:
+            stage(params)
+            print(end="", flush=True)
+        except BrokenPipeError:
+            # A stage speaks after its work: what it made is whole, and no reason to train anew.
+            say(f"{name}: warning: nobody reads its output any more; its files are whole")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more when it exits
 
 
 def new_run_folder(stage: str) -> str:

@@ -16,7 +16,7 @@ from receiptbert.corpus import (
     read_corpus,
 )
 from receiptbert.corpus_facts import CorpusFacts, min_text_length
-from receiptbert.errors import UserError
+from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
 from receiptbert.token_store import TokenStore
@@ -40,8 +40,6 @@ def pretokenize(params: Params) -> None:
         )
     stores[UNSUPERVISED] = stores[UNSUPERVISED].sorted_by_length()
     lengths = stores[UNSUPERVISED].lengths
-    if not len(lengths):
-        raise UserError(f"{pipeline.CORPUS} has no rows with split=unsupervised to pretrain on")
 
     quantile = np.quantile(lengths, params.pretokenize.max_length_quantile, method="inverted_cdf")
     facts = CorpusFacts(
@@ -50,9 +48,10 @@ def pretokenize(params: Params) -> None:
         labels=labels,
         label_names=label_names(labels, read_categories(pipeline.CATEGORIES)),
     )
-    for split, store in stores.items():
-        store.save(pipeline.TOKENIZED / f"{split}.safetensors")
-    facts.save(pipeline.TOKENIZED / "corpus.json")
+    with whole(pipeline.TOKENIZED) as folder:
+        for split, store in stores.items():
+            store.save(folder / f"{split}.safetensors")
+        facts.save(folder / "corpus.json")
     report(stores, facts, tokenizer)
 
 

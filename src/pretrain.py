@@ -10,6 +10,7 @@ from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, PretrainDataset
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
+from receiptbert.files import whole
 from receiptbert.hf_format import save_pretrained
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
@@ -29,7 +30,7 @@ def pretrain(params: Params) -> None:
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     unsupervised = pipeline.TOKENIZED / "unsupervised.safetensors"
-    store = TokenStore.load(unsupervised)
+    store = TokenStore.load(unsupervised, tokenizer)
     store = store.take(store.lengths >= facts.min_length)
     held_out = store.held_out(p.holdout)
     loader = make_loader(store.take(~held_out), tokenizer, facts, p, device)
@@ -69,7 +70,8 @@ def pretrain(params: Params) -> None:
         trainer.train(loader, p.epochs, max_steps=steps)
         torch.manual_seed(p.seed)  # the same masks and swaps whatever came before
         scores = trainer.evaluate(held_out_loader)
-        save_pretrained(model, tokenizer, pipeline.PRETRAINED)
+        with whole(pipeline.PRETRAINED) as folder:
+            save_pretrained(model, tokenizer, folder)
         counts = {"tokens_seen": trainer.tokens_seen, "steps": steps}
         write_json(pipeline.METRICS / "pretrain.json", scores | counts | conditions(device, precision))
         columns = ["step", "MLM", "SOP"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pipeline
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
+from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
@@ -23,8 +24,13 @@ def train_tokenizer(params: Params) -> None:
             vocab_size=params.tokenizer.vocab_size,
             min_frequency=params.tokenizer.min_frequency,
         )
-        tokenizer.save_pretrained(pipeline.TOKENIZER)
-    print(f"{tokenizer.vocab_size:,} tokens learned from {len(texts):,} texts")
+        with whole(pipeline.TOKENIZER) as folder:
+            tokenizer.save_pretrained(folder)
+    p = params.tokenizer
+    fewer = (
+        f", all that pairs seen {p.min_frequency} times give" if tokenizer.vocab_size < p.vocab_size else ""
+    )
+    print(f"{tokenizer.vocab_size:,} of {p.vocab_size:,} tokens learned from {len(texts):,} texts{fewer}")
 
 
 if __name__ == "__main__":

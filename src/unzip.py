@@ -1,39 +1,88 @@
 """Stage 1: take the corpus out of the archive and check it."""
 
+import csv
 from pathlib import Path
+from typing import Any
 
 import pipeline
-from receiptbert.archive import extract_corpus
-from receiptbert.corpus import describe, label_list, read_categories, read_corpus
+from receiptbert.archive import CATEGORIES_NAME, DATA_NAME, extract_corpus
+from receiptbert.corpus import (
+    SPLIT,
+    TEXT,
+    TRAIN,
+    UNSUPERVISED,
+    describe,
+    fold,
+    in_test_too,
+    label_list,
+    read_categories,
+    read_corpus,
+    require_quotes,
+    require_splits,
+)
+from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
 
 
 def unzip(params: Params) -> None:
-    say(f"unpacking {params.data.archive}")
-    extract_corpus(Path(params.data.archive), pipeline.RAW)
-    say("checking the rows")
-    corpus = read_corpus(pipeline.CORPUS)
-    categories = read_categories(pipeline.CATEGORIES)
-    counts = describe(corpus)
+    archive = Path(params.data.archive)
+    say(f"unpacking {archive}")
+    with whole(pipeline.RAW) as folder:
+        # The user knows the file by its name in the archive.
+        called = {name: f"{archive}: {member}" for name, member in extract_corpus(archive, folder).items()}
+        say("checking the rows")
+        corpus = read_corpus(folder / DATA_NAME, called[DATA_NAME])
+        require_quotes(folder / DATA_NAME, called[DATA_NAME])
+        categories = read_categories(folder / CATEGORIES_NAME, called.get(CATEGORIES_NAME))
+        folded = fold(corpus[TEXT])
+        counts = describe(corpus, folded)
+        leaked = in_test_too(corpus, folded)
+        if params.data.train_on_test_texts:
+            leaked[:] = False
+        counts["rows_left_out"] = {
+            split: int((leaked & (corpus[SPLIT] == split)).sum()) for split in (TRAIN, UNSUPERVISED)
+        }
+        if leaked.any():
+            corpus = corpus[~leaked]
+            require_splits(corpus, f"{called[DATA_NAME]}, without the texts that test has too,")
+            # Quoted whole, so that line breaks within texts come back as they were.
+            corpus.to_csv(folder / DATA_NAME, index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
     write_json(pipeline.METRICS / "data.json", counts)
 
     rows = ", ".join(f"{count:,} {split}" for split, count in counts["rows"].items())
     print(f"rows: {rows}; classes: {counts['classes']['train']}")
-    if counts["texts_in_several_splits"]:
-        _warn(
-            f"{counts['texts_in_several_splits']:,} texts stand in several splits; "
-            f"{counts['test_rows_seen_elsewhere']:,} test rows are among them, so test scores may flatter"
-        )
-    if counts["classes_absent_from_train"]:
-        _warn(f"{counts['classes_absent_from_train']} classes have no train row and cannot be learned")
+    for message in warnings(counts):
+        say(f"unzip: warning: {message}")
     if categories and (unnamed := [label for label in label_list(corpus) if label not in categories]):
-        _warn(f"{pipeline.CATEGORIES} has no name for label {unnamed[0]} and {len(unnamed) - 1} others")
+        others = f"{unnamed[0]} and {len(unnamed) - 1} others"
+        say(f"unzip: warning: {called[CATEGORIES_NAME]} has no name for label {others}")
 
 
-def _warn(message: str) -> None:
-    say(f"unzip: warning: {message}")
+def warnings(counts: dict[str, Any]) -> list[str]:
+    """What may be amiss in a corpus that can be used, one line each."""
+    left_out = counts["rows_left_out"]
+    kept = (
+        ""
+        if any(left_out.values()) or not counts["test_rows_seen_elsewhere"]
+        else ", so test scores may flatter"
+    )
+    shared, seen = counts["texts_in_several_splits"], counts["test_rows_seen_elsewhere"]
+    several, blank = counts["texts_with_several_labels"], counts["blank_texts"]
+    unlearnable = counts["classes_absent_from_train"]
+    found = [
+        (shared, f"{shared:,} texts stand in several splits; {seen:,} test rows are among them{kept}"),
+        (
+            any(left_out.values()),
+            f"{left_out[TRAIN]:,} train and {left_out[UNSUPERVISED]:,} unsupervised rows are left out, "
+            "since test has their texts; data.train_on_test_texts=true keeps them",
+        ),
+        (several, f"{several:,} texts have rows of several labels, of which one at the most can be right"),
+        (blank, f"{blank:,} texts are blank"),
+        (unlearnable, f"{unlearnable} classes have no train row and cannot be learned"),
+    ]
+    return [message for applies, message in found if applies]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """What the tests share: a small corpus, its tokenizer, and models small enough to train in a test."""
 
+import contextlib
 import os
 import random
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +16,18 @@ from hypothesis import settings
 # Tests must not look for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import evaluate
+import finetune
+import make_sample
+import pipeline
+import pretokenize
+import pretrain
+import train_tokenizer
+import unzip
 from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer
 from receiptbert.hf_format import save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
+from receiptbert.params import Params
 
 # A busy machine is no failure, and a failure must come again.
 settings.register_profile("receiptbert", deadline=None, derandomize=True)
@@ -25,6 +37,20 @@ settings.load_profile("receiptbert")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A pipeline of seconds.
+TINY = {
+    "data.archive": "data/tiny.zip",
+    "tokenizer.vocab_size": "700",
+    "tokenizer.min_frequency": "2",
+    "model.hidden_size": "8",
+    "model.num_hidden_layers": "1",
+    "model.num_attention_heads": "2",
+    "model.intermediate_size": "16",
+    "pretrain.epochs": "1",
+    "finetune.epochs": "1",
+    "runtime.device": "cpu",
+}
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -38,6 +64,14 @@ SHAPE: dict[str, Any] = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    """What tests write need not survive a power failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -117,3 +151,77 @@ def with_value(params_yaml: str, key: str, value: str) -> str:
     place = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {name}:"))
     lines[place] = f"  {name}: {value}"
     return "\n".join(lines) + "\n"
+
+
+def set_params(folder: Path, values: dict[str, str]) -> None:
+    """Change values in params.yaml as a person would, line by line."""
+    path = folder / "params.yaml"
+    for key, value in values.items():
+        path.write_text(with_value(path.read_text(), key, value))
+
+
+def run_here(stage: Callable[[Params], None], folder: Path) -> None:
+    """Run a stage as DVC would in ``folder``, but in this process, which has torch loaded already."""
+    with contextlib.chdir(folder):
+        pipeline.run_stage(stage)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every output's bytes; the logs in runs/ are none."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "runs" not in path.parts
+    }
+
+
+def refusal(stage: Callable[[Params], None], folder: Path) -> str:
+    """The line with which a stage must end."""
+    with pytest.raises(SystemExit) as ended:
+        run_here(stage, folder)
+    line = str(ended.value.code)
+    assert line.startswith(f"{stage.__name__}: error: ")
+    assert line.isprintable()
+    return line
+
+
+def matches(expected: str, line: str) -> bool:
+    """Whether ``line`` is ``expected``, in which … stands for anything."""
+    pattern = ".*".join(map(re.escape, expected.split("…")))
+    return re.fullmatch(pattern, line) is not None
+
+
+STAGES = {
+    stage.__name__: stage
+    for stage in (
+        unzip.unzip,
+        train_tokenizer.train_tokenizer,
+        pretokenize.pretokenize,
+        pretrain.pretrain,
+        finetune.finetune,
+        evaluate.evaluate,
+    )
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages have run on a tiny corpus; tests copy it before they change anything."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "data").mkdir()
+    sizes = ["--unlabelled", "100", "--train", "100", "--val", "20", "--test", "20"]
+    make_sample.main([str(folder / "data/tiny.zip"), *sizes])
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(folder, TINY)
+    for stage in STAGES.values():
+        run_here(stage, folder)
+    return folder
+
+
+@pytest.fixture
+def bare_project(tmp_path: Path) -> Path:
+    """A folder with nothing but params.yaml, which names ``in.zip``."""
+    (tmp_path / "params.yaml").write_text(
+        with_value((ROOT / "params.yaml").read_text(), "data.archive", "in.zip")
+    )
+    return tmp_path

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from receiptbert import Classifier, cli
 from receiptbert.errors import UserError
+from receiptbert.failures import explain
 from tests.conftest import CATEGORIES, LABELS, ROOT
 
 Run = Callable[..., None]
@@ -227,14 +228,10 @@ def test_a_run_that_fails_leaves_what_was_there(
     monkeypatch.setattr(Classifier, "__call__", fail_later)
     with pytest.raises(SystemExit) as end:
         run("in.csv", "-o", "out.csv")
-    assert end.value.code == (130 if error is KeyboardInterrupt else f"receiptbert: error: {one_line(error)}")
+    assert end.value.code == (130 if error is KeyboardInterrupt else f"receiptbert: error: {explain(error)}")
     assert calls[-1] == [f".out.csv.{os.getpid()}.part", "in.csv", "out.csv"]
     assert Path("out.csv").read_text() == "earlier"
     assert files() == ["in.csv", "out.csv"]
-
-
-def one_line(error: Any) -> str:
-    return error.strerror if isinstance(error, OSError) else str(error)
 
 
 def test_the_input_may_be_replaced(run: Run) -> None:

@@ -19,23 +19,10 @@ from filelock import FileLock, Timeout
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import make_sample
-from tests.conftest import ROOT, with_value
+from tests.conftest import ROOT, TINY, set_params
 
 STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-
-TINY = {
-    "data.archive": "data/tiny.zip",
-    "tokenizer.vocab_size": "700",
-    "tokenizer.min_frequency": "2",
-    "model.hidden_size": "8",
-    "model.num_hidden_layers": "1",
-    "model.num_attention_heads": "2",
-    "model.intermediate_size": "16",
-    "pretrain.epochs": "1",
-    "finetune.epochs": "1",
-    "runtime.device": "cpu",
-}
 
 
 @cache
@@ -95,13 +82,6 @@ def test_outputs_are_ignored_by_git_and_metrics_are_not() -> None:
 
 
 # --- A tiny DAG through dvc ---
-
-
-def set_params(folder: Path, values: dict[str, str]) -> None:
-    """Change values in params.yaml as a person would, line by line."""
-    path = folder / "params.yaml"
-    for key, value in values.items():
-        path.write_text(with_value(path.read_text(), key, value))
 
 
 def commit(folder: Path) -> None:

@@ -1,13 +1,15 @@
 """Take the corpus out of an archive that we do not trust."""
 
+import errno
 import lzma
-import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from receiptbert.errors import UserError
+from receiptbert.files import whole
 
 # Far above any real corpus (30 million receipt lines are 2 GiB), far below a full disk.
 MAX_BYTES = 8 * 1024**3
@@ -18,8 +20,30 @@ CHUNK = 1024**2
 DATA_NAME = "data.csv"
 CATEGORIES_NAME = "categories.csv"
 
+NESTED = {".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".xlsx"}
+OTHER_KINDS = {
+    b"\x1f\x8b": "gzip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "rar",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"text,": "the CSV itself",
+}
+# What zipfile and the decompressors raise for bytes that are not as they must be.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
 
-def extract_corpus(archive: Path, folder: Path) -> None:
+
+def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
     """Write the archive's one CSV as ``folder/data.csv`` and its ``categories.csv``, if any, beside it.
 
     Only those two members are read, whatever their folder in the archive; the names under which they
@@ -27,47 +51,63 @@ def extract_corpus(archive: Path, folder: Path) -> None:
     (``__MACOSX/``, hidden files) and those that are no CSV are ignored. What is written is streamed,
     its size capped by what comes out, not by what the archive's headers claim.
 
+    Returns:
+        the name of the member behind each file that was written.
+
     Raises:
         UserError: no such file, not a zip, damaged, encrypted, none or several CSVs, too large.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            data, categories = _choose_members(archive, opened)
+            members = _choose_members(archive, opened)
             folder.mkdir(parents=True, exist_ok=True)
-            _copy_member(archive, opened, data, folder / DATA_NAME)
             (folder / CATEGORIES_NAME).unlink(missing_ok=True)  # of an archive before
-            if categories is not None:
-                _copy_member(archive, opened, categories, folder / CATEGORIES_NAME)
+            for name, member in members.items():
+                _copy_member(archive, opened, member, folder / name)
     except FileNotFoundError:
         raise UserError(f"{archive} not found; set data.archive to a zip with your CSV") from None
     except IsADirectoryError:
         raise UserError(f"{archive} is a folder; set data.archive to a zip with your CSV") from None
-    except PermissionError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; change its permissions") from None
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise UserError(
-            f"{archive} is not a whole zip archive ({error}); make or download it again"
-        ) from None
     except NotImplementedError as error:  # how zipfile names a compression method that it does not have
         raise UserError(f"{archive}: {error}; use plain deflate") from None
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # of the disk, not of the archive
+            raise
+        kind = _kind(archive)
+        mend = f"it seems to be {kind}; put the CSV into a zip" if kind else "make or download it again"
+        raise UserError(f"{archive} is not a whole zip archive ({error}); {mend}") from None
+    return {name: member.filename for name, member in members.items()}
 
 
-def _choose_members(archive: Path, opened: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, zipfile.ZipInfo | None]:
-    """The data CSV and the categories CSV among the members."""
+def _kind(archive: Path) -> str | None:
+    """What a file that is no zip seems to be, by its first bytes."""
+    with archive.open("rb") as file:
+        start = file.read(8)
+    return next((kind for magic, kind in OTHER_KINDS.items() if start.startswith(magic)), None)
+
+
+def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The data CSV and the categories CSV, if there is one, by the names under which we write them."""
     for member in opened.infolist():
-        path = PurePosixPath(member.filename)
+        path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts:
             raise UserError(f"{archive}: {member.filename} would lead outside; make the archive anew")
     tables = [member for member in opened.infolist() if _is_table(member.filename)]
     categories = [member for member in tables if _base_name(member) == CATEGORIES_NAME]
     data = [member for member in tables if _base_name(member) != CATEGORIES_NAME]
     if not data:
-        raise UserError(f"{archive} holds no CSV; put one CSV with the columns text,label,split into it")
+        inner = [name for name in opened.namelist() if PurePosixPath(name).suffix.lower() in NESTED]
+        but = f" but {inner[0]}, which is not unpacked" if inner else ""
+        raise UserError(f"{archive} holds no CSV{but}; put one CSV with the columns text,label,split into it")
     for kind, members in (("data CSVs", data), (CATEGORIES_NAME, categories)):
         if len(members) > 1:
-            names = ", ".join(member.filename for member in members)
-            raise UserError(f"{archive} holds {len(members)} {kind} ({names}); leave one")
-    return data[0], categories[0] if categories else None
+            names = ", ".join(member.filename for member in members[:3])
+            more = ", ..." if len(members) > 3 else ""
+            raise UserError(f"{archive} holds {len(members)} {kind} ({names}{more}); leave one")
+    return {DATA_NAME: data[0]} | ({CATEGORIES_NAME: categories[0]} if categories else {})
 
 
 def _base_name(member: zipfile.ZipInfo) -> str:
@@ -84,13 +124,8 @@ def _copy_member(archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo
     """Stream one member to ``target``, which appears under its name only when it is whole."""
     if member.flag_bits & 0x1:
         raise UserError(f"{archive}: {member.filename} is encrypted; make an archive without a password")
-    partial = target.with_name(target.name + ".part")
-    try:
-        with opened.open(member) as source, partial.open("wb") as sink:
-            _copy_capped(f"{archive}: {member.filename}", source, sink, member.compress_size)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with opened.open(member) as source, whole(target) as partial, partial.open("wb") as sink:
+        _copy_capped(f"{archive}: {member.filename}", source, sink, member.compress_size)
 
 
 def _copy_capped(what: str, source: IO[bytes], sink: IO[bytes], compressed: int) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from receiptbert.errors import UserError
+from receiptbert.files import whole
 from receiptbert.interrupts import end_with_parent
 from receiptbert.progress import say
 
@@ -92,22 +93,12 @@ class Checkpoints:
     def save(self, step: int, state: State) -> None:
         """Write the checkpoint of ``step``; those before the last one go once it is safe on the disk."""
         start = time.monotonic()
-        self._folder.mkdir(exist_ok=True)
         content = save(dict(state.tensors), metadata={"values": json.dumps(state.values)})
         # The digest in the name tells a damaged file, whatever damaged it.
         path = self._folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-        temporary = path.with_suffix(".tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(self._folder)
-        for old in [*self._paths()[KEPT:], *self._folder.glob("*.tmp")]:
+        with whole(path) as partial:
+            partial.write_bytes(content)
+        for old in [*self._paths()[KEPT:], *self._folder.glob("*.part")]:
             old.unlink()
         self._last = time.monotonic()
         self._rest = self._last - start
@@ -166,13 +157,3 @@ def _code() -> list[Path]:
 def _is_whole(path: Path) -> bool:
     with path.open("rb") as file:
         return path.stem.endswith(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the folder's entries on the disk, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

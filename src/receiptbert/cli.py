@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from receiptbert.errors import UserError, one_line_errors
+from receiptbert.errors import one_line_errors
+from receiptbert.failures import explain
 from receiptbert.predicting import INPUTS, OUTPUTS, predict
 from receiptbert.progress import say
 from receiptbert.tables import TextTable
@@ -52,23 +53,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill`, too, leaves nothing half done
     try:
-        with one_line_errors(PROGRAM):
-            _run(args)
+        with one_line_errors(PROGRAM, _explain):
+            args.run(args)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`). Python would still flush stdout, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a program that the signal ends
 
 
-def _run(args: argparse.Namespace) -> None:
-    """Run the command; what the system refuses (no space left, no permission) is a ``UserError``, too."""
-    try:
-        args.run(args)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
+def _explain(error: Exception) -> str | None:
+    if (
+        (line := explain(error)) is None
+        and isinstance(error, OSError)
+        and not isinstance(error, BrokenPipeError)
+    ):
         where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"{where}{error.strerror or error}") from error
+        return f"{where}{error.strerror or error}"
+    return line
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,52 +7,102 @@ from typing import Any
 
 import pandas as pd
 
+from receiptbert.csv_faults import (
+    check_bytes,
+    check_header,
+    not_utf8,
+    place,
+    place_of_bad_quotes,
+    too_wide,
+)
 from receiptbert.errors import UserError
 
 TEXT, LABEL, SPLIT = COLUMNS = ["text", "label", "split"]
 TRAIN, VAL, TEST, UNSUPERVISED = SPLITS = ["train", "val", "test", "unsupervised"]
 LABELLED = [TRAIN, VAL, TEST]
 
+# A receipt line has tens of characters.
+MAX_TEXT = 10_000
+WHOLE_NUMBER = r"-?\d{1,18}"
+# A whole field of a CSV that names a split.
+SPLIT_FIELD = rf"(?:^|[,\n])\"?(?:{'|'.join(SPLITS)})\"?(?:[,\r\n]|$)"
+QUOTES = "a quote opens here that does not end its text; double quotes within a text and quote it whole"
 
-def read_corpus(path: Path) -> pd.DataFrame:
+
+def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
     """Read the CSV with the columns ``text``, ``label`` and ``split``, all of them strings.
 
     Nothing is dropped and no text is read as a missing value: a product may be called "NA". Labels keep
     their spelling but for two habits of tables: surrounding spaces and the ``.0`` of whole numbers that a
     column with gaps grows (``12.0`` is ``12``). Unsupervised rows get the empty label.
 
+    Args:
+        called: how errors call the file; its path by default.
+
     Raises:
-        UserError: not UTF-8, not a CSV, a column missing, no rows, an unknown split, a labelled row
-            without a label, or a labelled split without rows. Row numbers count the header as row 1.
+        UserError: not UTF-8, not a CSV, a column missing, an unknown split, a split without rows, a labelled
+            row without a label, labels some of which are numbers and some names, one class only, a text of
+            more than ``MAX_TEXT`` characters. Row numbers count the header as row 1.
     """
-    corpus = _read_table(path, COLUMNS)
+    called = called or str(path)
+    corpus = _read_table(path, called, COLUMNS)
     if corpus.empty:
-        raise UserError(f"{path} has a header and no rows; it needs rows of text,label,split")
+        raise UserError(f"{called} has a header and no rows; it needs rows of text,label,split")
     corpus[SPLIT] = corpus[SPLIT].str.strip()
     corpus[LABEL] = _canonical(corpus[LABEL])
     unsupervised = corpus[SPLIT] == UNSUPERVISED
     corpus.loc[unsupervised, LABEL] = ""
-    _refuse_first(path, corpus, ~corpus[SPLIT].isin(SPLITS), SPLIT, f"must be one of {', '.join(SPLITS)}")
-    _refuse_first(path, corpus, ~unsupervised & (corpus[LABEL] == ""), LABEL, "is needed in a labelled split")
-    for split in LABELLED:
-        if not (corpus[SPLIT] == split).any():
-            raise UserError(f"{path} has no rows with split={split}; train, val and test are all needed")
-    if (corpus.loc[corpus[SPLIT] == TRAIN, LABEL].nunique()) < 2:
-        raise UserError(f"{path} has train rows of one label only; there is nothing to tell apart")
+
+    def refuse_first(bad: "pd.Series[bool]", column: str, rule: str) -> None:
+        _refuse_first(path, called, corpus, bad, column, rule)
+
+    refuse_first(~corpus[SPLIT].isin(SPLITS), SPLIT, f"must be one of {', '.join(SPLITS)}")
+    missing = ~unsupervised & corpus[LABEL].str.lower().isin(["", "nan"])
+    refuse_first(missing, LABEL, "is no label; train, val and test rows need one")
+    if rule := _rule_of_labels(corpus[LABEL]):
+        refuse_first(corpus[LABEL].isin(rule[0]), LABEL, rule[1])
+    refuse_first(
+        corpus[TEXT].str.len() > MAX_TEXT,
+        TEXT,
+        f"has more than {MAX_TEXT:,} characters, which no receipt line has; cut it",
+    )
+    require_splits(corpus, called)
     return corpus
 
 
-def read_categories(path: Path) -> dict[str, str]:
+def require_splits(corpus: pd.DataFrame, called: str) -> None:
+    """Raise a ``UserError`` if a split has no rows, or train a single class."""
+    for split in SPLITS:
+        if not (corpus[SPLIT] == split).any():
+            raise UserError(f"{called} has no rows with split={split}; {', '.join(SPLITS)} are all needed")
+    if (corpus.loc[corpus[SPLIT] == TRAIN, LABEL].nunique()) < 2:
+        raise UserError(f"{called} has train rows of one label only; there is nothing to tell apart")
+
+
+def require_quotes(path: Path, called: str) -> None:
+    """Raise a ``UserError`` if a quoted field goes on after its quote: pandas reads ``"a" b`` as ``a b``.
+
+    It takes a second for a million rows, so that only the first stage asks.
+    """
+    if at := place_of_bad_quotes(path):
+        raise UserError(f"{called}, {at}: {QUOTES}")
+
+
+def read_categories(path: Path, called: str | None = None) -> dict[str, str]:
     """Read ``label,name`` into a map from label to name; an absent file is an empty map.
+
+    Args:
+        called: how errors call the file; its path by default.
 
     Raises:
         UserError: not a CSV with these columns, or a label named twice.
     """
     if not path.exists():
         return {}
-    table = _read_table(path, ["label", "name"])
+    called = called or str(path)
+    table = _read_table(path, called, ["label", "name"])
     labels = _canonical(table["label"])
-    _refuse_first(path, table.assign(label=labels), labels.duplicated(), "label", "is named twice")
+    _refuse_first(path, called, table.assign(label=labels), labels.duplicated(), "label", "is named twice")
     return dict(zip(labels, table["name"].str.strip(), strict=True))
 
 
@@ -63,7 +113,7 @@ def label_list(corpus: pd.DataFrame) -> list[str]:
     keeps its id: nothing can learn it, and the scores must show that.
     """
     labels = corpus.loc[corpus[LABEL] != "", LABEL].unique().tolist()
-    numeric = all(re.fullmatch(r"-?\d+", label) for label in labels)
+    numeric = all(re.fullmatch(WHOLE_NUMBER, label) for label in labels)
     return sorted(labels, key=int) if numeric else sorted(labels)
 
 
@@ -85,15 +135,27 @@ def label_names(labels: list[str], categories: dict[str, str]) -> list[str]:
     return names
 
 
-def describe(corpus: pd.DataFrame) -> dict[str, Any]:
+def fold(texts: "pd.Series[str]") -> "pd.Series[str]":
+    """Texts in lower case with spaces folded: what is alike then is one text."""
+    return texts.str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
+
+
+def in_test_too(corpus: pd.DataFrame, folded: "pd.Series[str]") -> "pd.Series[bool]":
+    """Which train and unsupervised rows have a text of test: who trains on them has seen the test."""
+    texts = folded[(corpus[SPLIT] == TEST) & (folded != "")].unique()
+    return corpus[SPLIT].isin([TRAIN, UNSUPERVISED]) & folded.isin(texts)
+
+
+def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
     """Counts that tell whether the corpus is what its owner thinks it is (``metrics/data.json``).
 
-    Two texts are the same here if they are alike in lower case with spaces folded.
+    Args:
+        folded: what ``fold`` makes of the texts: two that are alike there are the same here.
     """
-    folded = corpus[TEXT].str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
-    split = corpus[SPLIT]
+    split, labels = corpus[SPLIT], corpus[LABEL]
     splits_per_text = split.groupby(folded).nunique()
     shared = set(splits_per_text.index[splits_per_text > 1])
+    labels_per_text = labels[labels != ""].groupby(folded).nunique()
     train_labels = corpus.loc[split == TRAIN, LABEL]
     counts = train_labels.value_counts()
     unseen = set(corpus.loc[corpus[LABEL] != "", LABEL]) - set(train_labels)
@@ -103,6 +165,7 @@ def describe(corpus: pd.DataFrame) -> dict[str, Any]:
         "blank_texts": int((folded == "").sum()),
         "texts_in_several_splits": len(shared),
         "test_rows_seen_elsewhere": int(folded[split == TEST].isin(shared).sum()),
+        "texts_with_several_labels": int((labels_per_text > 1).sum()),
         "classes": {name: int(corpus.loc[split == name, LABEL].nunique()) for name in LABELLED},
         "classes_absent_from_train": len(unseen),
         "train_rows_per_class": {
@@ -114,29 +177,42 @@ def describe(corpus: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+def _read_table(path: Path, called: str, columns: list[str]) -> pd.DataFrame:
     """The named columns as strings. Every field of every row is parsed: with ``usecols`` pandas would not see
     that a row has a field too many, as an unquoted comma in a text makes, and would shift the others."""
     try:
+        line_feeds = check_bytes(path, called)
+        check_header(path, called, columns)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(path, dtype=str, na_filter=False, index_col=False, encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} not found; run `dvc repro unzip`") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
-    except pd.errors.ParserWarning:
-        raise UserError(
-            f"{path}: rows have more fields than the header; quote texts that have commas"
-        ) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path} is not a CSV: {' '.join(str(error).split())}") from None
-    if missing := [name for name in columns if name not in table.columns]:
-        raise UserError(f"{path} lacks the column {missing[0]}; its header must name {','.join(columns)}")
-    # pandas gives the second column of a name another name.
-    if doubled := [name for name in columns if f"{name}.1" in table.columns]:
-        raise UserError(f"{path} has two columns named {doubled[0]}; leave one")
+        raise UserError(f"{called} not found; run `dvc repro unzip`") from None
+    except UnicodeDecodeError:
+        raise not_utf8(path, called) from None
+    except (pd.errors.ParserWarning, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise _broken_rows(path, called, error) from None
+    if line_feeds > len(table) + 1:  # texts of several lines, or blank lines
+        _refuse_swallowed_rows(path, called, table)
     return table[columns]
+
+
+def _broken_rows(path: Path, called: str, error: Exception) -> UserError:
+    # A quote is the likelier cause: it makes rows of other widths as well.
+    if at := place_of_bad_quotes(path):
+        return UserError(f"{called}, {at}: {QUOTES}")
+    if wide := too_wide(path):
+        return UserError(f"{called}, {wide}; quote texts that have commas")
+    return UserError(f"{called} is not a CSV: {error}")
+
+
+def _refuse_swallowed_rows(path: Path, called: str, table: pd.DataFrame) -> None:
+    """Raise a ``UserError`` if a field of several lines holds the split of another row: a quote opened by
+    mistake ends at the next one, rows later, and no parser minds."""
+    for name in table.columns:
+        long = table.loc[table[name].str.contains("\n", regex=False), name]
+        if (swallowed := long.index[long.str.contains(SPLIT_FIELD)]).size:
+            raise UserError(f"{called}, {place(path, int(swallowed[0]))}: {QUOTES}")
 
 
 def _canonical(labels: "pd.Series[str]") -> "pd.Series[str]":
@@ -144,9 +220,29 @@ def _canonical(labels: "pd.Series[str]") -> "pd.Series[str]":
     return labels.str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
 
 
-def _refuse_first(path: Path, corpus: pd.DataFrame, bad: "pd.Series[bool]", column: str, rule: str) -> None:
+def _rule_of_labels(column: "pd.Series[str]") -> tuple[list[str], str] | None:
+    """The labels that are not of the kind of the others, and what to say of them; None if all are alike."""
+    rows = column[column != ""].value_counts()
+    labels = rows.index.to_series()
+    fractions = labels.str.fullmatch(r"-?\d*[.,]\d+(?:[eE][-+]?\d+)?")
+    if fractions.any():
+        return labels[fractions].tolist(), "is a fraction; make labels whole numbers or names"
+    whole = labels.str.fullmatch(WHOLE_NUMBER)
+    numbers, names = int(rows[whole].sum()), int(rows[~whole].sum())
+    if not numbers or not names:
+        return None
+    rest = "make labels all numbers or all names"
+    if names <= numbers:
+        return labels[~whole].tolist(), f"is no whole number, but {numbers:,} other labels are; {rest}"
+    return labels[whole].tolist(), f"is a whole number, but {names:,} other labels are names; {rest}"
+
+
+def _refuse_first(
+    path: Path, called: str, corpus: pd.DataFrame, bad: "pd.Series[bool]", column: str, rule: str
+) -> None:
     if bad.any():
         row = int(bad.to_numpy().argmax())
         value = corpus[column].iloc[row]
+        shown = repr(value) if len(value) <= 50 else f"{value[:50]!r}..."
         others = f" (and {int(bad.sum()) - 1:,} more rows)" if bad.sum() > 1 else ""
-        raise UserError(f"{path}, row {row + 2}: {column} {value!r} {rule}{others}")
+        raise UserError(f"{called}, {place(path, row)}, column {column}: {shown} {rule}{others}")

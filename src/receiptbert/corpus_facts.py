@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +34,12 @@ class CorpusFacts:
     def load(cls, path: Path) -> "CorpusFacts":
         """Read what ``save`` wrote."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            facts = cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); run `dvc repro -f pretokenize`") from None
+        return facts
 
 
 def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:
@@ -43,7 +47,4 @@ def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:
 
     The assignment's question: the least n with 1 - (1 - mask_prob)^n >= at_least_one; 5 for 0.15 and 0.5.
     """
-    length = 1
-    while 1 - (1 - mask_prob) ** length < at_least_one:
-        length += 1
-    return length
+    return math.ceil(math.log1p(-at_least_one) / math.log1p(-mask_prob))

@@ -3,15 +3,19 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and how to mend it.
 
-    Programs print it without a traceback and exit with status 1; see ``one_line_errors``.
+    Programs print it without a traceback and exit with status 1; see ``one_line_errors``. Names and values of
+    the input may hold line breaks or the codes that move a terminal's cursor; they are shown escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,20 +27,21 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
-    """End the process with one line on stderr and status 1 on a ``UserError``.
+def one_line_errors(program: str, explain: Callable[[Exception], str | None]) -> Iterator[None]:
+    """End the process with one line on stderr and status 1 on what ``explain`` has a line for.
 
     Set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead. Ctrl-C and SIGTERM end it with 128 plus the
     signal's number, as usual.
     """
     try:
         yield
-    except UserError as error:
-        if os.environ.get("RECEIPTBERT_DEBUG"):
-            raise
-        sys.exit(f"{program}: error: {error}")
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        line = explain(error)
+        if line is None or os.environ.get("RECEIPTBERT_DEBUG"):
+            raise
+        sys.exit(f"{program}: error: {line}")

@@ -123,7 +123,13 @@ def read_shape(folder: Path) -> BertShape:
         raise UserError(f"{folder}: activation {config['hidden_act']} is not among {', '.join(ACTIVATIONS)}")
     if config["type_vocab_size"] != 2:
         raise UserError(f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used")
-    return BertShape(**{ours: config[theirs] for ours, theirs in SHAPE.items()})
+    shape = BertShape(**{ours: config[theirs] for ours, theirs in SHAPE.items()})
+    sizes = {name: value for name, value in shape.kwargs().items() if name not in ("act_func", "eps")}
+    if bad := [name for name, size in sizes.items() if type(size) is not int or size < 1]:
+        raise UserError(f"{folder / CONFIG}: {bad[0]} is {sizes[bad[0]]!r}; it must be at least 1")
+    if shape.hidden_size % shape.num_attention_heads:
+        raise UserError(f"{folder / CONFIG}: hidden_size is no multiple of num_attention_heads; mend it")
+    return shape
 
 
 def load_tokenizer(folder: Path) -> WordpieceTokenizer:
@@ -170,7 +176,14 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
     path = Path(path)
     if path.is_dir():
         return _copy_weights(self, from_hf(_read_weights(path)))
-    return _copy_weights(self, torch.load(path, weights_only=True, map_location="cpu"))
+    try:
+        weights = dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except OSError:
+        raise
+    except Exception as error:  # of zip, of pickle, of what is no state_dict
+        reason = str(error).split(". ", maxsplit=1)[0]
+        raise UserError(f"{path} holds no state_dict saved by torch.save ({reason})") from None
+    return _copy_weights(self, weights)
 
 
 def _copy_weights(model: nn.Module, weights: StateDict) -> list[str]:
@@ -205,6 +218,8 @@ def load_classifier(folder: Path) -> tuple[BertFinetuneModel, WordpieceTokenizer
         raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")
     # Left out where nobody named the classes; transformers calls them so.
     names = read_config(folder).get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(bias))}
+    if set(names) != {str(i) for i in range(len(names))}:
+        raise UserError(f"{folder / CONFIG}: id2label must number the classes 0 to {len(names) - 1}")
     model = BertFinetuneModel(**shape.kwargs(), num_classes=len(names))
     _require_all(model, _copy_weights(model, from_hf(weights)), folder)
     return model.eval(), load_tokenizer(folder), [names[str(i)] for i in range(len(names))]
@@ -287,16 +302,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is not a BERT's.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no {CONFIG}; name a Hugging Face BERT checkpoint folder") from None
     except ValueError:
         raise UserError(
             f"{folder / CONFIG} is not JSON; take the checkpoint again from where it came"
         ) from None
-    if (kind := config.get("model_type")) != "bert":
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "bert":
         raise UserError(f"{folder} is a checkpoint of type {kind}; only bert can be used")
-    return config
+    return dict(config)
 
 
 def _read_weights(folder: Path) -> StateDict:

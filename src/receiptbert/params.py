@@ -5,6 +5,8 @@ and mistyped keys and values out of range are errors that name the key.
 """
 
 import dataclasses
+import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -24,6 +26,10 @@ class DataParams:
     """Where the corpus is."""
 
     archive: str
+    train_on_test_texts: bool
+
+    def __post_init__(self) -> None:
+        _require(bool(self.archive), "archive", "the path of a zip")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +201,9 @@ def _build(kind: type[Section], values: Any, prefix: str) -> Section:
         raise _BadValueError(f"{prefix.rstrip('.') or 'the document'} must be a mapping of names to values")
     hints = get_type_hints(kind)
     if unknown := sorted(str(key) for key in values.keys() - hints.keys()):
-        raise _BadValueError(f"unknown key {prefix}{unknown[0]}; known are {', '.join(hints)}")
+        near = difflib.get_close_matches(unknown[0], hints, n=1)
+        hint = f"is {prefix}{near[0]} meant? " if near else ""
+        raise _BadValueError(f"unknown key {prefix}{unknown[0]}; {hint}known are {', '.join(hints)}")
     if missing := [key for key in hints if key not in values]:
         raise _BadValueError(f"missing key {prefix}{missing[0]}")
     converted = {key: _convert(hint, values[key], prefix + key) for key, hint in hints.items()}
@@ -209,10 +217,14 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{key}.")  # type: ignore[arg-type]
     # bool is an int to Python, never to a person who writes `epochs: yes`.
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) < 1 << 31:
         return float(value)
     if type(value) is not hint:
         raise _BadValueError(f"{key} = {value!r} must be {_TYPE_NAMES[hint]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _BadValueError(f"{key} = {value!r} must be a finite number")
+    if isinstance(value, int) and abs(value) >= 1 << 31:
+        raise _BadValueError(f"{key} = {value!r} must be below {1 << 31:,}")
     return value
 
 
@@ -225,6 +237,7 @@ def _require(holds: bool, key: str, rule: str) -> None:
 
 
 def _require_training_ranges(params: PretrainParams | FinetuneParams) -> None:
+    _require(params.seed >= 0, "seed", "at least 0")
     _require(params.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
     _require(params.epochs >= 1, "epochs", "at least 1")
     _require(params.batch_size >= 1, "batch_size", "at least 1")

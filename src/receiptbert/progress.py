@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -29,7 +30,7 @@ def track(
         size: how many units an item is.
         before: so many of ``total`` were done earlier and are not among ``items``.
     """
-    if sys.stderr.isatty():
+    if in_terminal():
         with tqdm(desc=what, total=total, initial=before, unit=f" {unit}", smoothing=0.05) as bar:
             for item in items:
                 yield item
@@ -51,6 +52,12 @@ def track(
         say(f"{what}: {done:,} {unit} in {time.monotonic() - start:,.0f} s")
 
 
+def in_terminal() -> bool:
+    """Whether a person watches; a stage may run with stderr closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def say(line: str) -> None:
-    """Write one line to stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
+    """Write one line to stderr, at once; if nobody reads any more, go on with the work."""
+    with suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from receiptbert.errors import UserError
+from receiptbert.files import whole
 
 # Enough to tell experiments apart, and no more: the noise of the last bits stays out of `git diff`.
 DECIMALS = 5
@@ -14,9 +15,9 @@ DECIMALS = 5
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write ``values`` as JSON in their own order, floats rounded to ``DECIMALS``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_rounded(values), ensure_ascii=False, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    with whole(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,8 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write the data of a plot as CSV, floats rounded to ``DECIMALS``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([_rounded(value) for value in row] for row in rows)

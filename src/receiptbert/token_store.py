@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from receiptbert.errors import UserError
+from receiptbert.files import whole
 from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -123,15 +124,22 @@ class TokenStore:
         arrays = {"ids": self.ids, "offsets": self.offsets}
         if self.labels is not None:
             arrays["labels"] = self.labels
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, path, metadata={"vocabulary": self.vocabulary})
+        with whole(path) as partial:
+            save_file(arrays, partial, metadata={"vocabulary": self.vocabulary})
 
     @classmethod
-    def load(cls, path: Path) -> "TokenStore":
-        """Read what ``save`` wrote."""
+    def load(cls, path: Path, tokenizer: WordpieceTokenizer | None = None) -> "TokenStore":
+        """Read what ``save`` wrote.
+
+        Args:
+            tokenizer: whose ids the store must hold, if that matters.
+
+        Raises:
+            UserError: no such file, one that ``save`` did not write, or ids of another tokenizer.
+        """
         try:
             with safe_open(path, framework="numpy") as file:
-                return cls(
+                store = cls(
                     ids=file.get_tensor("ids"),
                     offsets=file.get_tensor("offsets"),
                     labels=file.get_tensor("labels") if "labels" in file.keys() else None,  # noqa: SIM118
@@ -139,8 +147,28 @@ class TokenStore:
                 )
         except FileNotFoundError:
             raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
-        except (SafetensorError, KeyError) as error:
-            raise UserError(f"{path} is no token store ({error}); run `dvc repro -f pretokenize`") from None
+        except (SafetensorError, KeyError, TypeError) as error:
+            reason = str(error)
+        else:
+            reason = store._fault()
+        if reason:
+            raise UserError(f"{path} is no token store ({reason}); run `dvc repro -f pretokenize`")
+        if tokenizer is not None and store.vocabulary != fingerprint(tokenizer):
+            raise UserError(f"{path} was made with another tokenizer; run `dvc repro pretokenize`")
+        return store
+
+    def _fault(self) -> str:
+        """What is wrong with arrays that come from a file; empty if nothing is."""
+        ids, offsets, labels = self.ids, self.offsets, self.labels
+        if ids.ndim != 1 or ids.dtype not in (np.uint16, np.uint32):
+            return f"ids are {ids.dtype} of shape {ids.shape}"
+        if offsets.ndim != 1 or offsets.dtype != np.int64 or not len(offsets):
+            return f"offsets are {offsets.dtype} of shape {offsets.shape}"
+        if offsets[0] != 0 or offsets[-1] != len(ids) or (offsets[1:] < offsets[:-1]).any():
+            return "offsets do not fit the ids"
+        if labels is not None and (labels.shape != (len(self),) or labels.dtype != np.int64):
+            return f"labels are {labels.dtype} of shape {labels.shape}, for {len(self)} texts"
+        return ""
 
 
 def fingerprint(tokenizer: WordpieceTokenizer) -> str:

@@ -1,7 +1,6 @@
 """WordPiece: the tokenizer of BERT, trained on our own texts to the same bytes every time."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -13,6 +12,8 @@ import numpy.typing as npt
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from receiptbert.errors import UserError
+from receiptbert.files import naming
+from receiptbert.progress import in_terminal
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MARKS = ["pad", "unk", "cls", "sep", "mask"]  # what the configuration calls them
@@ -236,7 +237,7 @@ def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
     """Write the texts one a line and count their words."""
     counts: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         for text in corpus:
             words = text.split()
             counts.update(words)
@@ -270,13 +271,14 @@ def _train(
             initial_alphabet=alphabet,
             special_tokens=first,
             # Without a terminal its bar is nothing but empty lines.
-            show_progress=size > 0 and sys.stderr.isatty(),
+            show_progress=size > 0 and in_terminal(),
         )
         return cast(dict[str, int], trainer.get_vocab())
 
     words_path = corpus_path.with_suffix(".words")
     try:
-        words_path.write_text("\n".join(words), encoding="utf-8")
+        with naming(words_path):
+            words_path.write_text("\n".join(words), encoding="utf-8")
         known = train(words_path, 0, SPECIAL_TOKENS)
     finally:
         words_path.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+"""What the machine refuses, in one line: a full disk, a folder without write permission, no more memory."""
+
+import errno
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from receiptbert.errors import UserError
+
+if TYPE_CHECKING:  # prediction does without it
+    from receiptbert.params import Params
+
+FREE_SPACE = "free some space, or move the project to a larger disk, and run it again"
+PERMISSIONS = "change its permissions or owner, or run from a folder of your own"
+
+ADVICE = {
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EFBIG: "raise the limit (`ulimit -f`) or use a file system for larger files, and run it again",
+    errno.EROFS: "run from a folder on a disk that can be written to",
+    errno.EACCES: PERMISSIONS,
+    errno.EPERM: PERMISSIONS,
+    errno.ENOTDIR: "a file stands where a folder must be; move it away",
+    errno.EEXIST: "a file stands where a folder must be; move it away",
+    errno.EISDIR: "a folder stands where a file must be; move it away",
+    errno.EIO: "the disk may be failing; check it",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+}
+
+
+def explain(error: Exception, stage: str = "", params: "Params | None" = None) -> str | None:
+    """One line that says what went wrong and how to mend it; None for what can only be a bug of ours.
+
+    Args:
+        stage: ``pretrain``, say; the settings that the advice names are of its section.
+        params: None if there are none, or they could not even be read.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if _is_out_of_memory(error):
+        return f"out of memory{_amounts(str(error))}; {_smaller_batches(stage, params)}"
+    if not isinstance(error, OSError) or error.errno not in ADVICE:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return str(UserError(f"{where}{os.strerror(error.errno)}; {ADVICE[error.errno]}"))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # half of the stages do without it
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return on_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _amounts(message: str) -> str:
+    """What was asked for and what there is, out of torch's or NumPy's message; empty if it does not say."""
+    size = r"[\d.]+ \w+"
+    asked = re.search(rf"(?:[Tt]ried to|[Uu]nable to) allocate ({size})", message)
+    there = re.search(rf"(GPU \d+ has a total capacity of {size} of which {size} is free)", message)
+    found = [f"{asked[1]} were asked for"] if asked else []
+    found += [there[1]] if there else []
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _smaller_batches(stage: str, params: "Params | None") -> str:
+    if params is not None and stage == "pretrain" and params.pretrain.batch_size > 1:
+        size, steps = params.pretrain.batch_size // 2, params.pretrain.num_accum_steps * 2
+        return (
+            f"pretrain.batch_size is {params.pretrain.batch_size}: try pretrain.batch_size={size} and "
+            f"pretrain.num_accum_steps={steps}, which makes steps of as many texts, or a smaller model"
+        )
+    if params is not None and stage == "finetune" and params.finetune.batch_size > 1:
+        size = params.finetune.batch_size
+        return f"finetune.batch_size is {size}: try finetune.batch_size={size // 2}, or a smaller model"
+    return "end other programs that use the memory, or take a machine with more"

@@ -1,0 +1,70 @@
+"""Files and folders that appear under their names only when they are whole."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path`` to write a file or folder to; it becomes ``path`` if the block ends well.
+
+    Whatever stood at ``path`` before stays until then, and stays for good if the block raises. The contents
+    are on the disk before the name is: a power failure leaves the old or the new, never a half (of a folder,
+    for the instant between two renames, neither: the old one is beside it then, as ``.old``).
+    """
+    partial, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
+    with naming(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(partial)  # of a run that was killed
+            yield partial
+            for file in [partial, *partial.rglob("*")]:
+                _sync(file)
+            if partial.is_dir() and path.exists():  # a folder takes no other's place
+                _remove(old)
+                path.rename(old)
+            os.replace(partial, path)
+            _sync(path.parent)
+        finally:
+            _remove(partial)
+            _remove(old)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an ``OSError`` of the block the name of the file, which a failing ``write`` does not know.
+
+    Libraries written in Rust (safetensors, tokenizers) wrap the system's errors in exceptions of their own;
+    these become an ``OSError`` again.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if wrapped := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(wrapped[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

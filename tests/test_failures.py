@@ -1,0 +1,233 @@
+"""What the machine refuses: no space, no permission, no memory, nobody who reads. One line, nothing lost."""
+
+import errno
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from receiptbert.failures import explain
+from receiptbert.files import naming, whole
+from receiptbert.params import Params, load_params
+from tests.conftest import ROOT, STAGES, contents, refusal, run_here, set_params
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file grow beyond ``size`` bytes, as if the disk were full then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+OUTPUTS = {
+    "unzip": ["data/raw", "metrics/data.json"],
+    "train_tokenizer": ["models/tokenizer"],
+    "pretokenize": ["data/tokenized", "metrics/tokens.json", "metrics/plots/lengths.csv"],
+    "pretrain": ["models/pretrained", "metrics/pretrain.json", "metrics/plots/pretrain.csv"],
+    "finetune": ["models/finetuned", "metrics/finetune.json", "metrics/plots/finetune.csv"],
+    "evaluate": ["metrics/test.json", *(f"metrics/plots/{name}.csv" for name in ("confusion", "classes"))],
+}
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_ends_a_stage_by_name_and_costs_nothing(
+    tiny_project: Path, tmp_path: Path, stage: str
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    done = contents(folder)
+    for output in OUTPUTS[stage]:  # as DVC removes them before it runs a stage
+        remove(folder / output)
+    before = contents(folder)
+    # Each stage's largest output does not fit, by a byte; TensorBoard's log and the like do.
+    lost = {name: len(content) for name, content in done.items() if name not in before}
+    largest = max(lost, key=lost.__getitem__)
+    with largest_file(lost[largest] - 1):
+        line = refusal(STAGES[stage], folder)
+    assert re.fullmatch(rf"{stage}: error: .*{os.strerror(errno.EFBIG)}; raise the limit .*", line), line
+    # The checkpoints of a training are larger still.
+    assert Path(largest).parent.name in line or f".checkpoints/{stage}/" in line
+    assert not [name for name in contents(folder) if name.endswith((".part", ".old"))]
+    assert contents(folder).items() >= before.items()
+    assert largest not in contents(folder)
+
+    run_here(STAGES[stage], folder)
+    assert contents(folder) == done
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+def test_what_the_system_says_of_a_file_is_one_line_with_advice(number: int) -> None:
+    error = OSError(number, os.strerror(number), "metrics/test.json")
+    line = explain(error, "evaluate", None)
+    assert line is not None
+    assert re.fullmatch(rf"metrics/test\.json: {os.strerror(number)}; .+", line)
+
+
+def test_errors_of_rust_libraries_are_understood(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as caught, naming(tmp_path / "x"):
+        raise ValueError("I/O error: ENOSPC (os error 28)")
+    assert explain(caught.value, "pretrain", None) == (
+        f"{tmp_path}/x: No space left on device; free some space, or move the project to a larger disk, "
+        "and run it again"
+    )
+
+
+def test_a_bug_of_ours_keeps_its_traceback() -> None:
+    assert explain(KeyError("x"), "pretrain", None) is None
+    assert explain(OSError("odd"), "pretrain", None) is None
+    assert explain(FileNotFoundError(errno.ENOENT, "No such file"), "pretrain", None) is None
+
+
+def test_a_file_where_a_folder_must_be(tiny_project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    shutil.rmtree(folder / "metrics")
+    (folder / "metrics").write_text("")
+    assert refusal(STAGES["unzip"], folder) == (
+        "unzip: error: metrics/data.json.part: Not a directory; a file stands where a folder must be; "
+        "move it away"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(tiny_project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    before = contents(folder)
+    (folder / "models").chmod(0o555)
+    try:
+        line = refusal(STAGES["train_tokenizer"], folder)
+    finally:
+        (folder / "models").chmod(0o755)
+    assert line == (
+        "train_tokenizer: error: models/tokenizer.part: Permission denied; change its permissions or owner, "
+        "or run from a folder of your own"
+    )
+    assert contents(folder) == before
+
+
+GPU = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which "
+    "1.24 GiB is free. Process 1 has 77.8 GiB memory in use."
+)
+CPU = RuntimeError(
+    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 40 bytes."
+)
+NUMPY = MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000,) and data type float64")
+PRETRAIN = (
+    "pretrain.batch_size is 64: try pretrain.batch_size=32 and pretrain.num_accum_steps=2, which makes steps "
+    "of as many texts, or a smaller model"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "stage", "line"),
+    [
+        (
+            GPU,
+            "pretrain",
+            "out of memory (2.00 GiB were asked for, GPU 0 has a total capacity of 79.10 GiB of which "
+            f"1.24 GiB is free); {PRETRAIN}",
+        ),
+        (CPU, "pretrain", f"out of memory (40 bytes were asked for); {PRETRAIN}"),
+        (
+            NUMPY,
+            "finetune",
+            "out of memory (7.28 TiB were asked for); finetune.batch_size is 32: try finetune.batch_size=16, "
+            "or a smaller model",
+        ),
+        (
+            MemoryError(),
+            "unzip",
+            "out of memory; end other programs that use the memory, or take a machine with more",
+        ),
+    ],
+)
+def test_out_of_memory_names_numbers(error: Exception, stage: str, line: str) -> None:
+    assert explain(error, stage, load_params(ROOT / "params.yaml")) == line
+
+
+def test_a_traceback_is_there_for_who_asks(bare_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretrain(_: Params) -> None:
+        raise GPU
+
+    assert refusal(pretrain, bare_project).startswith("pretrain: error: out of memory (2.00")
+    monkeypatch.setenv("RECEIPTBERT_DEBUG", "1")
+    with pytest.raises(torch.OutOfMemoryError):
+        run_here(pretrain, bare_project)
+
+
+def test_a_closed_stdout_loses_nothing(tiny_project: Path, tmp_path: Path) -> None:
+    for closed in ("| true", ">&-", "2>&-", "2>&1 | true"):
+        folder = tmp_path / f"project {closed.replace('|', '')}"
+        folder.mkdir()
+        shutil.copytree(tiny_project / "data", folder / "data", ignore=shutil.ignore_patterns("raw"))
+        shutil.copy(tiny_project / "params.yaml", folder)
+        command = f"{sys.executable} {ROOT}/src/unzip.py {closed}; echo ${{PIPESTATUS[0]}}"
+        ran = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
+        assert ran.stdout.splitlines()[-1] == "0", ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert "Exception ignored" not in ran.stderr
+        raw = (folder / "data/raw/data.csv").read_bytes()
+        assert raw == (tiny_project / "data/raw/data.csv").read_bytes()
+
+
+def test_a_file_appears_whole_or_keeps_its_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    for text in ("old", "new"):
+        with whole(path) as partial:
+            partial.write_text(text)
+            assert not path.exists() or path.read_text() == "old"
+        assert path.read_text() == text
+    with pytest.raises(RuntimeError, match="half way"), whole(path) as partial:  # noqa: PT012
+        partial.write_text("half")
+        raise RuntimeError("half way")
+    assert contents(tmp_path) == {"new/file": b"new"}
+
+
+def test_a_folder_appears_whole_and_without_files_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for name in ("a", "b"):
+        with whole(path) as partial:
+            partial.mkdir()
+            (partial / name).write_text(name)
+    assert contents(tmp_path) == {"folder/b": b"b"}
+    with pytest.raises(RuntimeError, match="half way"), whole(path) as partial:  # noqa: PT012
+        partial.mkdir()
+        (partial / "c").write_text("half")
+        raise RuntimeError("half way")
+    assert contents(tmp_path) == {"folder/b": b"b"}
+
+
+def test_what_a_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
+    (tmp_path / "folder.part").mkdir()
+    (tmp_path / "folder.part" / "half").write_text("half")
+    with whole(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "a").write_text("a")
+    assert contents(tmp_path) == {"folder/a": b"a"}
+
+
+def test_settings_of_the_advice_exist(bare_project: Path) -> None:
+    for assignment in re.findall(r"(\w+\.\w+)=(\d+)", PRETRAIN):
+        set_params(bare_project, dict([assignment]))
+    assert load_params(bare_project / "params.yaml").pretrain.num_accum_steps == 2

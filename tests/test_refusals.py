@@ -1,0 +1,363 @@
+"""Bad inputs, each with the line that a stage must end with.
+
+A row of the tables: what is bad, the bad thing, and a regular expression for the whole line, where `…` stands
+for anything. Nothing bad may leave output behind.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiptbert import archive
+from tests.conftest import STAGES, matches, refusal, run_here, set_params
+
+CSV = "text,label,split\nmilk,1,train\nrye bread,2,train\ntea,2,val\nsoap,1,test\nkvass,,unsupervised\n"
+
+
+def make_zip(path: Path, members: dict[str, str | bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return path
+
+
+# --- Archives, in the stage unzip ---
+
+
+def damaged(path: Path) -> None:
+    content = bytearray(make_zip(path, {"data.csv": CSV * 1000}).read_bytes())
+    content[60] ^= 0xFF
+    path.write_bytes(content)
+
+
+def encrypted(path: Path) -> None:
+    content = bytearray(make_zip(path, {"data.csv": CSV}).read_bytes())
+    content[6] |= 1  # the flag in the local header
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # and in the central directory
+    path.write_bytes(content)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(make_zip(path, {"data.csv": CSV * 1000}).read_bytes()[:-40])
+
+
+def unknown_compression(path: Path) -> None:
+    content = bytearray(make_zip(path, {"data.csv": CSV}).read_bytes())
+    content[8] = content[content.index(b"PK\x01\x02") + 10] = 97
+    path.write_bytes(content)
+
+
+def of(*names: str, content: str = CSV) -> Callable[[Path], Any]:
+    """An archive with these members."""
+    return lambda path: make_zip(path, dict.fromkeys(names, content))
+
+
+def bytes_of(content: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(content)
+
+
+OUTSIDE = "would lead outside; make the archive anew"
+WHOLE = "is not a whole zip archive"
+ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("missing", lambda path: None, "in.zip not found; set data.archive to a zip with your CSV"),  # noqa: ARG005
+    ("a folder", Path.mkdir, "in.zip is a folder; set data.archive to a zip with your CSV"),
+    ("empty file", bytes_of(b""), f"in.zip {WHOLE} (File is not a zip file); make or download it again"),
+    (
+        "the CSV itself",
+        bytes_of(CSV.encode()),
+        f"in.zip {WHOLE} (…); it seems to be the CSV itself; put the CSV …",
+    ),
+    (
+        "gzip",
+        bytes_of(b"\x1f\x8b\x08\x00"),
+        f"in.zip {WHOLE} (…); it seems to be gzip; put the CSV into a zip",
+    ),
+    (
+        "7z",
+        bytes_of(b"7z\xbc\xaf\x27\x1c\x00"),
+        f"in.zip {WHOLE} (…); it seems to be 7z; put the CSV into a zip",
+    ),
+    ("truncated", truncated, f"in.zip {WHOLE} (File is not a zip file); make or download it again"),
+    ("a byte changed", damaged, f"in.zip {WHOLE} (…); make or download it again"),
+    ("encrypted", encrypted, "in.zip: data.csv is encrypted; make an archive without a password"),
+    ("unknown compression", unknown_compression, "in.zip: …; use plain deflate"),
+    ("no members", of(), "in.zip holds no CSV; put one CSV with the columns text,label,split into it"),
+    ("nested", of("inner.zip"), "in.zip holds no CSV but inner.zip, which is not unpacked; put one CSV …"),
+    (
+        "a workbook",
+        of("data.xlsx"),
+        "in.zip holds no CSV but data.xlsx, which is not unpacked; put one CSV …",
+    ),
+    ("two CSVs", of("a.csv", "b.csv"), "in.zip holds 2 data CSVs (a.csv, b.csv); leave one"),
+    (
+        "many CSVs",
+        of(*map("{}.csv".format, range(9))),
+        "in.zip holds 9 data CSVs (0.csv, 1.csv, 2.csv, ...); …",
+    ),
+    (
+        "two categories.csv",
+        of("x.csv", "a/categories.csv", "categories.csv"),
+        "in.zip holds 2 categories.csv (…); …",
+    ),
+    ("only categories.csv", of("categories.csv"), "in.zip holds no CSV; put one CSV …"),
+    (
+        "huge ratio",
+        of("a.csv", content="0" * 9_000_000),
+        "in.zip: a.csv unfolds to more than 1,…; the limits are …",
+    ),
+    ("a path upwards", of("../evil.csv"), f"in.zip: ../evil.csv {OUTSIDE}"),
+    ("a path upwards, of Windows", of("..\\evil.csv"), f"in.zip: …evil.csv {OUTSIDE}"),
+    ("an absolute path", of("/evil.csv"), f"in.zip: /evil.csv {OUTSIDE}"),
+    ("a path down and up", of("a/../../evil.csv"), f"in.zip: a/../../evil.csv {OUTSIDE}"),
+    (
+        "a line break in a name",
+        of("a\nb.csv", "c.csv"),
+        r"in.zip holds 2 data CSVs (a\nb.csv, c.csv); leave one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "expected"), [pytest.param(*row[1:], id=row[0]) for row in ARCHIVES])
+def test_archives(bare_project: Path, make: Callable[[Path], Any], expected: str) -> None:
+    make(bare_project / "in.zip")
+    before = sorted(bare_project.rglob("*"))
+    line = refusal(STAGES["unzip"], bare_project)
+    assert matches(f"unzip: error: {expected}", line), line
+    assert [path for path in bare_project.rglob("*") if path not in before] in ([], [bare_project / "data"])
+
+
+def test_size_is_capped_by_what_comes_out(bare_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MAX_BYTES", 1000)
+    make_zip(bare_project / "in.zip", {"a.csv": CSV * 1000})
+    assert "in.zip: a.csv unfolds to more than 1,000 bytes" in refusal(STAGES["unzip"], bare_project)
+
+
+# --- CSVs, in the stage unzip ---
+
+SPLIT_RULE = "must be one of train, val, test, unsupervised"
+QUOTE = "a quote opens here that does not end its text; double quotes within a text and quote it whole"
+NO_LABEL = "is no label; train, val and test rows need one"
+RUSSIAN = CSV.replace("milk", "Молоко пастеризованное отборное").replace("tea", "ЧАЙ ЧЕРНЫЙ ЛИСТОВОЙ")
+
+CSVS: list[tuple[str, str | bytes, str]] = [
+    ("empty", "", " is empty; it needs a header that names text,label,split"),
+    ("blank lines only", "\n\n \n", " is empty; it needs a header that names text,label,split"),
+    ("a header only", "text,label,split\n", " has a header and no rows; it needs rows of text,label,split"),
+    (
+        "no header",
+        CSV.split("\n", 1)[1],
+        " lacks the column text; its header is 'milk,1,train' and must name …",
+    ),
+    (
+        "a column missing",
+        "text,split\nmilk,train\n",
+        " lacks the column label; its header is 'text,split' and …",
+    ),
+    (
+        "another name",
+        CSV.replace("text", "Text"),
+        " lacks the column text; its header is 'Text,label,split' …",
+    ),
+    ("a column twice", CSV.replace("text,", "text,text,"), " has two columns named text; leave one"),
+    (
+        "semicolons",
+        CSV.replace(",", ";"),
+        " lacks the column text; its columns seem to be separated by semicolons: …",
+    ),
+    (
+        "tabs",
+        CSV.replace(",", "\t"),
+        " lacks the column text; its columns seem to be separated by tabs: save it …",
+    ),
+    (
+        "bars",
+        CSV.replace(",", "|"),
+        " lacks the column text; its columns seem to be separated by vertical bars: …",
+    ),
+    (
+        "cp1251",
+        RUSSIAN.encode("cp1251"),
+        ", line 2: not UTF-8, it seems to be windows-1251; save it as UTF-8",
+    ),
+    ("cp866", RUSSIAN.encode("cp866"), ", line 2: not UTF-8, it seems to be cp866 (DOS); save it as UTF-8"),
+    ("koi8-r", RUSSIAN.encode("koi8-r"), ", line 2: not UTF-8, it seems to be koi8-r; save it as UTF-8"),
+    ("utf-16", RUSSIAN.encode("utf-16"), ": not UTF-8, it seems to be utf-16; save it as UTF-8"),
+    ("utf-16, no mark", CSV.encode("utf-16-le"), ": not UTF-8, it seems to be utf-16; save it as UTF-8"),
+    (
+        "latin-1",
+        CSV.replace("milk", "crème brûlée").encode("latin-1"),
+        ", line 2: not UTF-8, it seems to be latin-1 or windows-1252; save it as UTF-8",
+    ),
+    (
+        "damaged utf-8",
+        (RUSSIAN * 20).encode().replace("пастер".encode(), "пасте".encode() + b"\xd1", 1),
+        ", line 2: not UTF-8, it seems to be utf-8 with a few damaged bytes; save it as UTF-8",
+    ),
+    ("no text at all", CSV.encode() + bytes(range(128, 256)), ", line 7: not UTF-8; save it as UTF-8"),
+    (
+        "a NUL byte",
+        CSV.replace("tea", "t\0a"),
+        ", line 4: a NUL byte, which no text has; export the file anew",
+    ),
+    ("an open quote", CSV + '"tea,1,train\n', f", row 7: {QUOTE}"),
+    ("an open quote far up", CSV.replace("milk", '"milk') + "tea,1,train\n" * 99, f", row 2: {QUOTE}"),
+    ("a quote that swallows rows", CSV.replace("milk", '"milk').replace("tea", 'tea"'), f", row 2: {QUOTE}"),
+    ("the same, split first", 'split,text,label\ntrain,a,1\ntrain,"b,2\ntest,c",1\n', f", row 3: {QUOTE}"),
+    (
+        "a comma too many",
+        CSV + "a,b,1,train\n",
+        ", row 7: 4 fields, but the header has 3; quote texts that have commas",
+    ),
+    (
+        "many commas too many",
+        "text,label,split\na,1,train,\nb,2,val,\n",
+        ", row 2: 4 fields, but the header has 3; …",
+    ),
+    ("an unknown split", CSV + "milk,1,training\n", f", row 7, column split: 'training' {SPLIT_RULE}"),
+    ("too few fields", CSV + "milk\n", f", row 7, column split: '' {SPLIT_RULE}"),
+    ("after a blank line", CSV + "\nmilk,1,dev\n", f", row 8, column split: 'dev' {SPLIT_RULE}"),
+    (
+        "after a text of two lines",
+        CSV + '"a\nb",1,train\nmilk,1,dev\n',
+        f", row 8 (line 9), column split: 'dev' {SPLIT_RULE}",
+    ),
+    ("missing labels", CSV + "a,,train\nb,,val\n", f", row 7, column label: '' {NO_LABEL} (and 1 more rows)"),
+    ("a label nan", CSV + "milk,nan,train\n", f", row 7, column label: 'nan' {NO_LABEL}"),
+    (
+        "fractional labels",
+        CSV + "a,1.5,train\n",
+        ", row 7, column label: '1.5' is a fraction; make labels whole …",
+    ),
+    (
+        "fractions, of Excel",
+        CSV + 'a,"1,5",train\n',
+        ", row 7, column label: '1,5' is a fraction; make labels …",
+    ),
+    (
+        "a name among numbers",
+        CSV + "a,tea,train\n",
+        ", row 7, column label: 'tea' is no whole number, but 4 other labels are; make labels all numbers or all names",
+    ),
+    (
+        "a number among names",
+        CSV.replace(",1,", ",dairy,").replace("rye bread,2", "rye bread,bread"),
+        ", row 4, column label: '2' is a whole number, but 3 other labels are names; make labels all numbers or all …",
+    ),
+    (
+        "one class in train",
+        CSV.replace("bread,2", "bread,1"),
+        " has train rows of one label only; there is nothing …",
+    ),
+    (
+        "no test rows",
+        CSV.replace("test", "val"),
+        " has no rows with split=test; train, val, test, unsupervised are …",
+    ),
+    (
+        "no unsupervised rows",
+        CSV.replace("kvass,,unsupervised\n", ""),
+        " has no rows with split=unsupervised; …",
+    ),
+    (
+        "an absurdly long text",
+        CSV + f"{'x' * 10_001},1,train\n",
+        f", row 7, column text: '{'x' * 50}'... has more than 10,000 characters, which no receipt line has; cut it",
+    ),
+    (
+        "nothing left to train on",
+        CSV.replace("soap", "milk"),
+        ", without the texts that test has too, has train rows of one label only; there is nothing to tell apart",
+    ),
+    ("a terminal's codes", CSV + "milk,1,\x1b[2J\n", rf", row 7, column split: …x1b[2J' {SPLIT_RULE}"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), [pytest.param(*row[1:], id=row[0]) for row in CSVS])
+def test_csvs(bare_project: Path, content: str | bytes, expected: str) -> None:
+    make_zip(bare_project / "in.zip", {"my receipts.csv": content})
+    line = refusal(STAGES["unzip"], bare_project)
+    assert matches(f"unzip: error: in.zip: my receipts.csv{expected}", line), line
+    assert sorted(path.name for path in bare_project.rglob("*")) == ["data", "in.zip", "params.yaml"]
+
+
+CATEGORIES: list[tuple[str, str, str]] = [
+    (
+        "another name",
+        "label,title\n1,Tea\n",
+        " lacks the column name; its header is 'label,title' and must name …",
+    ),
+    ("a label twice", "label,name\n1,Tea\n1.0,Soap\n", ", row 3, column label: '1' is named twice"),
+    ("a header only twice", "label,name,name\n", " has two columns named name; leave one"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), [pytest.param(*row[1:], id=row[0]) for row in CATEGORIES])
+def test_categories(bare_project: Path, content: str, expected: str) -> None:
+    make_zip(bare_project / "in.zip", {"data.csv": CSV, "x/categories.csv": content})
+    line = refusal(STAGES["unzip"], bare_project)
+    assert matches(f"unzip: error: in.zip: x/categories.csv{expected}", line), line
+
+
+# --- What is wrong with a corpus that can still be used ---
+
+WARNINGS: list[tuple[str, str, str]] = [
+    (
+        "a text in several splits",
+        "milk,2,val\n",
+        "1 texts stand in several splits; 0 test rows are among them",
+    ),
+    (
+        "test texts elsewhere",
+        "SOAP,1,train\n soap ,,unsupervised\n",
+        "1 train and 1 unsupervised rows are left out, since test has their texts; data.train_on_test_texts=true …",
+    ),
+    (
+        "several labels of a text",
+        "milk,2,train\n",
+        "1 texts have rows of several labels, of which one at the most …",
+    ),
+    ("blank texts", " ,2,train\n,2,train\n", "2 texts are blank"),
+    ("a class unseen in train", "rum,7,test\n", "1 classes have no train row and cannot be learned"),
+]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [pytest.param(*row[1:], id=row[0]) for row in WARNINGS])
+def test_warnings(bare_project: Path, capsys: pytest.CaptureFixture[str], rows: str, expected: str) -> None:
+    make_zip(bare_project / "in.zip", {"data.csv": CSV})
+    run_here(STAGES["unzip"], bare_project)
+    assert "warning" not in capsys.readouterr().err
+    make_zip(bare_project / "in.zip", {"data.csv": CSV + rows})
+    run_here(STAGES["unzip"], bare_project)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(matches(f"unzip: warning: {expected}", line) for line in lines), lines
+
+
+def test_texts_of_test_are_trained_on_only_if_asked(bare_project: Path) -> None:
+    doubled = 'SOAP,1,train\n"soap",,unsupervised\n"a ""b""\n c",1,train\n'
+    make_zip(bare_project / "in.zip", {"data.csv": CSV + doubled})
+    run_here(STAGES["unzip"], bare_project)
+    kept = (bare_project / "data/raw/data.csv").read_text()
+    assert kept.splitlines()[1:] == [
+        '"milk","1","train"',
+        '"rye bread","2","train"',
+        '"tea","2","val"',
+        '"soap","1","test"',
+        '"kvass","","unsupervised"',
+        '"a ""b""',
+        ' c","1","train"',
+    ]
+    counts = json.loads((bare_project / "metrics/data.json").read_text())
+    assert counts["rows_left_out"] == {"train": 1, "unsupervised": 1}
+    set_params(bare_project, {"data.train_on_test_texts": "true"})
+    run_here(STAGES["unzip"], bare_project)
+    assert (bare_project / "data/raw/data.csv").read_text() == CSV + doubled
+    counts = json.loads((bare_project / "metrics/data.json").read_text())
+    assert counts["rows_left_out"] == {"train": 0, "unsupervised": 0}
+
+
+def test_the_tables_are_as_long_as_promised() -> None:
+    assert len(ARCHIVES) + len(CSVS) + len(CATEGORIES) >= 60

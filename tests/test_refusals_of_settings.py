@@ -1,0 +1,261 @@
+"""Bad settings and bad outputs of earlier stages, each with the line that a stage must end with.
+
+The tables are read as in test_refusals.py.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from receiptbert import load_weights
+from receiptbert.errors import UserError
+from tests.conftest import ROOT, STAGES, contents, matches, refusal, run_here, set_params
+
+SHIPPED = (ROOT / "params.yaml").read_text()
+
+
+# --- params.yaml, in whatever stage ---
+
+TRUE_OR_FALSE = "must be true or false"
+PARAMS: list[tuple[str, str, str]] = [
+    ("data.archive", "7", "data.archive = 7 must be a text"),
+    ("data.archive", "''", "data.archive must be the path of a zip"),
+    ("data.train_on_test_texts", "'no'", f"data.train_on_test_texts = 'no' {TRUE_OR_FALSE}"),
+    ("tokenizer.vocab_size", "3", "tokenizer.vocab_size must be at least 10"),
+    ("tokenizer.vocab_size", "30000.0", "tokenizer.vocab_size = 30000.0 must be a whole number"),
+    ("tokenizer.vocab_size", "9" * 30, f"tokenizer.vocab_size = {'9' * 30} must be below 2,147,483,648"),
+    ("tokenizer.min_frequency", "0", "tokenizer.min_frequency must be at least 1"),
+    ("pretokenize.max_length_quantile", "0", "pretokenize.max_length_quantile must be above 0 and at most 1"),
+    ("model.hidden_size", "251", "model.hidden_size must be a multiple of num_attention_heads (4)"),
+    ("model.num_attention_heads", "0", "model.num_attention_heads must be at least 1"),
+    ("model.num_hidden_layers", "0", "model.num_hidden_layers must be at least 1"),
+    ("model.intermediate_size", "-1", "model.intermediate_size must be at least 1"),
+    ("model.act_func", "silu", "model.act_func must be gelu or relu"),
+    ("pretrain.seed", "-1", "pretrain.seed must be at least 0"),
+    ("pretrain.precision", "fp8", "pretrain.precision must be one of auto, fp32, bf16, fp16"),
+    ("pretrain.max_steps", "0", "pretrain.max_steps must be at least 1"),
+    ("pretrain.num_accum_steps", "0", "pretrain.num_accum_steps must be at least 1"),
+    ("pretrain.weight_decay", "-0.1", "pretrain.weight_decay must be at least 0"),
+    ("pretrain.max_grad_norm", "0", "pretrain.max_grad_norm must be above 0"),
+    ("pretrain.mask_prob", "1.5", "pretrain.mask_prob must be between 0 and 1"),
+    ("pretrain.mask_prob", ".nan", "pretrain.mask_prob = nan must be a finite number"),
+    ("pretrain.random_prob", "0.95", "pretrain.random_prob must be at most 1 - keep_unchanged_prob (0.9)"),
+    ("pretrain.keep_unchanged_prob", "-1", "pretrain.keep_unchanged_prob must be between 0 and 1"),
+    ("pretrain.whole_words", "1", f"pretrain.whole_words = 1 {TRUE_OR_FALSE}"),
+    ("pretrain.permute_prob", "2", "pretrain.permute_prob must be between 0 and 1"),
+    ("pretrain.sop_weight", "1.1", "pretrain.sop_weight must be between 0 and 1"),
+    ("pretrain.holdout", "0", "pretrain.holdout must be at least 1"),
+    ("finetune.lr", "fast", "finetune.lr = 'fast' must be a number"),
+    ("finetune.lr", "true", "finetune.lr = True must be a number"),
+    ("finetune.lr", "", "finetune.lr = None must be a number"),
+    ("finetune.lr", "[1e-4, 2e-4]", "finetune.lr = [0.0001, 0.0002] must be a number"),
+    ("finetune.lr", "0", "finetune.lr must be above 0"),
+    ("finetune.lr", ".inf", "finetune.lr = inf must be a finite number"),
+    ("finetune.final_lr", "1", "finetune.final_lr must be between 0 and lr (0.0004)"),
+    ("finetune.epochs", "6.5", "finetune.epochs = 6.5 must be a whole number"),
+    ("finetune.epochs", "yes", "finetune.epochs = 'yes' must be a whole number"),
+    ("finetune.epochs", "0", "finetune.epochs must be at least 1"),
+    ("finetune.batch_size", "-1", "finetune.batch_size must be at least 1"),
+    ("finetune.warmup", "1.0", "finetune.warmup must be a fraction of all steps, at least 0 and below 1"),
+    ("finetune.init", "''", "finetune.init must be pretrained, scratch, or a checkpoint folder"),
+    ("finetune.dropout", "1", "finetune.dropout must be at least 0 and below 1"),
+    ("finetune.label_smoothing", "1", "finetune.label_smoothing must be at least 0 and below 1"),
+    ("runtime.device", "tpu", "runtime.device must be auto, cpu or cuda"),
+    ("runtime.deterministic", "maybe", "runtime.deterministic = 'maybe' must be true or false"),
+    ("runtime.checkpoint_seconds", "-1", "runtime.checkpoint_seconds must be at least 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), PARAMS)
+def test_values_of_params(bare_project: Path, key: str, value: str, expected: str) -> None:
+    set_params(bare_project, {key: value})
+    assert refusal(STAGES["unzip"], bare_project) == f"unzip: error: params.yaml: {expected}"
+
+
+def test_every_number_of_params_has_a_range() -> None:
+    """A new parameter needs a row above."""
+    numbers = {
+        f"{section}.{name}"
+        for section, values in YAML(typ="safe", pure=True).load(SHIPPED).items()
+        for name, value in values.items()
+        if isinstance(value, float | int)
+    }
+    shared = {"seed", "precision", "epochs", "batch_size", "lr", "final_lr", "warmup", "weight_decay"}
+    shared |= {"max_grad_norm", "dropout"}  # checked by one function for pretrain and finetune
+    tested = {key for key, _, _ in PARAMS}
+    tested |= {f"{section}.{name}" for section in ("pretrain", "finetune") for name in shared}
+    assert numbers <= tested
+    assert shared <= {key.split(".")[1] for key, _, _ in PARAMS}
+
+
+YAML_FILES: list[tuple[str, str, str]] = [
+    (
+        "a key misspelled",
+        SHIPPED.replace("  label_smoothing:", "  label_smoothin:"),
+        ": unknown key finetune.label_smoothin; is finetune.label_smoothing meant? known are seed, …",
+    ),
+    ("a key of another tool", SHIPPED + "  x: 1\n", ": unknown key runtime.x; known are device, …"),
+    (
+        "a section misspelled",
+        SHIPPED + "\nfinetun:\n  lr: 1\n",
+        ": unknown key finetun; is finetune meant? known …",
+    ),
+    ("a key missing", SHIPPED.replace("  init:", "  # init:"), ": missing key finetune.init"),
+    ("a section missing", SHIPPED.split("finetune:")[0], ": missing key finetune"),
+    (
+        "a section that is a value",
+        SHIPPED.split("runtime:")[0] + "runtime: 1\n",
+        ": runtime must be a mapping …",
+    ),
+    ("a section that is empty", SHIPPED.split("runtime:")[0] + "runtime:\n", ": runtime must be a mapping …"),
+    ("a list", "- 1\n- 2\n", ": the document must be a mapping of names to values"),
+    ("no document", "", ": the document must be a mapping of names to values"),
+    ("no YAML", "data: [", " is not valid YAML: …"),
+    ("a section twice", SHIPPED + "\ndata:\n  archive: other.zip\n", " is not valid YAML: …"),
+    ("a tab", SHIPPED.replace("  lr:", "\tlr:"), " is not valid YAML: …"),
+    ("a tag that would run code", "!!python/object/apply:os.system [ls]\n", " is not valid YAML: …"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), [pytest.param(*row[1:], id=row[0]) for row in YAML_FILES])
+def test_files_of_params(bare_project: Path, text: str, expected: str) -> None:
+    (bare_project / "params.yaml").write_text(text)
+    line = refusal(STAGES["unzip"], bare_project)
+    assert matches(f"unzip: error: params.yaml{expected}", line), line
+
+
+def test_no_params(tmp_path: Path) -> None:
+    line = refusal(STAGES["unzip"], tmp_path)
+    assert line == "unzip: error: params.yaml not found; run from the project's root"
+
+
+# --- What the stages make of each other's outputs, and checkpoints from elsewhere ---
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    """Change values of the checkpoint's config.json."""
+
+    def change(folder: Path) -> None:
+        path = folder / "models/finetuned/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def content(name: str, replaced: str | bytes | None) -> Callable[[Path], None]:
+    """Replace a file of the project, or remove it."""
+
+    def change(folder: Path) -> None:
+        if replaced is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(replaced if isinstance(replaced, bytes) else replaced.encode())
+
+    return change
+
+
+def other_weights(folder: Path) -> None:
+    path = folder / "models/finetuned/model.safetensors"
+    weights = load_file(path)
+    weights["bert.embeddings.word_embeddings.weight"] = torch.zeros(3, 8)
+    save_file(weights, path)
+
+
+def params(**values: str) -> Callable[[Path], None]:
+    return lambda folder: set_params(folder, {key.replace("__", "."): value for key, value in values.items()})
+
+
+def other_tokenizer(folder: Path) -> None:
+    set_params(folder, {"tokenizer.vocab_size": "300"})
+    run_here(STAGES["train_tokenizer"], folder)
+
+
+def short_texts(folder: Path) -> None:
+    """Unsupervised texts too short to learn anything from."""
+    rows = (folder / "data/raw/data.csv").read_text().splitlines()
+    kept = [row for row in rows if not row.endswith("unsupervised")]
+    (folder / "data/raw/data.csv").write_text("\n".join([*kept, "чай,,unsupervised"]) + "\n")
+    run_here(STAGES["pretokenize"], folder)
+
+
+FINETUNED = "models/finetuned"
+OF_CONFIG = f"{FINETUNED}/config.json"
+AGAIN = "take it again from where it came"
+OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
+    ("no CSV yet", "train_tokenizer", content("data/raw/data.csv", None), "data/raw/data.csv not found; run `dvc repro unzip`"),
+    ("vocabulary too small", "train_tokenizer", params(tokenizer__vocab_size="20"), "tokenizer.vocab_size = 20 is too small: the characters of the corpus alone need … entries"),
+    ("no tokenizer yet", "pretokenize", lambda folder: shutil.rmtree(folder / "models/tokenizer"), "models/tokenizer holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"),
+    ("a damaged tokenizer", "pretokenize", content("models/tokenizer/tokenizer.json", "{"), f"models/tokenizer/tokenizer.json is damaged (…); {AGAIN}"),
+    ("no facts yet", "pretrain", content("data/tokenized/corpus.json", None), "data/tokenized/corpus.json not found; run `dvc repro pretokenize`"),
+    ("damaged facts", "pretrain", content("data/tokenized/corpus.json", "{"), "data/tokenized/corpus.json is damaged (…); run `dvc repro -f pretokenize`"),
+    ("facts of another version", "pretrain", content("data/tokenized/corpus.json", "{}"), "data/tokenized/corpus.json is damaged (…); run `dvc repro -f pretokenize`"),
+    ("no store yet", "pretrain", content("data/tokenized/unsupervised.safetensors", None), "data/tokenized/unsupervised.safetensors not found; run `dvc repro pretokenize`"),
+    ("a damaged store", "pretrain", content("data/tokenized/unsupervised.safetensors", "x" * 100), "data/tokenized/unsupervised.safetensors is no token store (…); run `dvc repro -f pretokenize`"),
+    ("a store of another tokenizer", "pretrain", other_tokenizer, "data/tokenized/unsupervised.safetensors was made with another tokenizer; run `dvc repro pretokenize`"),
+    ("texts too short", "pretrain", short_texts, "data/tokenized has too few unsupervised texts of 3 tokens or more: pretraining needs ten at least, …"),
+    ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
+    ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
+    ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere holds no config.json; name a Hugging Face BERT checkpoint folder"),
+    ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
+    ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is not JSON; take the checkpoint again from where it came"),
+    ("config is a list", "evaluate", content(OF_CONFIG, "[]"), f"{FINETUNED} is a checkpoint of type None; only bert can be used"),
+    ("another kind of model", "evaluate", config(model_type="gpt2"), f"{FINETUNED} is a checkpoint of type gpt2; only bert can be used"),
+    ("another activation", "evaluate", config(hidden_act="silu"), f"{FINETUNED}: activation silu is not among …"),
+    ("three segments", "evaluate", config(type_vocab_size=3), f"{FINETUNED}: 3 segment embeddings; only 2 can be used"),
+    ("heads that do not divide", "evaluate", config(num_attention_heads=3), f"{OF_CONFIG}: hidden_size is no multiple of num_attention_heads; mend it"),
+    ("a negative size", "evaluate", config(intermediate_size=-1), f"{OF_CONFIG}: intermediate_size is -1; it must be at least 1"),
+    ("a size that is a text", "evaluate", config(hidden_size="8"), f"{OF_CONFIG}: …"),
+    ("a class missing", "evaluate", config(id2label={"0": "a", "2": "b"}), f"{OF_CONFIG}: id2label must number the classes 0 to 1"),
+    ("another shape", "evaluate", config(intermediate_size=12), f"{FINETUNED}/model.safetensors lacks … weights of the shape that config.json promises, … among them"),
+    ("another vocabulary", "evaluate", other_weights, f"{FINETUNED}/model.safetensors lacks 1 weights of the shape that config.json promises, bert.embeddings.word_embeddings.weight among them"),
+    ("no weights", "evaluate", content(f"{FINETUNED}/model.safetensors", None), f"{FINETUNED} holds no model.safetensors; load it with transformers and save it again"),
+    ("damaged weights", "evaluate", content(f"{FINETUNED}/model.safetensors", "rubbish"), f"{FINETUNED}/model.safetensors is damaged (…); {AGAIN}"),
+    ("a larger tokenizer", "finetune", lambda folder: set_params(folder, {"finetune.init": FINETUNED}) or config(vocab_size=9)(folder), f"{FINETUNED}: the tokenizer has … tokens, the model 9; take both from one checkpoint"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "expected"), [pytest.param(*row[1:], id=row[0]) for row in OUTPUTS]
+)
+def test_outputs_and_checkpoints(
+    tiny_project: Path, tmp_path: Path, stage: str, change: Callable[[Path], None], expected: str
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    change(folder)
+    before = contents(folder)
+    line = refusal(STAGES[stage], folder)
+    assert matches(f"{stage}: error: {expected}", line), line
+    assert contents(folder) == before
+
+
+def test_a_vocabulary_larger_than_the_corpus_gives_is_told(
+    tiny_project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    set_params(folder, {"tokenizer.vocab_size": "100000", "tokenizer.min_frequency": "3"})
+    run_here(STAGES["train_tokenizer"], folder)
+    said = capsys.readouterr().out.strip()
+    assert matches("… of 100,000 tokens learned from 200 texts, all that pairs seen 3 times give", said), said
+    size = len((folder / "models/tokenizer/vocab.txt").read_text().splitlines())
+    assert said.startswith(f"{size:,} of")
+
+
+def test_a_pickle_that_is_no_state_dict(tmp_path: Path) -> None:
+    """``load_weights`` serves notebooks."""
+    model = torch.nn.Linear(2, 2)
+    for name, thing in {"code": {"x": print}, "a list": [1, 2]}.items():
+        torch.save(thing, tmp_path / name)
+        with pytest.raises(UserError, match=r"holds no state_dict saved by torch\.save"):
+            load_weights(model, tmp_path / name)
+    (tmp_path / "rubbish").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=r"holds no state_dict saved by torch\.save"):
+        load_weights(model, tmp_path / "rubbish")
