@@ -1,15 +1,16 @@
-"""Stage 6: score the finetuned model on test."""
+"""Stage 6: score the finetuned model on test, and write its card."""
 
 import pipeline
 from receiptbert.corpus import SPLIT, TEST, TEXT, majority_class, read_corpus
 from receiptbert.datasets import NUM_MARKS
 from receiptbert.devices import choose_device
-from receiptbert.hf_format import load_classifier
-from receiptbert.inference import inference_loader, predict
+from receiptbert.evaluation import Evaluation
+from receiptbert.hf_format import load_classifier, read_temperature
+from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled
-from receiptbert.metrics import class_scores, most_confused_pairs, scores
+from receiptbert.model_card import model_card
 from receiptbert.params import Params
-from receiptbert.reports import write_csv, write_json
+from receiptbert.reports import read_json, write_csv, write_json
 
 
 def evaluate(params: Params) -> None:
@@ -19,32 +20,24 @@ def evaluate(params: Params) -> None:
     corpus = read_corpus(pipeline.CORPUS)
 
     loader = inference_loader(test, tokenizer, model.shape.max_seqlen - NUM_MARKS)
-    predicted = predict(model.to(device), loader, tokenizer.pad_token_id, device)
-    result = scores(targets, predicted, majority=majority_class(corpus))
-    write_json(pipeline.METRICS / "test.json", result)
+    result = Evaluation(
+        logits=predict_logits(model.to(device), loader, tokenizer.pad_token_id, device),
+        true=targets,
+        texts=corpus.loc[corpus[SPLIT] == TEST, TEXT].tolist(),
+        names=names,
+        majority=majority_class(corpus),
+        temperature=read_temperature(pipeline.FINETUNED),
+    )
 
-    texts = corpus.loc[corpus[SPLIT] == TEST, TEXT].tolist()
-    write_csv(
-        pipeline.PLOTS / "confusion.csv",
-        ["actual", "predicted"],
-        ((names[a], names[b]) for a, b in zip(targets, predicted, strict=True)),
-    )
-    write_csv(
-        pipeline.PLOTS / "classes.csv",
-        ["class", "f1", "precision", "recall", "rows"],
-        class_scores(targets, predicted, names),
-    )
-    write_csv(
-        pipeline.PLOTS / "confused_pairs.csv",
-        ["pair", "rows"],
-        (
-            (f"{pair.actual} → {pair.predicted}: {pair.example}", pair.rows)
-            for pair in most_confused_pairs(targets, predicted, texts, names)
-        ),
-    )
+    write_json(pipeline.METRICS / "test.json", result.scores)
+    for name, table in result.plots().items():
+        write_csv(pipeline.PLOTS / f"{name}.csv", table.header, table.rows)
+    card = model_card(result, model, read_json(pipeline.METRICS / "data.json"))
+    (pipeline.METRICS / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    scores = result.scores
     print(
-        f"test: weighted F1 {result['weighted_f1']:.4f}, "
-        f"accuracy {result['accuracy']:.4f}, {result['rows']:,} rows"
+        f"test: weighted F1 {scores['weighted_f1']:.4f}, accuracy {scores['accuracy']:.4f}, "
+        f"calibration error {scores['ece']:.4f}, {scores['rows']:,} rows"
     )
 
 

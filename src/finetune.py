@@ -1,4 +1,4 @@
-"""Stage 5: finetune the pretrained BERT on the train texts, keep the best epoch on val."""
+"""Stage 5: finetune the pretrained BERT on the train texts; the best epoch and the temperature are val's."""
 
 from functools import partial
 from pathlib import Path
@@ -7,12 +7,14 @@ import torch
 from torch.utils.data import DataLoader
 
 import pipeline
+from receiptbert.calibration import fit_temperature
 from receiptbert.collation import collate_fn
 from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset
 from receiptbert.devices import choose_device
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape, save_pretrained
+from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled
 from receiptbert.metrics import make_scorer
 from receiptbert.modeling import BertFinetuneModel
@@ -71,11 +73,18 @@ def finetune(params: Params) -> None:
     )
     trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
 
-    save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names, facts.labels)
+    loader = inference_loader(val, tokenizer, maxlen)
+    temperature = fit_temperature(predict_logits(model, loader, tokenizer.pad_token_id, device), val_targets)
+    save_pretrained(model, tokenizer, pipeline.FINETUNED, facts.label_names, facts.labels, temperature)
     best = trainer.epochs[trainer.best_epoch - 1]
     write_json(
         pipeline.METRICS / "finetune.json",
-        {"val_weighted_f1": best["f1"], "val_loss": best["eval_loss"], "best_epoch": best["epoch"]},
+        {
+            "val_weighted_f1": best["f1"],
+            "val_loss": best["eval_loss"],
+            "best_epoch": best["epoch"],
+            "temperature": temperature,
+        },
     )
     write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in trainer.epochs))
     print(f"best epoch: {best['epoch']} of {p.epochs}, weighted F1 on val {best['f1']:.4f}")

@@ -13,10 +13,13 @@ import pytest
 import common
 import learning_curve
 import make_sample
+import onnx_runtime
 import predict
 import quality
 from receiptbert import BertFinetuneModel, WordpieceTokenizer, cli
+from receiptbert.corpus import label_list
 from receiptbert.hf_format import save_pretrained
+from receiptbert.onnx_export import CalibratedModel
 from receiptbert.params import load_params
 from tests.conftest import ROOT
 
@@ -173,6 +176,33 @@ def test_the_assignments_settings_are_those_of_the_readme() -> None:
     assert command == "dvc exp run " + " ".join(
         f"-S {override}" for override in quality.OVERRIDES["assignment"]
     )
+
+
+def test_onnx_runtime_beside_torch(
+    archive: Path,
+    tmp_path: Path,
+    tokenizer: WordpieceTokenizer,
+    finetune_model: Callable[..., BertFinetuneModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = label_list(common.read_archive(archive))
+    model = finetune_model(num_classes=len(labels))
+    save_pretrained(model, tokenizer, tmp_path / "model", labels)
+
+    def pretend(_: Path, path: Path, int8: bool, texts: Sequence[str]) -> None:
+        """Exporting takes seconds; test_onnx_export.py does it."""
+        assert len(texts) == 60
+        path.write_bytes(b"0" * (1_000_000 if int8 else 4_000_000))
+
+    monkeypatch.setattr(onnx_runtime, "export_onnx", pretend)
+    monkeypatch.setattr(onnx_runtime, "OnnxModel", lambda _: CalibratedModel(model, 1.0))
+    options = ["--corpus", str(archive), "--model", str(tmp_path / "model"), "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", ["onnx_runtime.py", *options, "--json", str(tmp_path / "figures.json")])
+    onnx_runtime.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [figures[name]["same_labels"] for name in ("torch", "onnx", "onnx_int8")] == [1, 1, 1]
+    assert figures["onnx"]["megabytes"] == 4 * figures["onnx_int8"]["megabytes"] == 4
+    assert figures["torch"]["weighted_f1"] == figures["onnx"]["weighted_f1"]
 
 
 def test_the_numbers_behind_the_answers(

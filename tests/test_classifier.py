@@ -86,7 +86,7 @@ def test_equal_texts_are_computed_once(
 
 
 def test_temperature_divides_the_logits(classifier: Classifier, checkpoint: Path, texts: list[str]) -> None:
-    change_config(checkpoint, temperature=2.5)
+    change_config(checkpoint, softmax_temperature=2.5)
     for sure, calibrated in zip(
         classifier(texts, top_k=2), Classifier.from_pretrained(checkpoint)(texts, top_k=2), strict=True
     ):

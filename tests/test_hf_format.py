@@ -23,7 +23,14 @@ from transformers import BertModel as HfBertModel
 
 from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer, load_weights
 from receiptbert.errors import UserError
-from receiptbert.hf_format import load_classifier, load_encoder, load_tokenizer, read_shape, save_pretrained
+from receiptbert.hf_format import (
+    load_classifier,
+    load_encoder,
+    load_tokenizer,
+    read_shape,
+    read_temperature,
+    save_pretrained,
+)
 from receiptbert.inference import inference_loader, predict
 
 Make = Callable[..., Any]
@@ -115,6 +122,28 @@ def test_finetuned_checkpoint_answers_alike_in_a_transformers_pipeline(
     assert len(set(theirs)) > 1
     auto = load_without_warnings(AutoModelForSequenceClassification, tmp_path)
     assert auto.config.label2id == {"Чай": 0, "Сыр": 1, "Мыло": 2}
+
+
+def test_the_temperature_survives_transformers(
+    finetune_model: Make, tokenizer: WordpieceTokenizer, tmp_path: Path
+) -> None:
+    save_pretrained(finetune_model(), tokenizer, tmp_path, ["а", "б", "в"], temperature=1.2345)
+    assert read_temperature(tmp_path) == 1.2345
+    # Who trains it further, or only renames a class, saves it with transformers.
+    theirs = load_without_warnings(AutoModelForSequenceClassification, tmp_path)
+    theirs.save_pretrained(tmp_path / "again")
+    assert read_temperature(tmp_path / "again") == theirs.config.softmax_temperature == 1.2345
+
+
+def test_a_checkpoint_without_a_temperature_has_one(pretrained: tuple[BertModel, Path]) -> None:
+    _, folder = pretrained
+    assert read_temperature(folder) == 1.0
+    config = json.loads((folder / "config.json").read_text())
+    for bad in ("0", "-1", '"warm"', "null", "NaN", "true"):
+        text = json.dumps(config)[:-1] + f', "softmax_temperature": {bad}}}'
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=r"softmax_temperature = .* must be a number above 0"):
+            read_temperature(folder)
 
 
 def test_the_last_layer_of_another_classifier_is_not_taken(

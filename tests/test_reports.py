@@ -6,9 +6,15 @@ import pytest
 
 from receiptbert.corpus_facts import CorpusFacts, min_text_length
 from receiptbert.errors import UserError
-from receiptbert.metrics import class_scores, most_confused_pairs, scores
+from receiptbert.metrics import (
+    class_scores,
+    confusion_scores,
+    most_confused_pairs,
+    score_intervals,
+    scores,
+)
 from receiptbert.progress import track
-from receiptbert.reports import mean_curve, write_csv, write_json
+from receiptbert.reports import mean_curve, read_json, write_csv, write_json
 
 
 def test_json_keeps_order_and_rounds(tmp_path: Path) -> None:
@@ -25,6 +31,13 @@ def test_json_keeps_order_and_rounds(tmp_path: Path) -> None:
         "}",
     ]
     assert (tmp_path / "new" / "m.json").read_text().splitlines() == expected
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "m.json", {"Чай": [0.5, 7]})
+    assert read_json(tmp_path / "m.json") == {"Чай": [0.5, 7]}
+    with pytest.raises(UserError, match=r"none\.json not found; run `dvc repro`"):
+        read_json(tmp_path / "none.json")
 
 
 def test_csv_rounds_and_quotes(tmp_path: Path) -> None:
@@ -69,6 +82,31 @@ def test_scores_by_hand() -> None:
     assert result["accuracy"] == pytest.approx(0.5)
     assert result["majority_weighted_f1"] == pytest.approx(0.5 * 2 * 3 / 9)
     assert result["rows"] == 6
+
+
+def test_intervals_come_from_the_confusion_matrix() -> None:
+    rng = np.random.default_rng(1)
+    true = rng.choice(5, size=400, p=[0.5, 0.3, 0.1, 0.08, 0.02])
+    predicted = np.where(rng.random(400) < 0.7, true, rng.choice(4, size=400))
+    rows = rng.integers(400, size=400)  # one draw, scored from its matrix and by scikit-learn
+    drawn = scores(true[rows], predicted[rows], majority=0)
+    cells, counts = np.unique(np.stack([true, predicted])[:, rows], axis=1, return_counts=True)
+    values = confusion_scores(cells[0], cells[1], counts)
+    assert values == pytest.approx([drawn[name] for name in ("weighted_f1", "macro_f1", "accuracy")])
+
+    intervals = score_intervals(true, predicted)
+    whole = scores(true, predicted, majority=0)
+    for name, (low, high) in intervals.items():
+        assert low < whole[name] < high, name
+    # A share has an interval in closed form.
+    share = whole["accuracy"]
+    half = 1.96 * (share * (1 - share) / 400) ** 0.5
+    assert intervals["accuracy"] == pytest.approx((share - half, share + half), abs=0.006)
+    assert score_intervals(true, predicted) == intervals
+
+
+def test_a_perfect_score_has_no_width() -> None:
+    assert score_intervals(TRUE, TRUE) == dict.fromkeys(("weighted_f1", "macro_f1", "accuracy"), (1, 1))
 
 
 def test_class_scores_name_every_class_that_occurs() -> None:

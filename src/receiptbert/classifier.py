@@ -11,7 +11,7 @@ from torch import Tensor
 from receiptbert.datasets import NUM_MARKS
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
-from receiptbert.hf_format import load_classifier, read_config
+from receiptbert.hf_format import load_classifier, read_config, read_temperature
 from receiptbert.inference import BATCH_SIZE, inference_loader, logits_by_batch
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.precision import choose_precision
@@ -112,8 +112,9 @@ class Classifier:
         model, tokenizer, categories = load_classifier(folder)
         config = read_config(folder)
         classes = list(zip(config.get("corpus_labels", categories), categories, strict=True))
-        temperature = config.get("temperature", 1.0)
-        return cls(model.to(where), tokenizer, classes, temperature, where, precision, batch_size)
+        return cls(
+            model.to(where), tokenizer, classes, read_temperature(folder), where, precision, batch_size
+        )
 
     def __call__(self, texts: Iterable[str], top_k: int = 1) -> list[Prediction]:
         """Classify ``texts``, equal ones once; a long text is cut to what the model can read.

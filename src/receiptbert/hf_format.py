@@ -5,6 +5,7 @@ A folder written here loads with ``AutoModelForPreTraining``, ``AutoModelForMask
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +24,9 @@ StateDict: TypeAlias = dict[str, Tensor]
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+# Plain "temperature" is a setting of text generation to transformers, which takes
+# it out of a model's config when it loads one, and refuses to save a config that has it.
+TEMPERATURE = "softmax_temperature"
 
 # Ours -> Hugging Face's, in config.json.
 SHAPE = {
@@ -73,12 +77,14 @@ def save_pretrained(
     folder: Path,
     label_names: list[str] | None = None,
     labels: list[str] | None = None,
+    temperature: float = 1.0,
 ) -> None:
     """Write a Hugging Face checkpoint: config.json, model.safetensors and the tokenizer's files.
 
     Args:
         label_names: the classes of a ``BertFinetuneModel`` in the order of their ids.
         labels: what the corpus calls them, in the same order; None for the names.
+        temperature: what its logits are to be divided by before the softmax.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape = model.shape
@@ -97,6 +103,7 @@ def save_pretrained(
         config["label2id"] = {name: number for number, name in enumerate(label_names)}
         config["problem_type"] = "single_label_classification"
         config["corpus_labels"] = labels or label_names
+        config[TEMPERATURE] = temperature
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     save_file(to_hf(model.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
@@ -132,6 +139,21 @@ def load_tokenizer(folder: Path) -> WordpieceTokenizer:
             "take both from one checkpoint"
         )
     return tokenizer
+
+
+def read_temperature(folder: Path) -> float:
+    """What a finetuned checkpoint's logits are to be divided by before the softmax; 1 if it does not say.
+
+    Raises:
+        UserError: it says something else than a number above 0.
+    """
+    temperature = read_config(folder).get(TEMPERATURE, 1.0)
+    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+        raise UserError(
+            f"{folder / CONFIG}: {TEMPERATURE} = {temperature!r} must be a number above 0; "
+            "run `dvc repro -f finetune`, or take the line out for 1"
+        )
+    return float(temperature)
 
 
 def load_weights(self: nn.Module, path: str | Path) -> list[str]:

@@ -224,4 +224,4 @@ class BertFinetuneModel(nn.Module):
 
 def cls_rows(input_ids: Tensor) -> Tensor:
     """(B, S) ids -> (B,), the number of each ``[CLS]`` among the B * S tokens."""
-    return torch.arange(0, input_ids.numel(), input_ids.shape[1], device=input_ids.device)
+    return torch.arange(input_ids.shape[0], device=input_ids.device) * input_ids.shape[1]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from receiptbert.errors import UserError
+
 # Enough to tell experiments apart, and no more: the noise of the last bits stays out of `git diff`.
 DECIMALS = 5
 
@@ -17,7 +19,16 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what ``write_json`` wrote in an earlier stage."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; run `dvc repro`") from None
+    return values
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write the data of a plot as CSV, floats rounded to ``DECIMALS``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:

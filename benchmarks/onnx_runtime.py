@@ -1,0 +1,85 @@
+"""ONNX Runtime beside torch on a finetuned model: weighted F1 on test, labels, megabytes, lines per second.
+
+    python benchmarks/onnx_runtime.py [--corpus ZIP] [--model FOLDER] [--json OUT]
+
+The model is exported in fp32 and with 8-bit weights. All three read the test lines of the corpus in the same
+batches of like length, from raw text, on the CPU, with as many threads (``OMP_NUM_THREADS``).
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import f1_score
+from torch import nn
+
+from common import ROOT, argument_parser, in_turns, print_rates, ratio, read_archive, write_result
+from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
+from receiptbert.datasets import NUM_MARKS
+from receiptbert.errors import UserError
+from receiptbert.hf_format import load_classifier, read_temperature
+from receiptbert.inference import inference_loader, predict_logits
+from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx
+
+Probabilities = npt.NDArray[np.float32]  # (n, C)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    corpus = read_archive(args.corpus)
+    rows = corpus[corpus[SPLIT] == TEST]
+    texts, labels = rows[TEXT].tolist(), label_list(corpus)
+    true = rows[LABEL].map({label: number for number, label in enumerate(labels)}).to_numpy()
+
+    model, tokenizer, names = load_classifier(args.model)
+    if len(names) != len(labels):
+        raise UserError(f"{args.model} has {len(names)} classes, {args.corpus} has {len(labels)}")
+    contestants: dict[str, nn.Module] = {"torch": CalibratedModel(model, read_temperature(args.model))}
+    megabytes = {"torch": (args.model / "model.safetensors").stat().st_size / 1e6}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, int8 in [("onnx", False), ("onnx_int8", True)]:
+            path = Path(folder) / f"{name}.onnx"
+            export_onnx(args.model, path, int8, texts)
+            contestants[name], megabytes[name] = OnnxModel(path), path.stat().st_size / 1e6
+
+    answers: dict[str, Probabilities] = {}
+
+    def runner(name: str) -> Callable[[], float]:
+        def run() -> float:
+            start = time.perf_counter()
+            loader = inference_loader(texts, tokenizer, model.shape.max_seqlen - NUM_MARKS)
+            answers[name] = predict_logits(
+                contestants[name], loader, tokenizer.pad_token_id, torch.device("cpu")
+            )
+            return len(texts) / (time.perf_counter() - start)
+
+        return run
+
+    rates = in_turns({name: runner(name) for name in contestants}, args.rounds)
+    classes = {name: probabilities.argmax(axis=1) for name, probabilities in answers.items()}
+    figures = {
+        name: {
+            "weighted_f1": float(f1_score(true, classes[name], average="weighted", zero_division=0)),
+            "same_labels": float((classes[name] == classes["torch"]).mean()),
+            "largest_difference": float(np.abs(answers[name] - answers["torch"]).max()),
+            "megabytes": megabytes[name],
+            "times_as_fast": ratio(rates[name], rates["torch"]),
+        }
+        for name in contestants
+    }
+    print_rates("lines per second", rates, "torch")
+    for name, values in figures.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+    write_result(args.json, {**figures, "rows": len(texts)}, rates)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The model card: what a person must know before trusting the model, as Hugging Face reads it.
+
+YAML front matter, then Markdown. Every number comes from the run that writes the card; only the versions of
+packages are the environment's, so that equal models have equal cards in one environment.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import yaml
+from torch import nn
+
+from receiptbert.calibration import BINS
+from receiptbert.corpus import SPLITS
+from receiptbert.datasets import NUM_MARKS
+from receiptbert.evaluation import Evaluation
+from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
+from receiptbert.modeling import BertFinetuneModel
+
+SCORE_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy": "accuracy"}
+PACKAGES = ["torch", "tokenizers", "transformers", "safetensors"]
+SHOWN = 10  # categories and errors
+MIN_ROWS = 10  # of a category whose score is worth showing
+
+
+def count_parameters(model: BertFinetuneModel) -> dict[str, int]:
+    """The parameters of each part of the model."""
+
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    shape, backbone = model.shape, model._backbone
+    return {
+        f"embeddings of {shape.vocab_size:,} tokens": count(backbone._embeddings),
+        f"{shape.num_hidden_layers} layers of width {shape.hidden_size}": count(backbone._layers),
+        "classification head": count(model._classifier_head),
+    }
+
+
+def model_card(result: Evaluation, model: BertFinetuneModel, data: Mapping[str, Any]) -> str:
+    """The card as text; equal arguments in one environment give equal text.
+
+    Args:
+        result: on test.
+        model: that gave it.
+        data: the counts of ``corpus.describe``.
+    """
+    sections = [
+        _introduction(result, model),
+        _data(data),
+        _scores(result),
+        _worst(result.classes),
+        _confusions(result.pairs),
+        _confidence(result),
+        _limits(result),
+        USE,
+        _versions(),
+    ]
+    return f"---\n{_front_matter(result)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(result: Evaluation) -> str:
+    values = [
+        {"type": kind, "name": SCORE_NAMES[key], "value": round(result.scores[key], 4)}
+        for key, kind in [("weighted_f1", "f1"), ("macro_f1", "f1"), ("accuracy", "accuracy")]
+    ]
+    task = {"type": "text-classification", "name": "Receipt lines to product categories"}
+    dataset = {"type": "receipt-lines", "name": "the corpus it was finetuned on", "split": "test"}
+    evaluated = {"task": task, "dataset": dataset, "metrics": values}
+    content = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["receiptbert", "bert", "receipts"],
+        "metrics": ["f1", "accuracy"],
+        "model-index": [{"name": "receiptbert", "results": [evaluated]}],
+    }
+    return yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+
+
+def _introduction(result: Evaluation, model: BertFinetuneModel) -> str:
+    parts = count_parameters(model)
+    rows = [(part, f"{count:,}") for part, count in {**parts, "all": sum(parts.values())}.items()]
+    text = f"""A BERT that gives a line of a receipt one of {len(result.names):,} product categories. It reads
+        the first {model.shape.max_seqlen - NUM_MARKS} tokens of a line. The receiptbert pipeline made it, and
+        wrote this card with its scores on test."""
+    return _section("# Receipt lines to product categories", text, _table(["part", "parameters"], rows))
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    counts = {"rows": data["rows"], "distinct texts": data["distinct_texts"], "categories": data["classes"]}
+    rows = [
+        (what, *(f"{of[split]:,}" if split in of else "" for split in SPLITS)) for what, of in counts.items()
+    ]
+    per_class = data["train_rows_per_class"]
+    text = f"""A category has {per_class["smallest"]:,} to {per_class["largest"]:,} rows of train, the median
+        being {per_class["median"]:,.0f}; the largest is {data["largest_class_share"]:.1%} of train.
+        Categories of val or test that train lacks: {data["classes_absent_from_train"]:,}. Test rows whose
+        text stands in another split too: {data["test_rows_seen_elsewhere"]:,}. Blank
+        texts: {data["blank_texts"]:,}."""
+    return _section("## Data", _table(["", *SPLITS], rows), text)
+
+
+def _scores(result: Evaluation) -> str:
+    rows = [
+        (name, f"{result.scores[key]:.3f}", "{:.3f} to {:.3f}".format(*result.intervals[key]))
+        for key, name in SCORE_NAMES.items()
+    ]
+    text = f"""{result.scores["rows"]:,} rows. Always answering the most frequent category has weighted F1
+        {result.scores["majority_weighted_f1"]:.3f}. The intervals are percentiles of a bootstrap: the rows
+        drawn again with replacement, {BOOTSTRAP_DRAWS:,} times, from a fixed seed. They hold the chance of
+        which lines are in test, not that of another training."""
+    return _section("## Scores on test", _table(["score", "value", "95% interval"], rows), text)
+
+
+def _worst(classes: Sequence[ClassScore]) -> str:
+    common = [row for row in classes if row.rows >= MIN_ROWS]
+    rows = [
+        (_plain(row.name), f"{row.f1:.2f}", f"{row.precision:.2f}", f"{row.recall:.2f}", f"{row.rows:,}")
+        for row in common[: -SHOWN - 1 : -1]
+    ]
+    text = f"""Of those with {MIN_ROWS} test rows or more. {len(classes) - len(common):,} have fewer, too few
+        for a score of their own."""
+    header = ["category", "F1", "precision", "recall", "test rows"]
+    return _section("## The worst categories", _table(header, rows), text)
+
+
+def _confusions(pairs: Sequence[ConfusedPair]) -> str:
+    rows = [
+        (_plain(pair.actual), _plain(pair.predicted), f"{pair.rows:,}", _plain(pair.example))
+        for pair in pairs[:SHOWN]
+    ]
+    header = ["category", "taken for", "test rows", "one of them"]
+    return _section("## The most frequent errors", _table(header, rows))
+
+
+def _confidence(result: Evaluation) -> str:
+    rows = [(f"{row.threshold:.2f}", f"{row.coverage:.1%}", f"{row.accuracy:.1%}") for row in result.coverage]
+    before, after = result.scores["ece_uncalibrated"], result.scores["ece"]
+    what = f"""Confidence is the probability of the answer: the softmax of the logits divided by the
+        temperature {result.temperature:g}, which was fitted on val. On test it is off by {after:.3f}
+        (expected calibration error, {BINS} bins); at temperature 1 it would be by {before:.3f}."""
+    use = """If the answers below a confidence are left to a person (`receiptbert predict --min-confidence`),
+        test keeps this share of its lines, and so many of those are right:"""
+    header = ["confidence at least", "lines kept", "accuracy of these"]
+    return _section("## What confidence is worth", what, use, _table(header, rows))
+
+
+def _limits(result: Evaluation) -> str:
+    limits = [
+        """The scores are those of lines like test's. Expect less of other shops, other cash registers,
+        another language or next year's products: label a few hundred such lines and look.""",
+        f"""Every line gets one of the {len(result.names):,} categories, also a line that belongs to none.""",
+        f"""Weighted F1 is made by frequent categories. Where each counts alike (macro F1) it is
+        {result.scores["macro_f1"]:.3f}.""",
+        """The temperature is one for all categories; confidence can be too high in some and too low in
+        others.""",
+    ]
+    return _section("## Limits", "\n".join(f"- {_folded(limit)}" for limit in limits))
+
+
+USE = """## How to load it
+
+```python
+from receiptbert import Classifier
+
+classify = Classifier.from_pretrained("models/finetuned")
+print(classify(["МОЛОКО 3,2% 1Л"]))
+```
+
+or without receiptbert:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", "models/finetuned", truncation=True)
+print(classify(["МОЛОКО 3,2% 1Л"]))
+```
+
+The labels are the same; the scores of the second are those at temperature 1. The temperature is
+`classify.model.config.softmax_temperature`."""
+
+
+def _versions() -> str:
+    found = [
+        (package.name, package.version) for name in PACKAGES for package in metadata.distributions(name=name)
+    ]
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    # What stands after a plus names a build, for this or that GPU.
+    rows = [("Python", python), *((name, version.split("+")[0]) for name, version in found)]
+    return _section("## Versions", _table(["package", "version"], rows))
+
+
+def _section(heading: str, *parts: str) -> str:
+    """Paragraphs are folded to one line; tables, lists and code, which have lines, must come so."""
+    return "\n\n".join(
+        [heading, *(part if part.startswith(("|", "- ")) else _folded(part) for part in parts)]
+    )
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text of the corpus for a cell of a table: one line, and no Markdown or HTML to who renders it."""
+    one_line = _folded("".join(c if c.isprintable() else " " for c in text))
+    return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", one_line)

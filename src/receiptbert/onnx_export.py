@@ -1,0 +1,179 @@
+"""A finetuned model for ONNX Runtime, without torch; needs the extra ``onnx``.
+
+Inputs: ``input_ids`` and ``attention_mask``, (B, S) int64, of any B and any S up to the model's positions.
+Output: ``probabilities``, (B, C), at the checkpoint's temperature. Metadata: ``labels``, a JSON list of the C
+classes, and ``max_length``, the greatest S. The tokenizer is the checkpoint's ``tokenizer.json``.
+"""
+
+import json
+import logging
+import os
+import random
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from receiptbert.datasets import NUM_MARKS
+from receiptbert.errors import UserError
+from receiptbert.hf_format import load_classifier, read_temperature
+from receiptbert.inference import inference_loader, predict_logits
+from receiptbert.modeling import BertFinetuneModel
+from receiptbert.tokenization import WordpieceTokenizer
+
+try:
+    import onnxruntime
+    import onnxscript  # noqa: F401  torch's exporter needs it
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+except ImportError as error:
+    raise UserError(f"{error.name} is not installed; run `pip install 'receiptbert[onnx]'`") from None
+
+INPUTS, OUTPUT = ["input_ids", "attention_mask"], "probabilities"
+TOLERANCE = 1e-4  # of a probability
+
+
+class Agreement(NamedTuple):
+    """How the exported model's answers to some lines differ from torch's."""
+
+    lines: int
+    same_labels: float
+    """The share of lines that get the same class."""
+    difference: float
+    """The largest between two probabilities."""
+
+
+class CalibratedModel(nn.Module):
+    """(B, S) ids and (B, S) mask -> (B, C) probabilities at a temperature."""
+
+    def __init__(self, model: BertFinetuneModel, temperature: float) -> None:
+        super().__init__()
+        self._model = model
+        self._temperature = temperature
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The probabilities."""
+        return (cast(Tensor, self._model(input_ids, attention_mask)) / self._temperature).softmax(dim=-1)
+
+
+class OnnxModel(nn.Module):
+    """An exported file in the place of a ``CalibratedModel``, on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The probabilities."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        feed = dict(zip(INPUTS, (input_ids.numpy(), mask.numpy()), strict=True))
+        return torch.from_numpy(self._session.run([OUTPUT], feed)[0])
+
+
+def export_onnx(
+    model_folder: Path, out_path: Path, int8: bool = False, texts: Sequence[str] | None = None
+) -> Agreement:
+    """Write the classifier of ``model_folder`` as one ONNX file, if it answers as torch does.
+
+    Args:
+        int8: store the weights of matrix products in 8 bits and quantize activations as they come: a quarter
+            of the size, other answers to some lines.
+        texts: lines to compare the answers to; None for lines of words of the vocabulary.
+
+    Returns:
+        how the file agrees with torch, quantized if it is.
+
+    Raises:
+        UserError: no such model, no lines, or a folder of that name; or before quantization some line gets
+            another class or a probability that is off by more than ``TOLERANCE``. Nothing is written then.
+    """
+    model, tokenizer, names = load_classifier(model_folder)
+    calibrated = CalibratedModel(model, read_temperature(model_folder)).eval()
+    texts = random_lines(tokenizer, model.shape.max_seqlen) if texts is None else texts
+    if not texts:
+        raise UserError("there are no lines to compare the answers on")
+    if out_path.is_dir():
+        raise UserError(f"{out_path} is a folder; name a file")
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as scratch:
+        exported, prepared, quantized = (
+            Path(scratch) / name for name in ("exported", "prepared", "quantized")
+        )
+        _export(calibrated, model.shape.max_seqlen, names, exported)
+        agreement = agree(calibrated, exported, texts, tokenizer, model.shape.max_seqlen)
+        if agreement.same_labels < 1 or not agreement.difference <= TOLERANCE:
+            raise UserError(
+                f"{out_path} was not written: {agreement.same_labels:.2%} of {agreement.lines:,} lines get "
+                f"the class that torch gives, probabilities are off by up to {agreement.difference:.1e}; "
+                "try the versions of torch, onnxscript and onnxruntime in requirements.txt"
+            )
+        if int8:
+            quant_pre_process(exported, prepared)
+            quantize_dynamic(prepared, quantized, weight_type=QuantType.QInt8)
+            agreement = agree(calibrated, quantized, texts, tokenizer, model.shape.max_seqlen)
+        os.replace(quantized if int8 else exported, out_path)
+    return agreement
+
+
+def agree(
+    model: CalibratedModel, path: Path, texts: Sequence[str], tokenizer: WordpieceTokenizer, max_seqlen: int
+) -> Agreement:
+    """Compare the probabilities that ``model`` and the ONNX file ``path`` give ``texts``."""
+    loader = inference_loader(texts, tokenizer, max_seqlen - NUM_MARKS)
+    torchs, onnxs = (
+        predict_logits(contestant, loader, tokenizer.pad_token_id, torch.device("cpu"))
+        for contestant in (model, OnnxModel(path))
+    )
+    same = torchs.argmax(axis=1) == onnxs.argmax(axis=1)
+    return Agreement(len(texts), float(same.mean()), float(np.abs(torchs - onnxs).max()))
+
+
+def random_lines(tokenizer: WordpieceTokenizer, longest: int, count: int = 256) -> list[str]:
+    """``count`` lines of 0 to ``longest`` words of the vocabulary, the same ones each time."""
+    generator = random.Random(0)
+    words = [token for token in tokenizer.tokens if token[:1] != "[" and token[:2] != "##"]
+    lengths = np.linspace(0, longest, count).astype(int).tolist()
+    return [" ".join(generator.choices(words, k=k)) for k in lengths]
+
+
+def _export(model: CalibratedModel, max_seqlen: int, names: Sequence[str], path: Path) -> None:
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=max_seqlen)
+    example = torch.zeros(2, min(8, max_seqlen), dtype=torch.int64)
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            (example, torch.ones_like(example)),
+            dynamo=True,
+            input_names=INPUTS,
+            output_names=[OUTPUT],
+            dynamic_shapes=2 * ({0: batch, 1: length},),
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, which hold the paths of this machine
+    program.model.metadata_props.update(
+        labels=json.dumps(names, ensure_ascii=False), max_length=str(max_seqlen)
+    )
+    program.save(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own workings, and that torchvision is not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,106 @@
+"""The card is read by Hugging Face's own parser and by people; texts of the corpus cannot break it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from receiptbert.corpus import SPLITS
+from receiptbert.evaluation import Evaluation
+from receiptbert.model_card import count_parameters, model_card
+
+Make = Callable[..., Any]
+
+DATA: dict[str, Any] = {
+    "rows": {"train": 1200, "val": 40, "test": 60, "unsupervised": 0},
+    "distinct_texts": dict.fromkeys(SPLITS, 7),
+    "blank_texts": 1,
+    "test_rows_seen_elsewhere": 2,
+    "classes": {"train": 3, "val": 2, "test": 3},
+    "classes_absent_from_train": 0,
+    "train_rows_per_class": {"largest": 900, "median": 200.0, "smallest": 100},
+    "largest_class_share": 0.75,
+}
+HOSTILE = "# ЧАЙ|<b>*1*</b>\r\n\x00[сыр](x) `y` \\ $z$"
+SHOWN_HOSTILE = r"\# ЧАЙ\|\<b\>\*1\*\</b\> \[сыр\](x) \`y\` \\ \$z\$"
+
+
+def evaluation(**changes: Any) -> Evaluation:
+    """60 rows of 3 classes: 40, 15 and 5; every fourth is answered with the next class."""
+    true = np.repeat([0, 1, 2], [40, 15, 5])
+    predicted = np.where(np.arange(60) % 4, true, (true + 1) % 3)
+    logits = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    logits[np.arange(60), predicted] = 4
+    arguments = {
+        "logits": logits,
+        "true": true,
+        "texts": [f"line {i}" for i in range(60)],
+        "names": ["Чай", "Сыр", "Мыло | хоз."],
+        "majority": 0,
+        "temperature": 1.5,
+    }
+    return Evaluation(**(arguments | changes))
+
+
+@pytest.fixture
+def card(finetune_model: Make) -> str:
+    texts = [HOSTILE, *(f"line {i}" for i in range(1, 60))]
+    return model_card(evaluation(texts=texts), finetune_model(), DATA)
+
+
+def test_hugging_face_reads_the_front_matter(card: str) -> None:
+    data = ModelCard(card).data
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "text-classification"
+    assert data.model_name == "receiptbert"
+    values = {result.metric_name: result.metric_value for result in data.eval_results or []}
+    assert values == {
+        name: round(evaluation().scores[key], 4)
+        for key, name in [("weighted_f1", "weighted F1"), ("macro_f1", "macro F1"), ("accuracy", "accuracy")]
+    }
+
+
+def test_every_table_is_whole_whatever_the_texts(card: str) -> None:
+    assert SHOWN_HOSTILE in card
+    blocks = [block.splitlines() for block in card.split("\n\n") if block.startswith("|")]
+    assert len(blocks) == 7
+    for lines in blocks:
+        assert {line.replace("\\|", "").count("|") for line in lines} == {len(lines[1].split("---"))}
+
+
+def test_the_card_says_what_the_figures_say(card: str) -> None:
+    result = evaluation()
+    low, high = result.intervals["accuracy"]
+    for line in (
+        f"| accuracy | 0.750 | {low:.3f} to {high:.3f} |",
+        "| rows | 1,200 | 40 | 60 | 0 |",
+        "| categories | 3 | 2 | 3 |  |",
+        "| Чай | Сыр | 10 | ",
+        f"| 0.00 | 100.0% | {0.75:.1%} |",
+        "divided by the temperature 1.5,",
+        f"off by {result.scores['ece']:.3f} (expected",
+    ):
+        assert line in card, line
+    worst = card.split("## The worst categories")[1].split("##")[0]
+    assert worst.index("| Сыр |") < worst.index("| Чай |")
+    assert "Мыло" not in worst  # five rows of test
+    assert "1 have fewer" in worst
+
+
+def test_equal_results_are_equal_bytes(finetune_model: Make) -> None:
+    cards = {model_card(evaluation(), finetune_model(), DATA) for _ in range(2)}
+    assert len(cards) == 1
+    assert str(Path.cwd()) not in cards.pop()
+
+
+def test_parameters_are_all_counted(finetune_model: Make) -> None:
+    model = finetune_model()
+    assert sum(count_parameters(model).values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_without_errors_has_a_card(finetune_model: Make) -> None:
+    true = evaluation().predicted
+    assert "## The most frequent errors" in model_card(evaluation(true=true), finetune_model(), DATA)

@@ -1,0 +1,149 @@
+"""The exported file gives our probabilities to who has onnxruntime and tokenizers alone."""
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from receiptbert import BertFinetuneModel, WordpieceTokenizer, cli, onnx_export
+from receiptbert.errors import UserError
+from receiptbert.hf_format import load_classifier, save_pretrained
+from receiptbert.inference import inference_loader
+from receiptbert.onnx_export import export_onnx
+from tests.conftest import SHAPE
+
+NAMES = ["Чай", "Сыр", "Мыло"]
+TEMPERATURE = 0.5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    texts: list[str], tokenizer: WordpieceTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    torch.manual_seed(0)
+    model = BertFinetuneModel(vocab_size=tokenizer.vocab_size, num_classes=3, **SHAPE).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+        logits = torch.cat([model(batch) for batch in inference_loader(texts, tokenizer, 12)])
+        model._classifier_head._output.bias.sub_(logits.mean(dim=0))  # no class may get all the answers
+    folder: Path = tmp_path_factory.mktemp("checkpoint")
+    save_pretrained(model, tokenizer, folder, NAMES, temperature=TEMPERATURE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path) -> Path:
+    path = checkpoint / "new" / "model.onnx"
+    agreement = export_onnx(checkpoint, path)
+    assert agreement.same_labels == 1
+    assert agreement.difference < 1e-5
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    return path
+
+
+def foreign_probabilities(checkpoint: Path, path: Path, texts: Sequence[str]) -> np.ndarray:
+    """As someone without receiptbert and torch gets them."""
+    session = onnxruntime.InferenceSession(path)
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.enable_truncation(int(session.get_modelmeta().custom_metadata_map["max_length"]))
+    tokenizer.enable_padding()
+    encodings = tokenizer.encode_batch(list(texts))
+    feed = {
+        "input_ids": np.array([encoding.ids for encoding in encodings]),
+        "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),
+    }
+    probabilities: np.ndarray = session.run(["probabilities"], feed)[0]
+    return probabilities
+
+
+@pytest.mark.parametrize("lines", [slice(0, 1), slice(3, 40), slice(-2, None)], ids=["one", "many", "two"])
+def test_any_batch_and_length_gives_calibrated_probabilities(
+    checkpoint: Path, exported: Path, texts: list[str], lines: slice
+) -> None:
+    texts = [*texts, "", " ".join(texts[:9])][lines]  # an empty one, and one far too long
+    model, tokenizer, _ = load_classifier(checkpoint)
+    inputs = [
+        [tokenizer.cls_token_id, *tokenizer(text)[: SHAPE["max_seqlen"] - 2], tokenizer.sep_token_id]
+        for text in texts
+    ]
+    with torch.no_grad():  # one by one, without padding
+        expected = [(model(torch.tensor([ids])) / TEMPERATURE).softmax(-1)[0].tolist() for ids in inputs]
+    np.testing.assert_allclose(foreign_probabilities(checkpoint, exported, texts), expected, atol=1e-5)
+
+
+def test_the_file_tells_its_labels_and_not_where_it_was_made(exported: Path) -> None:
+    metadata = onnxruntime.InferenceSession(exported).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["labels"]) == NAMES
+    content = exported.read_bytes()
+    for path in (Path(onnx_export.__file__).parent, Path(torch.__file__).parent):
+        assert str(path).encode() not in content
+
+
+def test_eight_bits_are_smaller_and_much_the_same(
+    checkpoint: Path, exported: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "_export", lambda *arguments: shutil.copy(exported, arguments[-1]))
+    agreement = export_onnx(checkpoint, tmp_path / "int8.onnx", int8=True, texts=texts)
+    assert agreement.lines == len(texts)
+    assert agreement.same_labels > 0.8
+    assert 1e-5 < agreement.difference < 0.3
+    exact, rough = (
+        foreign_probabilities(checkpoint, path, texts) for path in (exported, tmp_path / "int8.onnx")
+    )
+    assert np.abs(exact - rough).max() == pytest.approx(agreement.difference, abs=0.1)
+    assert (tmp_path / "int8.onnx").stat().st_size < exported.stat().st_size
+
+
+def test_a_file_that_answers_otherwise_is_not_left(
+    checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "_export", lambda *arguments: shutil.copy(exported, arguments[-1]))
+    save_pretrained(*load_classifier(checkpoint)[:2], tmp_path / "warmer", NAMES, temperature=2 * TEMPERATURE)
+    out = tmp_path / "out" / "model.onnx"
+    with pytest.raises(UserError, match=r"model\.onnx was not written: 100\.00% of 256 lines"):
+        export_onnx(tmp_path / "warmer", out)
+    assert not list(out.parent.iterdir())
+
+
+def test_the_command(
+    checkpoint: Path,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(onnx_export, "_export", lambda *arguments: shutil.copy(exported, arguments[-1]))
+    monkeypatch.chdir(tmp_path)
+    Path("lines.txt").write_text("аб\r\n\r\nв г\r\n", encoding="utf-8", newline="")
+    options = ["export", "--model", str(checkpoint), "--onnx"]
+    cli.main([*options, "out.onnx", "--lines", "lines.txt"])
+    assert "out.onnx: 100.00% of 3 lines get the class of torch" in capsys.readouterr().err
+    cli.main([*options, "small.onnx", "--int8"])
+    assert Path("small.onnx").stat().st_size < Path("out.onnx").stat().st_size
+
+    Path("empty.txt").touch()
+    for arguments, message in [
+        (["new.onnx", "--lines", "empty.txt"], "no lines to compare"),
+        (["new.onnx", "--lines", "none.txt"], "none.txt: No such file"),
+        (["."], "is a folder"),
+        (["new.onnx", "--model", "nowhere"], "nowhere holds no config.json"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            cli.main([*options, *arguments])
+    assert not Path("new.onnx").exists()
+
+
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "receiptbert.onnx_export")
+    with pytest.raises(UserError, match=r"onnxruntime is not installed; run .*receiptbert\[onnx\]"):
+        importlib.import_module("receiptbert.onnx_export")
