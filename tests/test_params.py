@@ -45,6 +45,7 @@ def test_a_whole_number_serves_as_a_fraction(tmp_path: Path) -> None:
         ("finetune.final_lr", "1", r"finetune.final_lr must be between 0 and lr \(0.0"),
         ("finetune.warmup", "1.0", "finetune.warmup must be a fraction"),
         ("finetune.init", "''", "finetune.init must be pretrained, scratch"),
+        ("finetune.teachers", "-1", "finetune.teachers must be at least 0"),
         ("finetune.dropout", "1", "finetune.dropout must be at least 0 and below 1"),
         ("pretrain.mask_prob", "1.5", "pretrain.mask_prob must be between 0 and 1"),
         ("pretrain.random_prob", "0.95", "pretrain.random_prob must be at most 1 - keep_unchanged_prob"),
