@@ -4,7 +4,7 @@
 
 Shares of the labels and of the unlabelled lines are drawn at random, the same for every seed. The tokenizer
 is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
-random weights.
+random weights, and there are no teachers.
 """
 
 import statistics
@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from common import STAGES, argument_parser, read_archive, write_params, write_result
-from quality import Contest, read_scores, run_stages, seeds
+from quality import OVERRIDES, Contest, read_scores, run_stages, seeds
 from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
 
@@ -49,7 +49,7 @@ def write_archive(corpus: pd.DataFrame, path: Path) -> None:
 def bert_scores(corpus: pd.DataFrame, unlabelled: float, seed: int) -> dict[float, float]:
     """Weighted F1 on test for each share of the labels, after one pretraining on ``unlabelled``."""
     # From scratch nothing is pretrained, but the tokenizer needs texts and the encoder a shape.
-    overrides = ["finetune.init=scratch", "pretrain.max_steps=1"] if not unlabelled else []
+    overrides = OVERRIDES["scratch"] if not unlabelled else []
     corpus = draw(corpus, UNSUPERVISED, unlabelled or min(UNLABELLED[1:]))
     scores = {}
     with tempfile.TemporaryDirectory() as name:

@@ -9,11 +9,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, VAL
+from receiptbert.distillation import CHARACTERS
 
 STRENGTHS = [0.1, 0.3, 1.0, 3.0]
 FEATURES: dict[str, dict[str, Any]] = {
-    "svm_word": {"token_pattern": r"\w+"},
-    "svm_char": {"analyzer": "char_wb", "ngram_range": (1, 6), "min_df": 2},
+    "svm_word": {"token_pattern": r"\w+", "sublinear_tf": True},
+    "svm_char": CHARACTERS,
 }
 
 
@@ -22,7 +23,7 @@ def fit_svm(corpus: pd.DataFrame, features: str, seed: int) -> tuple[Pipeline, f
     train, val = (corpus[corpus[SPLIT] == split] for split in (TRAIN, VAL))
 
     def fit(strength: float) -> tuple[float, Pipeline]:
-        vectorizer = TfidfVectorizer(sublinear_tf=True, **FEATURES[features])
+        vectorizer = TfidfVectorizer(**FEATURES[features])
         model = make_pipeline(vectorizer, LinearSVC(C=strength, random_state=seed))
         predicted = model.fit(train[TEXT], train[LABEL]).predict(val[TEXT])
         return float(f1_score(val[LABEL], predicted, average="weighted", zero_division=0)), model

@@ -2,8 +2,10 @@
 
     python benchmarks/quality.py [--corpus ZIP] [--seeds N] [--only NAME,...] [--json OUT]
 
-Every choice is made on val; test is scored once at the end of a run. The figures that OUT has of the same
-corpus stay, so that a long table can be filled part by part.
+``scratch`` is the shipped shape without pretraining and without teachers, ``assignment`` the assignment's
+settings, ``undistilled`` the shipped settings without teachers. Every choice is made on val; test is scored
+once at the end of a run. The figures that OUT has of the same corpus stay, so that a long table can be filled
+part by part.
 """
 
 import hashlib
@@ -28,7 +30,7 @@ from receiptbert.progress import say
 # What `dvc exp run -S` would get; README.md has the assignment's line.
 OVERRIDES = {
     # The shape of the model is read from a checkpoint, so one is made, in one step.
-    "scratch": ["finetune.init=scratch", "pretrain.max_steps=1"],
+    "scratch": ["finetune.init=scratch", "finetune.teachers=0", "pretrain.max_steps=1"],
     "assignment": [
         "tokenizer.min_frequency=2",
         "pretrain.mask_prob=0.15",
@@ -37,7 +39,9 @@ OVERRIDES = {
         "pretrain.epochs=5",
         "finetune.epochs=6",
         "finetune.label_smoothing=0",
+        "finetune.teachers=0",
     ],
+    "undistilled": ["finetune.teachers=0"],
     "default": [],
 }
 NAMES = ["majority", *FEATURES, *OVERRIDES]

@@ -4,6 +4,7 @@ import pipeline
 from receiptbert.corpus import SPLIT, TEST, TEXT, majority_class, read_corpus
 from receiptbert.datasets import NUM_MARKS
 from receiptbert.devices import choose_device
+from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
@@ -17,6 +18,10 @@ def evaluate(params: Params) -> None:
     device = choose_device(params.runtime.device)
     model, tokenizer, names = load_classifier(pipeline.FINETUNED)
     test, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TEST, tokenizer)
+    if (classes := max(targets, default=0) + 1) > len(names):
+        raise UserError(
+            f"{pipeline.FINETUNED} knows {len(names)} classes, the corpus has {classes} or more; run `dvc repro`"
+        )
     corpus = read_corpus(pipeline.CORPUS)
 
     loader = inference_loader(test, tokenizer, model.shape.max_seqlen - NUM_MARKS)

@@ -1,32 +1,28 @@
-"""Stage 5: finetune the pretrained BERT on the train texts; the best epoch and the temperature are val's."""
+"""Stage 5: finetune the pretrained BERT on the train texts and on what teachers say of unsupervised ones."""
 
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-from torch.utils.data import DataLoader
+import numpy as np
+from scipy.special import softmax
 
 import pipeline
 from receiptbert.calibration import fit_temperature
 from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.collation import collate_fn
-from receiptbert.corpus import TRAIN, VAL
+from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, VAL, read_corpus
 from receiptbert.corpus_facts import CorpusFacts
-from receiptbert.datasets import NUM_MARKS, FinetuneDataset
 from receiptbert.devices import choose_device
+from receiptbert.distillation import LinearTeacher, distillation_pool, draw_unlabelled
 from receiptbert.files import whole
-from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape, save_pretrained
-from receiptbert.inference import inference_loader, predict_logits
-from receiptbert.labelled import load_labelled
-from receiptbert.metrics import make_scorer
-from receiptbert.modeling import BertFinetuneModel
-from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.finetuning import Finetuning
+from receiptbert.hf_format import save_pretrained
+from receiptbert.labelled import Labelled, TrainingSet, load_labelled
+from receiptbert.metrics import f1
 from receiptbert.params import Params
-from receiptbert.precision import choose_precision
+from receiptbert.progress import say
 from receiptbert.reports import write_csv, write_json
-from receiptbert.resumption import Batches
-from receiptbert.sampling import LengthGroupedBatchSampler
-from receiptbert.training import FinetuneTrainer, num_optimizer_steps
+from receiptbert.token_store import TokenStore
 
 
 def finetune(params: Params) -> None:
@@ -35,70 +31,69 @@ def finetune(params: Params) -> None:
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
-    shape = read_shape(source)
-    tokenizer = load_tokenizer(source)
-    maxlen = shape.max_seqlen - NUM_MARKS
-    train, train_targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, tokenizer)
-    val, val_targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, tokenizer)
-
-    torch.manual_seed(p.seed)
-    model = BertFinetuneModel(
-        **shape.kwargs(),
-        num_classes=len(facts.label_names),
-        input_dropout_prob=p.dropout,
-        hidden_dropout_prob=p.dropout,
-        attention_probs_dropout_prob=p.dropout,
-    )
-    if p.init != "scratch":
-        load_encoder(model, source)
-
-    train_data = FinetuneDataset(train, train_targets, tokenizer, maxlen)
-    val_data = FinetuneDataset(val, val_targets, tokenizer, maxlen, presort=True)
-    collate = partial(collate_fn, pad_idx=tokenizer.pad_token_id)
-    batches = LengthGroupedBatchSampler(train_data.lengths.clamp(max=maxlen), p.batch_size, p.seed)
-    dataloaders: dict[str, Batches] = {
-        "train": DataLoader(train_data, batch_sampler=batches, collate_fn=collate),
-        "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
-    }
-    optimizer = get_optimizer(model, weight_decay=p.weight_decay)
-    steps = num_optimizer_steps(len(batches), p.epochs)
-    scheduler = Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps)
-    precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
-    with Checkpoints(
-        pipeline.CHECKPOINTS / "finetune",
-        [p],
-        [pipeline.CORPUS, pipeline.TOKENIZED, source],
-        params.runtime.checkpoint_seconds,
-    ) as checkpoints:
-        trainer = FinetuneTrainer(
-            model,
-            optimizer,
-            scheduler,
-            tokenizer.pad_token_id,
-            device,
-            logdir=pipeline.new_run_folder("finetune"),
-            max_grad_norm=p.max_grad_norm,
-            precision=precision,
-            label_smoothing=p.label_smoothing,
-            checkpoints=checkpoints,
-        )
-        trainer.train(dataloaders, p.epochs, make_scorer(val, val_targets, tokenizer, maxlen))
-        val_loader = inference_loader(val, tokenizer, maxlen)
-        logits = predict_logits(model, val_loader, tokenizer.pad_token_id, device)
-        temperature = fit_temperature(logits, val_targets)
+    finetuning = Finetuning(p, source, len(facts.label_names), device)
+    texts, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, finetuning.tokenizer)
+    train = TrainingSet(texts, targets, p.epochs, p.batch_size, p.label_smoothing)
+    val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
+    inputs = [pipeline.CORPUS, pipeline.TOKENIZED, source]
+    with ExitStack() as stack:
+        # All stay until the stage is done: however late it is cut off, no teacher trains twice.
+        final, *teachers = [
+            stack.enter_context(
+                Checkpoints(pipeline.CHECKPOINTS / name, [p], inputs, params.runtime.checkpoint_seconds)
+            )
+            for name in ["finetune", *map(teacher_name, range(p.teachers))]
+        ]
+        teachers_scores: dict[str, float] = {}
+        if teachers:
+            train, teachers_scores = distil(finetuning, train, val, p.seed, teachers)
+        run = pipeline.new_run_folder("finetune")
+        model, epochs, best = finetuning.train(train, val, p.seed, run, final)
+        temperature = fit_temperature(finetuning.logits(model, val[0]), val[1])
         with whole(pipeline.FINETUNED) as folder:
-            save_pretrained(model, tokenizer, folder, facts.label_names, facts.labels, temperature)
-        best = trainer.epochs[trainer.best_epoch - 1]
+            save_pretrained(model, finetuning.tokenizer, folder, facts.label_names, facts.labels, temperature)
         scores = {
             "val_weighted_f1": best["f1"],
             "val_loss": best["eval_loss"],
             "best_epoch": best["epoch"],
             "temperature": temperature,
         }
-        write_json(pipeline.METRICS / "finetune.json", scores | conditions(device, precision))
-        write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in trainer.epochs))
-        checkpoints.remove()
-    print(f"best epoch: {best['epoch']} of {p.epochs}, weighted F1 on val {best['f1']:.4f}")
+        done_on = conditions(device, finetuning.precision)
+        write_json(pipeline.METRICS / "finetune.json", scores | teachers_scores | done_on)
+        write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in epochs))
+        for checkpoints in (final, *teachers):
+            checkpoints.remove()
+    print(f"best epoch: {best['epoch']} of {train.epochs}, weighted F1 on val {best['f1']:.4f}")
+
+
+def distil(
+    finetuning: Finetuning, train: TrainingSet, val: Labelled, seed: int, teachers: Sequence[Checkpoints]
+) -> tuple[TrainingSet, dict[str, float]]:
+    """What the final model is trained on, with the answers of the teachers, and their scores on val."""
+    corpus = read_corpus(pipeline.CORPUS)
+    train_texts, val_texts, unsupervised = (
+        corpus.loc[corpus[SPLIT] == split, TEXT].tolist() for split in (TRAIN, VAL, UNSUPERVISED)
+    )
+    chosen = draw_unlabelled(unsupervised, train, seed)
+    linear = LinearTeacher(train_texts, train.targets, val_texts, val[1], finetuning.num_classes)
+    linear_f1 = f1(val[1], linear.probabilities(val_texts).argmax(axis=1), "weighted")
+    say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")
+
+    store = TokenStore.from_texts(chosen, finetuning.tokenizer)
+    answers, scores = [], []
+    for number, checkpoints in enumerate(teachers):
+        say(f"teacher {number + 1} of {len(teachers)}")
+        run = pipeline.new_run_folder(teacher_name(number))
+        teacher = finetuning.train(train, val, seed + 1 + number, run, checkpoints)
+        answers.append(softmax(finetuning.logits(teacher.model, store), axis=1))
+        scores.append(teacher.best["f1"])
+    say(f"final model: {len(train.texts):,} labelled and {len(chosen):,} unsupervised texts")
+    pool = distillation_pool(train, store, (np.mean(answers, axis=0) + linear.probabilities(chosen)) / 2)
+    return pool, {"teacher_val_weighted_f1": float(np.mean(scores)), "linear_val_weighted_f1": linear_f1}
+
+
+def teacher_name(number: int) -> str:
+    return f"finetune-teacher-{number + 1}"
 
 
 if __name__ == "__main__":

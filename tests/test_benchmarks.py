@@ -128,6 +128,7 @@ def test_a_run_of_the_pipeline_has_its_own_seed_and_settings(
         assert stages == common.STAGES
         assert params.pretrain.seed == params.finetune.seed == 7
         assert params.finetune.init == "scratch"
+        assert params.finetune.teachers == 0
         assert Path(params.data.archive) == archive
         pretend_scores(folder, 0.5)
 

@@ -3,6 +3,7 @@
 The tables are read as in test_refusals.py.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from receiptbert import load_weights
 from receiptbert.errors import UserError
+from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, STAGES, contents, matches, refusal, run_here, set_params
 
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -65,6 +67,7 @@ PARAMS: list[tuple[str, str, str]] = [
     ("finetune.batch_size", "-1", "finetune.batch_size must be at least 1"),
     ("finetune.warmup", "1.0", "finetune.warmup must be a fraction of all steps, at least 0 and below 1"),
     ("finetune.init", "''", "finetune.init must be pretrained, scratch, or a checkpoint folder"),
+    ("finetune.teachers", "-1", "finetune.teachers must be at least 0"),
     ("finetune.dropout", "1", "finetune.dropout must be at least 0 and below 1"),
     ("finetune.label_smoothing", "1", "finetune.label_smoothing must be at least 0 and below 1"),
     ("runtime.device", "tpu", "runtime.device must be auto, cpu or cuda"),
@@ -177,6 +180,13 @@ def other_tokenizer(folder: Path) -> None:
     run_here(STAGES["train_tokenizer"], folder)
 
 
+def classes_added(folder: Path) -> None:
+    path = folder / "data/tokenized/test.safetensors"
+    store = TokenStore.load(path)
+    assert store.labels is not None
+    dataclasses.replace(store, labels=store.labels + 1000).save(path)
+
+
 def short_texts(folder: Path) -> None:
     """Unsupervised texts too short to learn anything from."""
     rows = (folder / "data/raw/data.csv").read_text().splitlines()
@@ -213,6 +223,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a negative size", "evaluate", config(intermediate_size=-1), f"{OF_CONFIG}: intermediate_size is -1; it must be at least 1"),
     ("a size that is a text", "evaluate", config(hidden_size="8"), f"{OF_CONFIG}: …"),
     ("a class missing", "evaluate", config(id2label={"0": "a", "2": "b"}), f"{OF_CONFIG}: id2label must number the classes 0 to 1"),
+    ("a class of the corpus unknown", "evaluate", classes_added, f"{FINETUNED} knows … classes, the corpus has … or more; run `dvc repro`"),
     ("another shape", "evaluate", config(intermediate_size=12), f"{FINETUNED}/model.safetensors lacks … weights of the shape that config.json promises, … among them"),
     ("another vocabulary", "evaluate", other_weights, f"{FINETUNED}/model.safetensors lacks 1 weights of the shape that config.json promises, bert.embeddings.word_embeddings.weight among them"),
     ("no weights", "evaluate", content(f"{FINETUNED}/model.safetensors", None), f"{FINETUNED} holds no model.safetensors; load it with transformers and save it again"),

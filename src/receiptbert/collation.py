@@ -88,13 +88,17 @@ class Collator:
         return input_ids.masked_fill(is_masked, self._mask_token_id), labels
 
 
-def collate_fn(batch: LabelledTexts | Sequence[tuple[Tensor, int]], pad_idx: int) -> tuple[Tensor, Tensor]:
+def collate_fn(
+    batch: LabelledTexts | Sequence[tuple[Tensor, int | Tensor]], pad_idx: int
+) -> tuple[Tensor, Tensor]:
     """Collate ``[dataset[i] for i in ...]``, or the batch that ``FinetuneDataset`` makes at once.
 
     Returns:
-        input_ids (B, W), padded with ``pad_idx``, and targets (B,), both int64.
+        input_ids (B, W), padded with ``pad_idx``, and targets (B,), both int64; probabilities as targets are
+        (B, C) and stay floats.
     """
     if isinstance(batch, LabelledTexts):
         return batch.input_ids, batch.targets
     input_ids, targets = zip(*batch, strict=True)
-    return pad_sequence(list(input_ids), batch_first=True, padding_value=pad_idx), torch.tensor(targets)
+    padded = pad_sequence(list(input_ids), batch_first=True, padding_value=pad_idx)
+    return padded, torch.stack([torch.as_tensor(target) for target in targets])

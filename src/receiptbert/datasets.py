@@ -1,7 +1,7 @@
 """Datasets of the assignment: texts for pretraining, for finetuning, and for prediction."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ class LabelledTexts(NamedTuple):
     """A batch for finetuning: ``[CLS] text [SEP]``, padded to W = the longest text's tokens + 2."""
 
     input_ids: Tensor  # (B, W) int64
-    targets: Tensor  # (B,) int64
+    targets: Tensor  # (B,) int64, or (B, C) float32: probabilities of the classes
 
 
 class _FlatTexts:
@@ -168,12 +168,12 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         return SegmentPairs(*self._texts.pairs(index, width, skipped, shown, left, permuted), permuted)
 
 
-class FinetuneDataset(Dataset[tuple[Tensor, int]]):
-    """Texts with their classes.
+class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
+    """Texts with their classes, or with how probable each class is.
 
     Args:
         texts: raw texts, or a ``TokenStore``.
-        targets: class ids 0 to n - 1, one for each text.
+        targets: class ids 0 to C - 1, one for each text; or probabilities of the classes, shape (n, C).
         tokenizer: the tokenizer of the model to train.
         maxlen: of a longer text, the first so many tokens are used.
         presort: order the texts by length, the shortest first, each with its own target.
@@ -182,14 +182,14 @@ class FinetuneDataset(Dataset[tuple[Tensor, int]]):
     def __init__(
         self,
         texts: Texts,
-        targets: Sequence[int] | npt.NDArray[np.int64],
+        targets: Sequence[int] | npt.NDArray[Any],
         tokenizer: WordpieceTokenizer,
         maxlen: int,
         presort: bool = False,
     ) -> None:
         super().__init__()
         store = _tokenized(texts, tokenizer)
-        targets = np.asarray(targets, dtype=np.int64)
+        targets = np.asarray(targets, dtype=np.float32 if np.ndim(targets) == 2 else np.int64)
         if len(store) != len(targets):
             raise ValueError(f"{len(store)} texts but {len(targets)} targets")
         if presort:
@@ -207,10 +207,11 @@ class FinetuneDataset(Dataset[tuple[Tensor, int]]):
         """Tokens of each text, shape (n,)."""
         return self._texts.lengths
 
-    def __getitem__(self, idx: int) -> tuple[Tensor, int]:
-        """``input_ids`` (tokens + 2,) and the class."""
+    def __getitem__(self, idx: int) -> tuple[Tensor, int | Tensor]:
+        """``input_ids`` (tokens + 2,) and the class, or the probabilities (C,)."""
         batch = self.__getitems__([range(len(self))[idx]])
-        return batch.input_ids[0], int(batch.targets[0])
+        target = batch.targets[0]
+        return batch.input_ids[0], target if target.dim() else int(target)
 
     def __getitems__(self, indices: Sequence[int]) -> LabelledTexts:
         """A whole batch at once, as a ``DataLoader`` asks for it."""

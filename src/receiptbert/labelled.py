@@ -1,6 +1,7 @@
 """The labelled texts for a given tokenizer."""
 
 from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,20 @@ from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore, fingerprint
 from receiptbert.tokenization import WordpieceTokenizer
 
+Labelled: TypeAlias = tuple[TokenStore, npt.NDArray[np.int64]]  # n texts and their class ids (n,)
 
-def load_labelled(
-    tokenized: Path, corpus: Path, split: str, tokenizer: WordpieceTokenizer
-) -> tuple[TokenStore, npt.NDArray[np.int64]]:
+
+class TrainingSet(NamedTuple):
+    """What a classifier is finetuned on, and how it goes over it."""
+
+    texts: TokenStore  # n texts
+    targets: npt.NDArray[Any]  # class ids (n,) int64, or their probabilities (n, C) float32
+    epochs: int
+    batch_size: int  # texts, on average
+    label_smoothing: float
+
+
+def load_labelled(tokenized: Path, corpus: Path, split: str, tokenizer: WordpieceTokenizer) -> Labelled:
     """The texts of ``split`` as ids of ``tokenizer``, and their classes, in the order of the corpus.
 
     Taken from the token store where it was made with this tokenizer; tokenized again from the CSV

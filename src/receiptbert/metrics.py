@@ -29,16 +29,18 @@ def scores(true: Classes, predicted: Classes, majority: int) -> dict[str, Any]:
         majority: the most frequent class of train; always answering it gives ``majority_weighted_f1``.
     """
 
-    def f1(answers: Classes, average: str) -> float:
-        return float(f1_score(true, answers, average=average, zero_division=0))
-
     return {
-        "weighted_f1": f1(predicted, "weighted"),
-        "macro_f1": f1(predicted, "macro"),
+        "weighted_f1": f1(true, predicted, "weighted"),
+        "macro_f1": f1(true, predicted, "macro"),
         "accuracy": float(accuracy_score(true, predicted)),
-        "majority_weighted_f1": f1(np.full_like(true, majority), "weighted"),
+        "majority_weighted_f1": f1(true, np.full_like(true, majority), "weighted"),
         "rows": len(true),
     }
+
+
+def f1(true: Sequence[int] | Classes, predicted: Classes, average: str) -> float:
+    """The ``weighted`` or ``macro`` average of the F1 scores of the classes; one never predicted has 0."""
+    return float(f1_score(true, predicted, average=average, zero_division=0))
 
 
 def score_intervals(true: Classes, predicted: Classes, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -129,6 +131,6 @@ def make_scorer(
     loader = inference_loader(texts, tokenizer, maxlen)
 
     def get_score(trainer: "FinetuneTrainer") -> tuple[str, float]:
-        return "f1", float(f1_score(targets, trainer.predict(loader), average="weighted", zero_division=0))
+        return "f1", f1(targets, trainer.predict(loader), "weighted")
 
     return get_score

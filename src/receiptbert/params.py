@@ -134,10 +134,12 @@ class FinetuneParams:
     max_grad_norm: float
     dropout: float
     label_smoothing: float
+    teachers: int
 
     def __post_init__(self) -> None:
         _require_training_ranges(self)
         _require(0 <= self.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
+        _require(self.teachers >= 0, "teachers", "at least 0")
         _require(bool(self.init), "init", "pretrained, scratch, or a checkpoint folder")
 
 

@@ -94,6 +94,17 @@ class TokenStore:
             vocabulary=self.vocabulary,
         )
 
+    def followed_by(self, other: "TokenStore") -> "TokenStore":
+        """These texts and then those of ``other``, which has the same vocabulary; without labels."""
+        if self.vocabulary != other.vocabulary:
+            raise ValueError("the two stores have different vocabularies")
+        return TokenStore(
+            ids=np.concatenate([self.ids, other.ids]),
+            offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            labels=None,
+            vocabulary=self.vocabulary,
+        )
+
     def sorted_by_length(self) -> "TokenStore":
         """The same texts, the shortest first, equals in their old order."""
         return self.take(np.argsort(self.lengths, kind="stable"))

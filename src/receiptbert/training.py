@@ -176,7 +176,8 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         """Train for ``n_epochs`` and keep the weights of the epoch with the best score.
 
         Args:
-            dataloaders: ``train`` and ``eval``, of batches that ``collate_fn`` makes.
+            dataloaders: ``train`` and ``eval``, of batches that ``collate_fn`` makes, with class ids or
+                probabilities as targets.
             scorer: takes the trainer, gives a metric's name and value, the higher the better; see
                 ``make_scorer``. Without it the last epoch's weights stay.
         """
@@ -256,7 +257,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         return total / max(texts, 1)
 
     def _classify(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and targets (B,), both on the trainer's device."""
+        """Logits (B, C) and targets (B,) or (B, C), both on the trainer's device."""
         input_ids = input_ids.to(self._device)
         logits = self._model(input_ids, padding_mask(input_ids, self._pad_token_id))
         return logits, targets.to(self._device)

@@ -1,0 +1,112 @@
+"""Finetune classifiers that differ in their seeds and in what they are trained on, and in nothing else."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.collation import collate_fn
+from receiptbert.datasets import NUM_MARKS, FinetuneDataset
+from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
+from receiptbert.inference import inference_loader, predict_logits
+from receiptbert.labelled import Labelled, TrainingSet
+from receiptbert.metrics import make_scorer
+from receiptbert.modeling import BertFinetuneModel
+from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.params import FinetuneParams
+from receiptbert.precision import choose_precision
+from receiptbert.resumption import Batches
+from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.token_store import TokenStore
+from receiptbert.training import FinetuneTrainer, num_optimizer_steps
+
+
+class Finetuned(NamedTuple):
+    """A classifier with the weights of its best epoch."""
+
+    model: BertFinetuneModel
+    epochs: list[dict[str, float]]  # see FinetuneTrainer.epochs
+    best: dict[str, float]  # the one of them that the weights are of
+
+
+class Finetuning:
+    """What the classifiers share.
+
+    Args:
+        p: the settings; seed, epochs, batch size and label smoothing are each classifier's own.
+        source: the checkpoint folder to begin from.
+        num_classes: C.
+        device: where to train.
+    """
+
+    def __init__(self, p: FinetuneParams, source: Path, num_classes: int, device: torch.device) -> None:
+        self._p = p
+        self._source = source
+        self.num_classes = num_classes
+        self._device = device
+        self._shape = read_shape(source)
+        self._maxlen = self._shape.max_seqlen - NUM_MARKS
+        self.tokenizer = load_tokenizer(source)
+        self.precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
+
+    def train(
+        self,
+        train: TrainingSet,
+        val: Labelled,
+        seed: int,
+        logdir: str,
+        checkpoints: Checkpoints,
+    ) -> Finetuned:
+        """Train one classifier; ``val`` tells the best epoch."""
+        p = self._p
+        model = self._make_model(seed)
+        train_data = FinetuneDataset(train.texts, train.targets, self.tokenizer, self._maxlen)
+        val_data = FinetuneDataset(*val, self.tokenizer, self._maxlen, presort=True)
+        collate = partial(collate_fn, pad_idx=self.tokenizer.pad_token_id)
+        lengths = train_data.lengths.clamp(max=self._maxlen)
+        batches = LengthGroupedBatchSampler(lengths, train.batch_size, seed)
+        dataloaders: dict[str, Batches] = {
+            "train": DataLoader(train_data, batch_sampler=batches, collate_fn=collate),
+            "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
+        }
+        optimizer = get_optimizer(model, weight_decay=p.weight_decay)
+        steps = num_optimizer_steps(len(batches), train.epochs)
+        trainer = FinetuneTrainer(
+            model,
+            optimizer,
+            Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps),
+            self.tokenizer.pad_token_id,
+            self._device,
+            logdir=logdir,
+            max_grad_norm=p.max_grad_norm,
+            precision=self.precision,
+            label_smoothing=train.label_smoothing,
+            checkpoints=checkpoints,
+        )
+        scorer = make_scorer(*val, self.tokenizer, self._maxlen)
+        trainer.train(dataloaders, train.epochs, scorer)
+        return Finetuned(model, trainer.epochs, trainer.epochs[trainer.best_epoch - 1])
+
+    def logits(self, model: BertFinetuneModel, texts: TokenStore) -> npt.NDArray[np.float32]:
+        """What a trained classifier says of ``texts``, shape (n, C)."""
+        loader = inference_loader(texts, self.tokenizer, self._maxlen)
+        return predict_logits(model, loader, self.tokenizer.pad_token_id, self._device)
+
+    def _make_model(self, seed: int) -> BertFinetuneModel:
+        p = self._p
+        torch.manual_seed(seed)
+        model = BertFinetuneModel(
+            **self._shape.kwargs(),
+            num_classes=self.num_classes,
+            input_dropout_prob=p.dropout,
+            hidden_dropout_prob=p.dropout,
+            attention_probs_dropout_prob=p.dropout,
+        )
+        if p.init != "scratch":
+            load_encoder(model, self._source)
+        return model

@@ -1,0 +1,158 @@
+"""What teachers say, the pool that the final model is trained on, and training on probabilities."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn
+from receiptbert.distillation import (
+    CHUNK,
+    SHARPNESS,
+    LinearTeacher,
+    distillation_pool,
+    draw_unlabelled,
+)
+from receiptbert.labelled import TrainingSet
+from receiptbert.token_store import TokenStore
+from tests.test_training import finetune_parts, labelled
+
+WORDS = {0: "молоко", 2: "кефир", 3: "сыр"}  # class 1 has no texts
+
+
+def lines(classes: list[int]) -> list[str]:
+    return [f"{WORDS[target]} {i % 7}{i % 5}" for i, target in enumerate(classes)]
+
+
+def teacher(classes: list[int], num_classes: int = 5) -> LinearTeacher:
+    train = classes * 10
+    return LinearTeacher(lines(train), np.array(train), lines(classes), np.array(classes), num_classes)
+
+
+@pytest.mark.parametrize("classes", [[0, 2, 3], [0, 2], [3, 0]])
+def test_the_linear_teacher_learns_and_knows_nothing_of_absent_classes(classes: list[int]) -> None:
+    probabilities = teacher(classes).probabilities(lines(classes * 4))
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (4 * len(classes), 5)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert probabilities.argmax(axis=1).tolist() == classes * 4
+    assert not probabilities[:, sorted({0, 1, 2, 3, 4} - set(classes))].any()
+
+
+def test_the_linear_teacher_is_as_sure_as_val_lets_it_be() -> None:
+    train = [0, 2, 3] * 20
+    wrong = [2, 3, 0] * 4
+    unsure = LinearTeacher(lines(train), np.array(train), lines([0, 2, 3] * 4), np.array(wrong), 4)
+    assert unsure._sharpness == min(SHARPNESS)
+    assert teacher([0, 2, 3])._sharpness == max(SHARPNESS)
+    # A class of val that train lacks tells nothing, and a val of such classes alone is no error.
+    unseen = LinearTeacher(lines(train), np.array(train), lines([0, 2]), np.array([1, 1]), 4)
+    np.testing.assert_allclose(unseen.probabilities(["сыр"]).sum(), 1, rtol=1e-5)
+
+
+def test_the_linear_teacher_answers_text_by_text_and_always_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = lines([0, 2, 3, 3, 0, 2, 2])
+    whole = teacher([0, 2, 3]).probabilities(texts)
+    assert len(texts) < CHUNK
+    monkeypatch.setattr("receiptbert.distillation.CHUNK", 3)
+    assert (teacher([0, 2, 3]).probabilities(texts) == whole).all()
+    assert teacher([0, 2, 3]).probabilities([]).shape == (0, 5)
+
+
+# --- The pool ---
+
+
+def training_set(num_texts: int, epochs: int) -> TrainingSet:
+    """Text ``i`` is ``i + 1`` times the token 1, so that its length tells which it is; its class is i % 3."""
+    return TrainingSet(store(1, num_texts), np.arange(num_texts) % 3, epochs, 32, 0.3)
+
+
+def store(token: int, num_texts: int) -> TokenStore:
+    lengths = np.arange(1, num_texts + 1)
+    ids = np.full(lengths.sum(), token, dtype=np.uint16)
+    return TokenStore(ids, np.concatenate([[0], np.cumsum(lengths)]), None, "v")
+
+
+@pytest.mark.parametrize(
+    ("num_unlabelled", "repeats", "epochs"), [(60, 3, 4), (120, 6, 2), (40, 2, 6), (3, 1, 12), (480, 24, 1)]
+)
+def test_a_third_of_the_pool_is_labelled_and_each_text_has_its_own_target(
+    num_unlabelled: int, repeats: int, epochs: int
+) -> None:
+    probabilities = np.random.default_rng(0).random((num_unlabelled, 3), dtype=np.float32)
+    pool = distillation_pool(training_set(10, 12), store(2, num_unlabelled), probabilities)
+    assert len(pool.texts) == len(pool.targets) == 10 * repeats + num_unlabelled
+    assert pool.targets.dtype == np.float32
+    assert (pool.epochs, pool.batch_size, pool.label_smoothing) == (epochs, 96, 0.0)
+    seen = {1: [0] * 10, 2: [0] * num_unlabelled}
+    for ids, target in zip((pool.texts[i] for i in range(len(pool.texts))), pool.targets, strict=True):
+        token, number = int(ids[0]), len(ids) - 1
+        assert (ids == token).all()
+        seen[token][number] += 1
+        if token == 2:
+            assert (target == probabilities[number]).all()
+        else:
+            np.testing.assert_allclose(target, np.where(np.arange(3) == number % 3, 0.8, 0.1), rtol=1e-6)
+    assert seen == {1: [repeats] * 10, 2: [1] * num_unlabelled}
+
+
+def test_no_more_unlabelled_texts_are_drawn_than_there_is_time_for() -> None:
+    texts = [str(i) for i in range(1000)]
+    drawn = draw_unlabelled(texts, training_set(10, 12), seed=0)
+    assert len(drawn) == len(set(drawn)) == 2 * 10 * 12
+    assert set(drawn) <= set(texts)
+    assert drawn == draw_unlabelled(texts, training_set(10, 12), seed=0)
+    assert drawn != draw_unlabelled(texts, training_set(10, 12), seed=-1)
+    assert sorted(draw_unlabelled(texts, training_set(50, 12), seed=0)) == sorted(texts)
+
+
+def test_texts_of_two_vocabularies_make_no_pool() -> None:
+    other = TokenStore(np.ones(1, np.uint16), np.array([0, 1]), None, "w")
+    with pytest.raises(ValueError, match="different vocabularies"):
+        distillation_pool(training_set(2, 1), other, np.ones((1, 3), np.float32))
+
+
+def test_certain_probabilities_train_as_class_ids_do(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Callable[..., Any]
+) -> None:
+    some, classes = labelled(texts)
+    losses = []
+    for targets in (classes, np.eye(3, dtype=np.float32)[classes]):
+        trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+        dataset = FinetuneDataset(some, targets, tokenizer, maxlen=12, presort=True)
+        loaders = {
+            name: DataLoader(dataset, 40, collate_fn=lambda batch: collate_fn(batch, tokenizer.pad_token_id))
+            for name in loaders
+        }
+        trainer.train(loaders, 2)
+        losses.append([record["loss"] for record in trainer.history] + [trainer.epochs[-1]["eval_loss"]])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_soft_targets_are_learned(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Callable[..., Any], precision: str
+) -> None:
+    """The least loss is the entropy of the targets, and the model comes near it."""
+    target = np.array([0.7, 0.2, 0.1], np.float32)
+    dataset = FinetuneDataset(texts, np.tile(target, (len(texts), 1)), tokenizer, maxlen=12)
+    loader = DataLoader(dataset, 40, collate_fn=lambda batch: collate_fn(batch, tokenizer.pad_token_id))
+    trainer, _ = finetune_parts(texts, tokenizer, finetune_model(), precision=precision)
+    trainer.train({"train": loader, "eval": loader}, 8)
+    entropy = -(target * np.log(target)).sum()
+    assert entropy - 1e-4 < trainer.epochs[-1]["eval_loss"] < entropy + 0.01
+
+
+def test_items_and_batches_hold_the_same_probabilities(
+    texts: list[str], tokenizer: WordpieceTokenizer
+) -> None:
+    targets = np.random.default_rng(0).random((len(texts), 3), dtype=np.float32)
+    dataset = FinetuneDataset(texts, targets, tokenizer, maxlen=12)
+    at_once = collate_fn(dataset.__getitems__([3, 1, 2]), tokenizer.pad_token_id)
+    one_by_one = collate_fn([dataset[i] for i in (3, 1, 2)], tokenizer.pad_token_id)
+    for a, b in zip(at_once, one_by_one, strict=True):
+        assert torch.equal(a, b)
+    assert at_once[1].tolist() == targets[[3, 1, 2]].tolist()

@@ -1,0 +1,139 @@
+"""The stage itself, in this process: teachers, what they hand on, and a kill in any of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import finetune
+import pipeline
+from receiptbert import WordpieceTokenizer
+from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.descent import Descent
+from receiptbert.hf_format import save_pretrained
+from receiptbert.params import load_params
+from receiptbert.token_store import TokenStore
+from tests.conftest import ROOT, with_value
+from tests.test_training import labelled
+
+SETTINGS = {
+    "finetune.epochs": "2",
+    "finetune.batch_size": "40",
+    "finetune.teachers": "2",
+    "runtime.device": "cpu",
+    "runtime.checkpoint_seconds": "0",
+}
+SIZES = {"train": 80, "val": 40, "unsupervised": 80}
+# 2 batches an epoch of each teacher, and of the final model: its pool is 80 + 80 texts in batches of 120.
+STEPS = 2 * 2 * 2 + 2 * 2
+
+
+@pytest.fixture
+def run(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., dict[Path, bytes]]:
+    """Run the stage in a project of its own; its outputs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("receiptbert.checkpoints.REST", 0)
+    lines, classes = labelled(texts)
+    rows, first = ["text,label,split"], 0
+    for split, size in SIZES.items():
+        some, their = lines[first : first + size], classes[first : first + size]
+        rows += [f"{text},{target},{split}" for text, target in zip(some, their, strict=True)]
+        TokenStore.from_texts(some, tokenizer, their).save(pipeline.TOKENIZED / f"{split}.safetensors")
+        first += size
+    rows.append("а,0,test")
+    facts = CorpusFacts(min_length=1, max_length=12, labels=list("012"), label_names=list("абв"))
+    facts.save(pipeline.TOKENIZED / "corpus.json")
+    pipeline.RAW.mkdir()
+    pipeline.CORPUS.write_text("\n".join(rows))
+    save_pretrained(pretrain_model(), tokenizer, pipeline.PRETRAINED)
+
+    def run(**overrides: str) -> dict[Path, bytes]:
+        document = (ROOT / "params.yaml").read_text()
+        for key, value in (SETTINGS | {f"finetune.{key}": value for key, value in overrides.items()}).items():
+            document = with_value(document, key, value)
+        (tmp_path / "params.yaml").write_text(document)
+        finetune.finetune(load_params(tmp_path / "params.yaml"))
+        outputs = [*pipeline.FINETUNED.iterdir(), *pipeline.METRICS.rglob("*.*")]
+        return {path: path.read_bytes() for path in outputs}
+
+    return run
+
+
+class Cut(Exception):  # noqa: N818
+    """Stands for kill -9: nothing is done after it."""
+
+
+def test_a_stage_cut_off_in_any_of_its_models_ends_as_if_it_were_not(
+    run: Callable[..., dict[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward, steps, cuts = Descent._backward, [0], set[int]()
+
+    def count(trainer: Any, loss: Any) -> None:
+        if steps[0] in cuts:
+            cuts.remove(steps[0])
+            raise Cut
+        steps[0] += 1
+        backward(trainer, loss)
+
+    monkeypatch.setattr(Descent, "_backward", count)
+    whole = run()
+    assert steps == [STEPS]
+    steps[0] = 0
+    cuts |= {
+        1,
+        5,
+        8,
+        10,
+    }  # the first teacher, the second, and the final model before and after its first epoch
+    while cuts:
+        with pytest.raises(Cut):
+            run()
+    assert run() == whole
+    assert steps == [STEPS]  # none was done twice
+    assert not list(pipeline.CHECKPOINTS.rglob("*.safetensors"))
+
+
+def test_teachers_are_seen_in_the_metrics_and_the_model(run: Callable[..., dict[Path, bytes]]) -> None:
+    metrics, weights = pipeline.METRICS / "finetune.json", pipeline.FINETUNED / "model.safetensors"
+    taught, alone = run(teachers="1"), run(teachers="0")
+    of_teachers = {"teacher_val_weighted_f1", "linear_val_weighted_f1"}
+    assert json.loads(taught[metrics]).keys() - json.loads(alone[metrics]).keys() == of_teachers
+    assert json.loads(taught[metrics])["linear_val_weighted_f1"] > 0.5
+    assert taught[weights] != alone[weights]
+    # The teacher is the model that this seed gives without teachers.
+    as_teacher = json.loads(run(teachers="0", seed="1")[metrics])
+    assert json.loads(taught[metrics])["teacher_val_weighted_f1"] == as_teacher["val_weighted_f1"]
+
+
+def test_each_unsupervised_text_has_the_answer_of_both_kinds_of_teachers(
+    run: Callable[..., dict[Path, bytes]],
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class_of = {tuple(tokenizer(line)): target for line, target in zip(*labelled(texts), strict=True)}
+    pool, found = finetune.distillation_pool, []
+
+    def note(train: Any, store: TokenStore, probabilities: Any) -> Any:
+        true = np.array([class_of[tuple(store[i].tolist())] for i in range(len(store))])
+        found.append(((probabilities.argmax(axis=1) == true).mean(), probabilities.sum(axis=1)))
+        return pool(train, store, probabilities)
+
+    monkeypatch.setattr(finetune, "distillation_pool", note)
+    run(teachers="1")
+    monkeypatch.setattr(finetune.LinearTeacher, "probabilities", lambda _, texts: np.zeros((len(texts), 3)))
+    run(teachers="1", epochs="20", lr="1e-2", batch_size="20", dropout="0.0")
+    (linear, totals), (bert, halves) = found
+    assert linear > 0.6  # a third would be chance
+    assert bert > 0.6
+    np.testing.assert_allclose(totals, 1, rtol=1e-5)
+    np.testing.assert_allclose(halves, 0.5, rtol=1e-5)
