@@ -20,7 +20,8 @@ def evaluate(params: Params) -> None:
     test, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TEST, tokenizer)
     if (classes := max(targets, default=0) + 1) > len(names):
         raise UserError(
-            f"{pipeline.FINETUNED} knows {len(names)} classes, the corpus has {classes} or more; run `dvc repro`"
+            f"{pipeline.FINETUNED} knows {len(names)} classes, the corpus has {classes} or more; "
+            "run `dvc repro`"
         )
     corpus = read_corpus(pipeline.CORPUS)
 

@@ -75,6 +75,7 @@ def distil(
         corpus.loc[corpus[SPLIT] == split, TEXT].tolist() for split in (TRAIN, VAL, UNSUPERVISED)
     )
     chosen = draw_unlabelled(unsupervised, train, seed)
+    del corpus, unsupervised  # of millions of lines, gigabytes
     linear = LinearTeacher(train_texts, train.targets, val_texts, val[1], finetuning.num_classes)
     linear_f1 = f1(val[1], linear.probabilities(val_texts).argmax(axis=1), "weighted")
     say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")

@@ -49,7 +49,7 @@ TINY = {
     "model.intermediate_size": "16",
     "pretrain.epochs": "1",
     "finetune.epochs": "1",
-    "finetune.teachers": "1",
+    "finetune.teachers": "0",
     "runtime.device": "cpu",
 }
 

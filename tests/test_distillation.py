@@ -16,6 +16,7 @@ from receiptbert.distillation import (
     distillation_pool,
     draw_unlabelled,
 )
+from receiptbert.errors import UserError
 from receiptbert.labelled import TrainingSet
 from receiptbert.token_store import TokenStore
 from tests.test_training import finetune_parts, labelled
@@ -60,6 +61,11 @@ def test_the_linear_teacher_answers_text_by_text_and_always_alike(monkeypatch: p
     monkeypatch.setattr("receiptbert.distillation.CHUNK", 3)
     assert (teacher([0, 2, 3]).probabilities(texts) == whole).all()
     assert teacher([0, 2, 3]).probabilities([]).shape == (0, 5)
+
+
+def test_texts_without_characters_teach_nothing() -> None:
+    with pytest.raises(UserError, match=r"no features \(empty vocabulary.*\); set finetune.teachers to 0"):
+        LinearTeacher([" ", ""], np.array([0, 1]), ["а"], np.array([0]), 2)
 
 
 # --- The pool ---

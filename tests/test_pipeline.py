@@ -237,7 +237,7 @@ def test_other_beginnings_of_finetuning(project: Path) -> None:
     )
     BertForMaskedLM(config).save_pretrained(foreign)
     for init in ("scratch", "foreign"):
-        set_params(project, {"finetune.init": init})
+        set_params(project, {"finetune.init": init, "finetune.teachers": "1"})
         assert stages_run(run(["dvc", "repro"], project).stdout) == ["finetune", "evaluate"]
         config = json.loads((project / "models/finetuned/config.json").read_text())
         assert config["vocab_size"] == (700 if init == "scratch" else len(vocabulary))

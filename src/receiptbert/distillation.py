@@ -15,6 +15,7 @@ from scipy.special import softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
+from receiptbert.errors import UserError
 from receiptbert.labelled import TrainingSet
 from receiptbert.token_store import TokenStore
 
@@ -43,6 +44,9 @@ class LinearTeacher:
         val_texts: texts on which the sharpness of the probabilities is chosen.
         val_targets: their class ids.
         num_classes: C; a class that train lacks gets the probability 0.
+
+    Raises:
+        UserError: the train texts have no characters in common.
     """
 
     def __init__(
@@ -56,10 +60,16 @@ class LinearTeacher:
         self._num_classes = num_classes
         self._vectorizer = TfidfVectorizer(**CHARACTERS)
         self._svm = LinearSVC(C=STRENGTH, random_state=0)
+        try:
+            features = self._vectorizer.fit_transform(train_texts)
+        except ValueError as error:
+            raise UserError(
+                f"the train texts give the linear teacher no features ({error}); set finetune.teachers to 0"
+            ) from None
         with warnings.catch_warnings():
             # Two labels a class are few, and yet no mistake.
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-            self._svm.fit(self._vectorizer.fit_transform(train_texts), train_targets)
+            self._svm.fit(features, train_targets)
         # Nothing can be learned of a class that train lacks; its rows would have an infinite loss.
         known = np.isin(val_targets, self._svm.classes_)
         margins = self._margins(val_texts)[known]
