@@ -15,20 +15,19 @@ from pathlib import Path
 from common import ROOT, STAGES, measure, stage_command, write_params, write_result
 from receiptbert.progress import say
 
-STEPS = 200
-
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, nargs="+", default=[30_000, 300_000, 3_000_000])
+    parser.add_argument("--steps", type=int, default=200, help="of pretraining")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for lines in args.lines:
         with tempfile.TemporaryDirectory() as folder:
-            figures[str(lines)] = _run_stages(Path(folder), lines)
+            figures[str(lines)] = _run_stages(Path(folder), lines, args.steps)
     print(f"{'stage':16}" + "".join(f"{lines:>14,} lines" + " " * 10 for lines in args.lines))
     for stage in STAGES:
         cells = (figures[str(lines)][stage] for lines in args.lines)
@@ -39,12 +38,12 @@ def main() -> None:
     write_result(args.json, {"stages": figures})
 
 
-def _run_stages(folder: Path, lines: int) -> dict[str, dict[str, float]]:
+def _run_stages(folder: Path, lines: int, steps: int) -> dict[str, dict[str, float]]:
     """Generate a corpus in ``folder`` and run each stage's script there, as DVC would."""
     say(f"generating {lines:,} lines")
     generator = [str(ROOT / "data/make_sample.py"), "corpus.zip", "--unlabelled", str(lines)]
     subprocess.run([sys.executable, *generator], cwd=folder, check=True)
-    write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={STEPS}", "finetune.epochs=1"])
+    write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={steps}", "finetune.epochs=1"])
     return {stage: measure(stage_command(stage), folder) for stage in STAGES}
 
 

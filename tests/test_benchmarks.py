@@ -66,8 +66,8 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
         ("tokenization", ["--rounds", "1"]),
         ("throughput", [*QUICK, "--seconds", "0", "--batch-size", "8", "--finetune-batch-size", "8"]),
         ("inference", [*QUICK, "--lines", "50"]),
-        ("scale", ["--lines", "100"]),
-        ("chaos", ["--kills", "3"]),
+        ("scale", ["--lines", "100", "--steps", "5"]),
+        ("chaos", ["--kills", "2"]),
     ],
 )
 def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str, options: list[str]) -> None:
@@ -217,7 +217,7 @@ def test_the_numbers_behind_the_answers(
 ) -> None:
     save_pretrained(finetune_model(), tokenizer, tmp_path / "model", ["а", "б", "в"])
     rows = [f"{text},{i % 3},{split}" for split in ("train", "val", "test") for i, text in enumerate(texts)]
-    (tmp_path / "data.csv").write_text("\n".join(["text,label,split", *rows]))
+    (tmp_path / "data.csv").write_text("\n".join(["text,label,split", *rows, "а,,unsupervised"]))
     options = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data.csv")]
     figures = run_benchmark("answers", options, tmp_path)
     assert figures["not_scaled"]["largest_weight"] > figures["scaled"]["largest_weight"]
