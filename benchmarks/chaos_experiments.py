@@ -1,0 +1,155 @@
+"""Change parameters at random with ``dvc exp run -S``, kill some of the runs, see whether all still agrees.
+
+    python benchmarks/chaos_experiments.py --experiments 20 [--json OUT]
+
+On a small corpus, each experiment changes one parameter of the work tree as the last one left it. Some are
+killed (``kill -9`` of DVC, which takes its trainer along), and the next one goes on from there. After a last
+``dvc repro``, ``dvc status`` must find nothing to do, ``git status`` name only what README says, and every
+output have the bytes that a fresh project with these parameters gives.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, write_params, write_result
+from receiptbert.progress import say
+
+CORPUS = ["--unlabelled", "1000", "--train", "300", "--val", "60", "--test", "60"]
+SETTINGS = [
+    "data.archive=data/corpus.zip",
+    "tokenizer.vocab_size=1000",
+    "tokenizer.min_frequency=2",
+    "model.hidden_size=16",
+    "model.num_hidden_layers=1",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=32",
+    "pretrain.epochs=2",
+    "finetune.epochs=2",
+    "runtime.device=cpu",
+    "runtime.checkpoint_seconds=0",
+]
+CHANGES = {
+    "tokenizer.vocab_size": ["900", "1000"],
+    "pretokenize.max_length_quantile": ["0.9", "0.995"],
+    "pretrain.lr": ["3e-5", "5e-4", "1e-3"],
+    "pretrain.epochs": ["1", "2", "3"],
+    "pretrain.mask_prob": ["0.15", "0.25"],
+    "finetune.lr": ["2e-4", "4e-4"],
+    "finetune.epochs": ["1", "2"],
+    "finetune.teachers": ["0", "1"],
+    "finetune.init": ["pretrained", "scratch"],
+}
+MAY_CHANGE = ("params.yaml", "dvc.lock", "metrics/")
+KILLED = 0.3  # of the experiments
+# A trainer ends with its DVC, once it has saved; the stages before it run to their end.
+ORPHAN_SECONDS = 10
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experiments", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of changes, kills and moments")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+
+    dice = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        project, fresh = Path(scratch) / "project", Path(scratch) / "fresh"
+        _make_project(project)
+        seconds = _timed(["dvc", "repro"], project)
+        _run(["git", "add", "-A"], project)
+        _run(["git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "state"], project)
+        killed = 0
+        for number in range(args.experiments):
+            key = dice.choice(sorted(CHANGES))
+            change = f"{key}={dice.choice(CHANGES[key])}"
+            dies = dice.random() < KILLED
+            killed += dies and _killed(["dvc", "exp", "run", "-S", change], project, dice.uniform(0, seconds))
+            if not dies:
+                _run(["dvc", "exp", "run", "-S", change], project)
+            say(f"{number + 1} of {args.experiments}: {change}{', killed' if dies else ''}")
+        _run(["dvc", "repro"], project)
+        figures = {
+            "experiments": args.experiments,
+            "killed": killed,
+            "up_to_date": "up to date" in _run(["dvc", "status"], project),
+            "unexpected_changes": _unexpected(_run(["git", "status", "--porcelain"], project)),
+        }
+        _make_project(fresh)
+        shutil.copy(project / "params.yaml", fresh)
+        _run(["dvc", "repro"], fresh)
+        figures["equal"] = _outputs(project) == _outputs(fresh)
+    print(", ".join(f"{name} {value}" for name, value in figures.items()))
+    write_result(args.json, figures)
+    if not figures["up_to_date"] or figures["unexpected_changes"] or not figures["equal"]:
+        sys.exit("the project does not agree with itself")
+
+
+def _make_project(folder: Path) -> None:
+    """The code and the pipeline in ``folder``, with a small corpus, in git."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "data").mkdir()
+    _run([sys.executable, str(ROOT / "data/make_sample.py"), "data/corpus.zip", *CORPUS], folder)
+    write_params(folder, SETTINGS)
+    _run(["git", "init", "-q"], folder)
+    _run(["dvc", "init", "-q"], folder)
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
+
+
+def _environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def _timed(command: list[str], folder: Path) -> float:
+    start = time.monotonic()
+    _run(command, folder)
+    return time.monotonic() - start
+
+
+def _killed(command: list[str], folder: Path, seconds: float) -> bool:
+    """Whether the command still ran after ``seconds``, and was killed."""
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=folder, env=_environment(), stdout=silent, stderr=silent)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        time.sleep(ORPHAN_SECONDS)
+        return True
+    return False
+
+
+def _unexpected(status: str) -> list[str]:
+    """What ``git status --porcelain`` names beside parameters, lock and metrics."""
+    return [line for line in status.splitlines() if not line[3:].startswith(MAY_CHANGE)]
+
+
+def _outputs(project: Path) -> dict[str, bytes]:
+    """The bytes of all outputs, metrics and the lock."""
+    tops = ("data/raw", "data/tokenized", "models", "metrics")
+    files = [path for top in tops for path in (project / top).rglob("*") if path.is_file()]
+    return {str(path.relative_to(project)): path.read_bytes() for path in [*files, project / "dvc.lock"]}
+
+
+if __name__ == "__main__":
+    main()
