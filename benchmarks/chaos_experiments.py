@@ -47,7 +47,7 @@ CHANGES = {
     "finetune.init": ["pretrained", "scratch"],
 }
 MAY_CHANGE = ("params.yaml", "dvc.lock", "metrics/")
-KILLED = 0.3  # of the experiments
+KILLED = 0.5  # of the experiments, unless they are done by then
 # A trainer ends with its DVC, once it has saved; the stages before it run to their end.
 ORPHAN_SECONDS = 10
 
@@ -72,9 +72,11 @@ def main() -> None:
             key = dice.choice(sorted(CHANGES))
             change = f"{key}={dice.choice(CHANGES[key])}"
             dies = dice.random() < KILLED
-            killed += dies and _killed(["dvc", "exp", "run", "-S", change], project, dice.uniform(0, seconds))
-            if not dies:
-                _run(["dvc", "exp", "run", "-S", change], project)
+            experiment = ["dvc", "exp", "run", "-S", change]
+            if dies:  # not all stages run again, so a third of the time hits most
+                killed += _killed(experiment, project, dice.uniform(0, seconds / 3))
+            else:
+                _run(experiment, project)
             say(f"{number + 1} of {args.experiments}: {change}{', killed' if dies else ''}")
         _run(["dvc", "repro"], project)
         figures = {
