@@ -34,6 +34,8 @@ OVERRIDES = {
     "assignment": [
         "tokenizer.min_frequency=2",
         "pretrain.mask_prob=0.15",
+        "pretrain.whole_words=false",
+        "pretrain.letters_only=false",
         "pretrain.sop_weight=0.5",
         "pretrain.batch_size=256",
         "pretrain.epochs=5",
@@ -113,6 +115,7 @@ def read_scores(folder: Path) -> Run:
     return {
         "weighted_f1": test["weighted_f1"],
         "macro_f1": test["macro_f1"],
+        "calibration_error": test["ece"],
         "val_weighted_f1": finetune["val_weighted_f1"],
         "megabytes": (folder / "models/finetuned/model.safetensors").stat().st_size / 1e6,
     }
@@ -142,14 +145,16 @@ def earlier_figures(path: Path | None, digest: str) -> dict[str, dict[str, float
 
 def print_table(table: Mapping[str, Mapping[str, float]]) -> None:
     """A line for each contestant."""
-    print(f"{'':12}{'weighted F1':>16}{'macro F1':>16}{'on val':>8}{'seeds':>7}{'seconds':>9}{'MB':>7}")
+    heads = f"{'on val':>8}{'seeds':>7}{'seconds':>9}{'MB':>7}{'ECE':>7}"
+    print(f"{'':12}{'weighted F1':>16}{'macro F1':>16}{heads}")
     for name, row in table.items():
         weighted = f"{row['mean']:.3f} ± {row['std']:.3f}"
         macro = f"{row['macro_f1']:.3f} ± {row['macro_std']:.3f}"
         val = f"{row['val_weighted_f1']:.3f}" if "val_weighted_f1" in row else ""
+        error = f"{row['calibration_error']:.3f}" if "calibration_error" in row else ""
         print(
             f"{name:12}{weighted:>16}{macro:>16}{val:>8}{row['seeds']:7}"
-            f"{row['seconds']:9.0f}{row['megabytes']:7.1f}"
+            f"{row['seconds']:9.0f}{row['megabytes']:7.1f}{error:>7}"
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from receiptbert.errors import one_line_errors
 from receiptbert.failures import explain
+from receiptbert.interrupts import end_with_parent
 from receiptbert.params import Params, load_params
 from receiptbert.progress import say
 
@@ -35,6 +36,9 @@ def run_stage(stage: Callable[[Params], None]) -> None:
 
     Bad input, a full disk and the like (see ``failures``) end the process in one line: ``one_line_errors``.
     """
+    # Else a killed DVC would leave its stage behind, in the way of the next.
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()
     name, params = stage.__name__, None
     with one_line_errors(name, lambda error: explain(error, name, params)):
         params = load_params(PARAMS)

@@ -105,6 +105,7 @@ def make_loader(
             random_prob=p.random_prob,
             keep_unchanged_prob=p.keep_unchanged_prob,
             whole_words=p.whole_words,
+            letters_only=p.letters_only,
         ),
     )
 

@@ -14,9 +14,10 @@ import common
 import learning_curve
 import make_sample
 import onnx_runtime
+import parity
 import predict
 import quality
-from receiptbert import BertFinetuneModel, WordpieceTokenizer, cli
+from receiptbert import BertFinetuneModel, Classifier, WordpieceTokenizer, cli
 from receiptbert.corpus import label_list
 from receiptbert.hf_format import save_pretrained
 from receiptbert.onnx_export import CalibratedModel
@@ -116,7 +117,7 @@ def pretend_scores(folder: Path, f1: float) -> None:
     """Leave in ``folder`` what a run of the stages leaves."""
     for name in ("metrics", "models/finetuned"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "metrics/test.json").write_text(json.dumps({"weighted_f1": f1, "macro_f1": 0.4}))
+    (folder / "metrics/test.json").write_text(json.dumps({"weighted_f1": f1, "macro_f1": 0.4, "ece": 0.02}))
     (folder / "metrics/finetune.json").write_text('{"val_weighted_f1": 0.6}')
     (folder / "models/finetuned/model.safetensors").write_bytes(b"0" * 2_000_000)
 
@@ -136,7 +137,13 @@ def test_a_run_of_the_pipeline_has_its_own_seed_and_settings(
     monkeypatch.setattr(quality, "run_stages", pretend)
     run = quality.Contest(archive, common.read_archive(archive)).run("scratch", 7)
     assert run.pop("seconds") >= 0
-    assert run == {"weighted_f1": 0.5, "macro_f1": 0.4, "val_weighted_f1": 0.6, "megabytes": 2}
+    assert run == {
+        "weighted_f1": 0.5,
+        "macro_f1": 0.4,
+        "calibration_error": 0.02,
+        "val_weighted_f1": 0.6,
+        "megabytes": 2,
+    }
 
 
 def test_a_summary_of_seeds() -> None:
@@ -208,6 +215,32 @@ def test_onnx_runtime_beside_torch(
     assert [figures[name]["same_labels"] for name in ("torch", "onnx", "onnx_int8")] == [1, 1, 1]
     assert figures["onnx"]["megabytes"] == 4 * figures["onnx_int8"]["megabytes"] == 4
     assert figures["torch"]["weighted_f1"] == figures["onnx"]["weighted_f1"]
+
+
+def test_parity_counts_the_labels_that_differ(
+    archive: Path,
+    tmp_path: Path,
+    tokenizer: WordpieceTokenizer,
+    finetune_model: Callable[..., BertFinetuneModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = label_list(common.read_archive(archive))
+    names = [f"category {label}" for label in labels]
+    model = finetune_model(num_classes=len(labels))
+    save_pretrained(model, tokenizer, tmp_path / "model", names, labels)
+
+    def pretend(folder: Path, texts: list[str]) -> list[str]:
+        answers = [prediction.category for prediction in Classifier.from_pretrained(folder)(texts)]
+        return ["another", *answers[1:]]
+
+    monkeypatch.setattr(parity, "by_onnx", pretend)
+    options = ["--corpus", str(archive), "--model", str(tmp_path / "model")]
+    monkeypatch.setattr("sys.argv", ["parity.py", *options, "--json", str(tmp_path / "figures.json")])
+    parity.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    counts = [figures[f"other_labels_from_{name}"] for name in ("predict", "pipeline", "onnx")]
+    assert counts == [0, 0, 1]
+    assert figures["rows"] == 60
 
 
 def test_the_numbers_behind_the_answers(

@@ -21,7 +21,7 @@ from receiptbert import (
     MultiHeadSelfAttention,
     init_layer,
 )
-from receiptbert.hf_format import to_hf
+from receiptbert.hf_names import to_hf
 
 V, P, D, H = 50, 12, 8, 2
 

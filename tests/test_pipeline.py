@@ -42,7 +42,8 @@ def imported_modules(stage: str) -> frozenset[str]:
 
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-ENVIRONMENT = os.environ | {"PATH": PATH, "DVC_NO_ANALYTICS": "1"}
+# A shell that stays between DVC and a stage if it can, as where SHELL is not set (cron, containers).
+ENVIRONMENT = os.environ | {"PATH": PATH, "DVC_NO_ANALYTICS": "1", "SHELL": "/bin/sh"}
 
 
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -278,9 +278,15 @@ def test_segments_are_the_two_halves_of_a_window_of_the_text(batch: dict[str, An
 
 
 @examples(700)
-@given(batches(), st.sampled_from([0.01, 0.3, 1.0]), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+@given(
+    batches(),
+    st.sampled_from([0.01, 0.3, 1.0]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.booleans(),
+    st.booleans(),
+)
 def test_masks_hide_targets_alone(
-    batch: dict[str, Any], mask_prob: float, random_prob: float, whole_words: bool
+    batch: dict[str, Any], mask_prob: float, random_prob: float, whole_words: bool, letters_only: bool
 ) -> None:
     tokenizer = small_tokenizer()
     pairs = batch["dataset"].__getitems__(batch["index"])
@@ -290,6 +296,7 @@ def test_masks_hide_targets_alone(
         random_prob=random_prob,
         keep_unchanged_prob=0.0,
         whole_words=whole_words,
+        letters_only=letters_only,
     )
     input_ids, types, labels, permuted = collator(pairs)
     target = labels != -100
@@ -301,8 +308,11 @@ def test_masks_hide_targets_alone(
     assert replaced <= {0.0: {tokenizer.mask_token_id}, 1.0: set(ordinary_ids())}.get(
         random_prob, {tokenizer.mask_token_id, *ordinary_ids()}
     )
+    letters = torch.tensor([any(map(str.isalpha, token)) for token in tokenizer.tokens])[pairs.input_ids]
+    may_be_target = ~special & letters if letters_only else ~special
+    assert not (target & ~may_be_target).any()
     if mask_prob == 1.0:
-        assert torch.equal(target, ~special)
+        assert torch.equal(target, may_be_target)
     assert torch.equal(types, pairs.token_type_ids)
     assert torch.equal(permuted, pairs.permuted)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # what a type checker and an editor see
     from receiptbert.encoder import BertLayer as BertLayer
     from receiptbert.encoder import FeedForward as FeedForward
     from receiptbert.encoder import MultiHeadSelfAttention as MultiHeadSelfAttention
-    from receiptbert.encoder import init_layer as init_layer
     from receiptbert.hf_format import load_weights as load_weights
+    from receiptbert.initialization import init_layer as init_layer
     from receiptbert.metrics import make_scorer as make_scorer
     from receiptbert.modeling import BertFinetuneModel as BertFinetuneModel
     from receiptbert.modeling import BertModel as BertModel

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from receiptbert.errors import UserError
 from receiptbert.files import whole
-from receiptbert.interrupts import end_with_parent
 from receiptbert.progress import say
 
 # After a checkpoint that took a second to write comes a minute without one, whatever the interval: even of a
@@ -64,9 +62,6 @@ class Checkpoints:
         self._lock = FileLock(folder.with_suffix(".lock"))
 
     def __enter__(self) -> "Checkpoints":
-        # Else a killed DVC would leave its trainer behind, in the way of the next.
-        if "DVC_STAGE" in os.environ:
-            end_with_parent()
         self._parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)

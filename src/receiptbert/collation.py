@@ -20,6 +20,7 @@ class Collator:
         random_prob: how often a chosen token is replaced by a random one, which may be itself.
         keep_unchanged_prob: how often a chosen token stays. Otherwise it becomes ``[MASK]``.
         whole_words: choose all pieces of a word or none, so that no piece gives the others away.
+        letters_only: choose no piece without a letter: what a number is tells little of the words around it.
 
     Randomness comes from torch's global generator of the batch's device.
     """
@@ -32,12 +33,15 @@ class Collator:
         random_prob: float = 0.1,
         keep_unchanged_prob: float = 0.1,
         whole_words: bool = False,
+        letters_only: bool = False,
     ) -> None:
         self._pad_token_id = tokenizer.pad_token_id
         self._mask_token_id = tokenizer.mask_token_id
-        self._special = torch.tensor(tokenizer.special_token_ids)
         every = torch.arange(tokenizer.vocab_size)
-        self._ordinary = every[~torch.isin(every, self._special)]  # ids that may be drawn
+        is_ordinary = ~torch.isin(every, torch.tensor(tokenizer.special_token_ids))
+        self._ordinary = every[is_ordinary]  # ids that may be drawn
+        has_letter = torch.tensor([any(map(str.isalpha, token)) for token in tokenizer.tokens])
+        self._may_be_target = is_ordinary & has_letter if letters_only else is_ordinary  # (V,)
         self._non_target_idx = non_target_idx
         self._mask_prob = mask_prob
         self._random_prob = random_prob
@@ -69,8 +73,8 @@ class Collator:
     def _mask(self, true_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Corrupted ids and labels, both (B, W), on the device of ``true_ids``."""
         device = true_ids.device
-        self._special, self._ordinary = self._special.to(device), self._ordinary.to(device)
-        eligible = ~torch.isin(true_ids, self._special)
+        self._may_be_target, self._ordinary = self._may_be_target.to(device), self._ordinary.to(device)
+        eligible = self._may_be_target[true_ids]
         chance = torch.rand(true_ids.shape, device=device)
         if self._whole_words:  # all pieces get the number of their word's first
             self._begins_word = self._begins_word.to(device)

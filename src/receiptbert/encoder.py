@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from receiptbert.dropout import Dropout
+from receiptbert.initialization import embedding, linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -32,35 +33,6 @@ class BertShape:
     def kwargs(self) -> dict[str, Any]:
         """As keyword arguments of ``Bert``, ``BertModel`` and ``BertFinetuneModel``."""
         return asdict(self)
-
-
-def init_layer(
-    layer: nn.Linear | nn.Embedding, initializer_range: float = 0.02, zero_out_bias: bool = True
-) -> None:
-    """Initialize as BERT does: weights from a normal distribution cut at two deviations, biases zero.
-
-    Args:
-        layer: a linear layer or an embedding matrix.
-        initializer_range: the deviation.
-        zero_out_bias: True for linear layers, False for embeddings, which have no bias.
-    """
-    bound = 2 * initializer_range
-    nn.init.trunc_normal_(layer.weight.data, std=initializer_range, a=-bound, b=bound)
-    if zero_out_bias:
-        cast(nn.Linear, layer).bias.data.zero_()
-
-
-def linear(in_features: int, out_features: int) -> nn.Linear:
-    """A linear layer, initialized by ``init_layer``."""
-    layer = nn.Linear(in_features, out_features)
-    init_layer(layer)
-    return layer
-
-
-def _embedding(num_embeddings: int, hidden_size: int) -> nn.Embedding:
-    layer = nn.Embedding(num_embeddings, hidden_size)
-    init_layer(layer, zero_out_bias=False)
-    return layer
 
 
 class BertEmbeddings(nn.Module):
@@ -87,9 +59,9 @@ class BertEmbeddings(nn.Module):
         eps: float = 1e-3,
     ) -> None:
         super().__init__()
-        self._token_embeddings = _embedding(vocab_size, hidden_size)
-        self._position_embeddings = _embedding(max_seqlen, hidden_size)
-        self._segment_embeddings = _embedding(type_vocab_size, hidden_size)
+        self._token_embeddings = embedding(vocab_size, hidden_size)
+        self._position_embeddings = embedding(max_seqlen, hidden_size)
+        self._segment_embeddings = embedding(type_vocab_size, hidden_size)
         self._layer_norm = nn.LayerNorm(hidden_size, eps=eps)
         self._dropout = Dropout(dropout_prob)
 

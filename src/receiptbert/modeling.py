@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from receiptbert.dropout import Dropout
-from receiptbert.encoder import ACTIVATIONS, Bert, BertShape, linear
+from receiptbert.encoder import ACTIVATIONS, Bert, BertShape
+from receiptbert.initialization import linear
 
 
 class MlmHead(nn.Module):

@@ -99,6 +99,7 @@ class PretrainParams:
     random_prob: float
     keep_unchanged_prob: float
     whole_words: bool
+    letters_only: bool
     permute_prob: float
     sop_weight: float
     holdout: int
