@@ -67,7 +67,7 @@ def test_stages_say_what_they_do_and_run_without_templates() -> None:
     assert list(DVC_YAML["stages"]) == STAGES
     for name, stage in DVC_YAML["stages"].items():
         assert stage["desc"]
-        assert stage["cmd"] == f"python src/{name}.py"
+        assert stage["cmd"] == f"exec python src/{name}.py"
 
 
 def test_outputs_are_ignored_by_git_and_metrics_are_not() -> None:
