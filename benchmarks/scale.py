@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--json OUT]
 
 The lines come from the generator of the sample. Pretraining takes a fixed number of steps, finetuning one
-epoch over the same 5,000 lines, so these two show what the corpus alone costs them.
+epoch over as many labelled lines, so these two show what the corpus alone costs them.
 """
 
 import argparse
@@ -21,13 +21,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, nargs="+", default=[30_000, 300_000, 3_000_000])
     parser.add_argument("--steps", type=int, default=200, help="of pretraining")
+    parser.add_argument("--train", type=int, default=5000, help="labelled lines")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for lines in args.lines:
         with tempfile.TemporaryDirectory() as folder:
-            figures[str(lines)] = _run_stages(Path(folder), lines, args.steps)
+            figures[str(lines)] = _run_stages(Path(folder), lines, args.train, args.steps)
     print(f"{'stage':16}" + "".join(f"{lines:>14,} lines" + " " * 10 for lines in args.lines))
     for stage in STAGES:
         cells = (figures[str(lines)][stage] for lines in args.lines)
@@ -38,11 +39,11 @@ def main() -> None:
     write_result(args.json, {"stages": figures})
 
 
-def _run_stages(folder: Path, lines: int, steps: int) -> dict[str, dict[str, float]]:
+def _run_stages(folder: Path, lines: int, train: int, steps: int) -> dict[str, dict[str, float]]:
     """Generate a corpus in ``folder`` and run each stage's script there, as DVC would."""
     say(f"generating {lines:,} lines")
-    generator = [str(ROOT / "data/make_sample.py"), "corpus.zip", "--unlabelled", str(lines)]
-    subprocess.run([sys.executable, *generator], cwd=folder, check=True)
+    generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip"]
+    subprocess.run([*generator, "--unlabelled", str(lines), "--train", str(train)], cwd=folder, check=True)
     write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={steps}", "finetune.epochs=1"])
     return {stage: measure(stage_command(stage), folder) for stage in STAGES}
 
