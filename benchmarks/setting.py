@@ -17,11 +17,10 @@ from receiptbert.datasets import NUM_MARKS
 from receiptbert.devices import choose_device
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
+from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
-# Hidden size and layers of the smaller models of Turc et al. (2019); a head has 64 dimensions.
-SIZES = {"tiny": (128, 2), "mini": (256, 4), "small": (512, 4), "medium": (512, 8)}
 WARM_UP_STEPS = 1
 
 
@@ -77,7 +76,7 @@ def read_setting(args: argparse.Namespace) -> Setting:
     rows = corpus[corpus[SPLIT] == TRAIN]
     labels = label_list(corpus)
     maxlen = int(np.quantile(unlabelled.lengths, params.pretokenize.max_length_quantile))
-    hidden_size, layers = SIZES[args.size]
+    size = SIZES[args.size]
     device = choose_device(args.device)
     return Setting(
         params=params,
@@ -88,10 +87,10 @@ def read_setting(args: argparse.Namespace) -> Setting:
         targets=np.array([labels.index(label) for label in rows[LABEL]]),
         num_classes=len(labels),
         shape={
-            "hidden_size": hidden_size,
-            "num_hidden_layers": layers,
-            "num_attention_heads": hidden_size // 64,
-            "intermediate_size": 4 * hidden_size,
+            "hidden_size": size.hidden_size,
+            "num_hidden_layers": size.num_hidden_layers,
+            "num_attention_heads": size.hidden_size // SIZE_PER_HEAD,
+            "intermediate_size": EXPANSION * size.hidden_size,
             "act_func": params.model.act_func,
             "vocab_size": max(tokenizer.vocab_size, args.vocab_size or 0),
             "max_seqlen": maxlen + NUM_MARKS,

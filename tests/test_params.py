@@ -1,10 +1,12 @@
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from receiptbert.params import load_params
+from receiptbert.sizes import SIZES
 from tests.conftest import ROOT, with_value
 
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -17,7 +19,66 @@ def load(folder: Path, text: str):  # type: ignore[no-untyped-def]
 
 def test_shipped_file_is_read_whole() -> None:
     document = YAML(typ="safe", pure=True).load(SHIPPED)
-    assert dataclasses.asdict(load_params(ROOT / "params.yaml")) == document
+    read = dataclasses.asdict(load_params(ROOT / "params.yaml"))
+    of_mini = {
+        "model": {
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 1024,
+        },
+        "pretrain": {"lr": 5e-4, "warmup": 0.06, "weight_decay": 0.01, "dropout": 0.0},
+        "finetune": {"lr": 4e-4, "warmup": 0.06, "weight_decay": 0.01, "dropout": 0.1},
+    }
+    for section, values in of_mini.items():
+        for name, value in values.items():
+            assert document[section].pop(name) == "auto"
+            assert read[section].pop(name) == value
+    assert read == document
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "lr"),
+    [
+        ("tiny", (128, 2, 2, 512), 1e-3),
+        ("mini", (256, 4, 4, 1024), 5e-4),
+        ("small", (512, 4, 8, 2048), None),
+        ("medium", (512, 8, 8, 2048), None),
+        ("base", (768, 12, 12, 3072), 1e-4),
+        ("large", (1024, 24, 16, 4096), 1e-4),
+    ],
+)
+def test_a_size_sets_all_that_is_auto(
+    tmp_path: Path, size: str, shape: tuple[int, ...], lr: float | None
+) -> None:
+    params = load(tmp_path, with_value(SHIPPED, "model.size", size))
+    model = params.model
+    assert shape == (
+        model.hidden_size,
+        model.num_hidden_layers,
+        model.num_attention_heads,
+        model.intermediate_size,
+    )
+    if lr is not None:
+        assert params.pretrain.lr == lr
+    assert "size" not in model.kwargs()
+    by_hand = with_value(with_value(SHIPPED, "model.size", size), "pretrain.lr", "7e-5")
+    assert load(tmp_path, by_hand) == dataclasses.replace(
+        params, pretrain=dataclasses.replace(params.pretrain, lr=7e-5)
+    )
+
+
+def test_a_larger_model_never_learns_faster() -> None:
+    for one, larger in pairwise(SIZES.values()):
+        assert (one.hidden_size, one.num_hidden_layers) < (larger.hidden_size, larger.num_hidden_layers)
+        assert one.pretrain.lr >= larger.pretrain.lr
+        assert one.finetune.lr >= larger.finetune.lr
+
+
+def test_heads_and_feed_forward_follow_a_width_set_by_hand(tmp_path: Path) -> None:
+    model = load(tmp_path, with_value(SHIPPED, "model.hidden_size", "192")).model
+    assert (model.num_attention_heads, model.intermediate_size) == (3, 768)
+    assert model.num_hidden_layers == 4  # of mini still
 
 
 @pytest.mark.parametrize("written", ["3e-05", "3e-5", "3.0e-05", "0.00003"])

@@ -35,7 +35,13 @@ PARAMS: list[tuple[str, str, str]] = [
     ("tokenizer.vocab_size", "9" * 30, f"tokenizer.vocab_size = {'9' * 30} must be below 2,147,483,648"),
     ("tokenizer.min_frequency", "0", "tokenizer.min_frequency must be at least 1"),
     ("pretokenize.max_length_quantile", "0", "pretokenize.max_length_quantile must be above 0 and at most 1"),
-    ("model.hidden_size", "251", "model.hidden_size must be a multiple of num_attention_heads (4)"),
+    ("model.size", "huge", "model.size = 'huge' must be one of tiny, mini, small, medium, base, large"),
+    ("model.size", "auto", "model.size = 'auto' must be one of tiny, mini, small, medium, base, large"),
+    ("model.size", "4", "model.size = 4 must be a text"),
+    ("model.hidden_size", "atuo", "model.hidden_size = 'atuo' must be a whole number or auto"),
+    ("model.hidden_size", "0", "model.hidden_size must be at least 1"),
+    ("model.hidden_size", "100", "model.num_attention_heads = auto is hidden_size / 64, and 100 is no multiple of it; set a number"),
+    ("model.num_attention_heads", "3", "model.hidden_size must be a multiple of num_attention_heads (3)"),
     ("model.num_attention_heads", "0", "model.num_attention_heads must be at least 1"),
     ("model.num_hidden_layers", "0", "model.num_hidden_layers must be at least 1"),
     ("model.intermediate_size", "-1", "model.intermediate_size must be at least 1"),
@@ -55,12 +61,13 @@ PARAMS: list[tuple[str, str, str]] = [
     ("pretrain.permute_prob", "2", "pretrain.permute_prob must be between 0 and 1"),
     ("pretrain.sop_weight", "1.1", "pretrain.sop_weight must be between 0 and 1"),
     ("pretrain.holdout", "0", "pretrain.holdout must be at least 1"),
-    ("finetune.lr", "fast", "finetune.lr = 'fast' must be a number"),
-    ("finetune.lr", "true", "finetune.lr = True must be a number"),
-    ("finetune.lr", "", "finetune.lr = None must be a number"),
-    ("finetune.lr", "[1e-4, 2e-4]", "finetune.lr = [0.0001, 0.0002] must be a number"),
+    ("finetune.lr", "fast", "finetune.lr = 'fast' must be a number or auto"),
+    ("finetune.lr", "true", "finetune.lr = True must be a number or auto"),
+    ("finetune.lr", "", "finetune.lr = None must be a number or auto"),
+    ("finetune.lr", "[1e-4, 2e-4]", "finetune.lr = [0.0001, 0.0002] must be a number or auto"),
     ("finetune.lr", "0", "finetune.lr must be above 0"),
     ("finetune.lr", ".inf", "finetune.lr = inf must be a finite number"),
+    ("finetune.final_lr", "auto", "finetune.final_lr = 'auto' must be a number"),
     ("finetune.final_lr", "1", "finetune.final_lr must be between 0 and lr (0.0004)"),
     ("finetune.epochs", "6.5", "finetune.epochs = 6.5 must be a whole number"),
     ("finetune.epochs", "yes", "finetune.epochs = 'yes' must be a whole number"),
@@ -73,8 +80,9 @@ PARAMS: list[tuple[str, str, str]] = [
     ("finetune.label_smoothing", "1", "finetune.label_smoothing must be at least 0 and below 1"),
     ("runtime.device", "tpu", "runtime.device must be auto, cpu or cuda"),
     ("runtime.deterministic", "maybe", "runtime.deterministic = 'maybe' must be true or false"),
+    ("runtime.activation_checkpointing", "auto", f"runtime.activation_checkpointing = 'auto' {TRUE_OR_FALSE}"),
     ("runtime.checkpoint_seconds", "-1", "runtime.checkpoint_seconds must be at least 0"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), PARAMS)
@@ -89,7 +97,7 @@ def test_every_number_of_params_has_a_range() -> None:
         f"{section}.{name}"
         for section, values in YAML(typ="safe", pure=True).load(SHIPPED).items()
         for name, value in values.items()
-        if isinstance(value, float | int)
+        if isinstance(value, float | int) or value == "auto"
     }
     shared = {"seed", "precision", "epochs", "batch_size", "lr", "final_lr", "warmup", "weight_decay"}
     shared |= {"max_grad_norm", "dropout"}  # checked by one function for pretrain and finetune

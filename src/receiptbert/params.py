@@ -1,7 +1,8 @@
 """``params.yaml`` as frozen dataclasses, checked key by key.
 
 The dataclasses have no defaults: ``params.yaml`` is the only source of values. Unknown, missing
-and mistyped keys and values out of range are errors that name the key.
+and mistyped keys and values out of range are errors that name the key. Where a setting that depends on the
+size of the model is ``auto``, the dataclasses have the size's number (see ``sizes``).
 """
 
 import dataclasses
@@ -15,10 +16,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from receiptbert.errors import UserError
+from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
 
 Section = TypeVar("Section")
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+
+OF_SHAPE = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+OF_TRAINING = ["lr", "warmup", "weight_decay", "dropout"]
+# What may be `auto` for the value of model.size.
+MAY_BE_AUTO = {f"model.{name}" for name in OF_SHAPE}
+MAY_BE_AUTO |= {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OF_TRAINING}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +64,9 @@ class PretokenizeParams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelParams:
-    """The shape of BERT."""
+    """The shape of BERT; where all of it is set by hand, the size tells the settings of training alone."""
 
+    size: str
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
@@ -65,7 +74,7 @@ class ModelParams:
     act_func: str
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        for name in OF_SHAPE:
             _require(getattr(self, name) >= 1, name, "at least 1")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
@@ -76,7 +85,7 @@ class ModelParams:
 
     def kwargs(self) -> dict[str, Any]:
         """As keyword arguments of ``BertModel``."""
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "size"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +159,7 @@ class RuntimeParams:
 
     device: str
     deterministic: bool
+    activation_checkpointing: bool
     checkpoint_seconds: float
 
     def __post_init__(self) -> None:
@@ -189,13 +199,45 @@ def load_params(path: Path) -> Params:
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
-        return _build(Params, document, "")
+        return _build(Params, _without_auto(document), "")
     except _BadValueError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 class _BadValueError(Exception):
     """A complaint about one key, before the file and the section are known."""
+
+
+def _without_auto(document: Any) -> Any:
+    """``document`` with the numbers of ``model.size`` for ``auto``; the rest is for ``_build`` to check."""
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        return document
+    model, name = document["model"], document["model"].get("size")
+    if not isinstance(name, str):
+        return document
+    if name not in SIZES:
+        raise _BadValueError(f"model.size = {name!r} must be one of {', '.join(SIZES)}")
+    size = SIZES[name]
+    values: dict[str, dict[str, Any]] = {
+        "model": {"hidden_size": size.hidden_size, "num_hidden_layers": size.num_hidden_layers},
+        "pretrain": dataclasses.asdict(size.pretrain),
+        "finetune": dataclasses.asdict(size.finetune),
+    }
+    # These two follow the width, whether the size tells it or a person.
+    hidden_size = size.hidden_size if model.get("hidden_size") == "auto" else model.get("hidden_size")
+    if type(hidden_size) is int:
+        if model.get("num_attention_heads") == "auto" and hidden_size % SIZE_PER_HEAD:
+            raise _BadValueError(
+                f"model.num_attention_heads = auto is hidden_size / {SIZE_PER_HEAD}, "
+                f"and {hidden_size} is no multiple of it; set a number"
+            )
+        values["model"]["num_attention_heads"] = hidden_size // SIZE_PER_HEAD
+        values["model"]["intermediate_size"] = EXPANSION * hidden_size
+    return document | {
+        section: {key: auto.get(key, value) if value == "auto" else value for key, value in written.items()}
+        for section, auto in values.items()
+        if isinstance(written := document.get(section), dict)
+    }
 
 
 def _build(kind: type[Section], values: Any, prefix: str) -> Section:
@@ -223,7 +265,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is float and type(value) is int and abs(value) < 1 << 31:
         return float(value)
     if type(value) is not hint:
-        raise _BadValueError(f"{key} = {value!r} must be {_TYPE_NAMES[hint]}")
+        or_auto = " or auto" if key in MAY_BE_AUTO else ""
+        raise _BadValueError(f"{key} = {value!r} must be {_TYPE_NAMES[hint]}{or_auto}")
     if isinstance(value, float) and not math.isfinite(value):
         raise _BadValueError(f"{key} = {value!r} must be a finite number")
     if isinstance(value, int) and abs(value) >= 1 << 31:
