@@ -31,7 +31,9 @@ def finetune(params: Params) -> None:
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
-    finetuning = Finetuning(p, source, len(facts.label_names), device)
+    finetuning = Finetuning(
+        p, source, len(facts.label_names), device, params.runtime.activation_checkpointing
+    )
     texts, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, finetuning.tokenizer)
     train = TrainingSet(texts, targets, p.epochs, p.batch_size, p.label_smoothing)
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)

@@ -46,6 +46,7 @@ def pretrain(params: Params) -> None:
         attention_probs_dropout_prob=p.dropout,
         sop_weight=p.sop_weight,
     )
+    model.checkpoint_activations(params.runtime.activation_checkpointing)
     optimizer = get_optimizer(model, weight_decay=p.weight_decay)
     steps = min(num_optimizer_steps(len(loader), p.epochs, p.num_accum_steps), p.max_steps)
     scheduler = Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps)

@@ -133,6 +133,29 @@ def test_a_budget_of_steps_ends_the_training(
     assert len(trainer.history) == budget
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, precision: str
+) -> None:
+    results = []
+    for active in (False, True):
+        model = pretrain_model(
+            input_dropout_prob=0.1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
+        )
+        model.checkpoint_activations(active)
+        computed: list[str] = []
+        model._backbone._layers[0].register_forward_pre_hook(lambda *_, log=computed: log.append("layer"))
+        trainer = pretrain_trainer(model, tokenizer, max_grad_norm=1.0, precision=precision)
+        loader = pretrain_loader(texts, tokenizer)
+        torch.manual_seed(1)
+        trainer.train(loader, 1)
+        assert len(computed) == len(loader) * (2 if active else 1)
+        scores = trainer.evaluate(loader)  # which keeps no activations anyway
+        assert len(computed) == len(loader) * (3 if active else 2)
+        results.append((trainer.history, scores, [p.tolist() for p in model.parameters()]))
+    assert results[0] == results[1]
+
+
 def test_bf16_trains_like_fp32(texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from receiptbert.dropout import Dropout
 from receiptbert.initialization import embedding, linear
@@ -246,6 +247,8 @@ class Bert(nn.Module):
             act_func=act_func,
             eps=eps,
         )
+        self.activation_checkpointing = False
+        """Whether training keeps only the input of each layer and computes it once more for the gradients."""
         self._embeddings = BertEmbeddings(vocab_size, hidden_size, max_seqlen, input_dropout_prob, eps=eps)
         self._layers = nn.ModuleList(
             BertLayer(
@@ -289,5 +292,11 @@ class Bert(nn.Module):
         hidden_states = self._embeddings(x, token_type_ids)
         *lower, last = self._layers
         for layer in lower:
-            hidden_states = layer(hidden_states, mask)
-        return cast(Tensor, last(hidden_states, mask, rows))
+            hidden_states = self._run(layer, hidden_states, mask)
+        return self._run(last, hidden_states, mask, rows)
+
+    def _run(self, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            # With the random numbers of the first time, so that dropout drops the same.
+            return cast(Tensor, checkpoint(layer, *arguments, use_reentrant=False))
+        return cast(Tensor, layer(*arguments))

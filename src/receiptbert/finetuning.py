@@ -42,13 +42,22 @@ class Finetuning:
         source: the checkpoint folder to begin from.
         num_classes: C.
         device: where to train.
+        activation_checkpointing: see ``Bert``.
     """
 
-    def __init__(self, p: FinetuneParams, source: Path, num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        p: FinetuneParams,
+        source: Path,
+        num_classes: int,
+        device: torch.device,
+        activation_checkpointing: bool = False,
+    ) -> None:
         self._p = p
         self._source = source
         self.num_classes = num_classes
         self._device = device
+        self._activation_checkpointing = activation_checkpointing
         self._shape = read_shape(source)
         self._maxlen = self._shape.max_seqlen - NUM_MARKS
         self.tokenizer = load_tokenizer(source)
@@ -107,6 +116,7 @@ class Finetuning:
             hidden_dropout_prob=p.dropout,
             attention_probs_dropout_prob=p.dropout,
         )
+        model.checkpoint_activations(self._activation_checkpointing)
         if p.init != "scratch":
             load_encoder(model, self._source)
         return model

@@ -151,6 +151,10 @@ class BertModel(nn.Module):
         """The shape of the encoder."""
         return self._backbone.shape
 
+    def checkpoint_activations(self, active: bool = True) -> None:
+        """Train in less memory and more time; see ``Bert.activation_checkpointing``."""
+        self._backbone.activation_checkpointing = active
+
     def forward(
         self,
         x: Tensor,
@@ -216,6 +220,10 @@ class BertFinetuneModel(nn.Module):
     def shape(self) -> BertShape:
         """The shape of the encoder."""
         return self._backbone.shape
+
+    def checkpoint_activations(self, active: bool = True) -> None:
+        """Train in less memory and more time; see ``Bert.activation_checkpointing``."""
+        self._backbone.activation_checkpointing = active
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, S) ids and (B, S) mask -> logits (B, C)."""
