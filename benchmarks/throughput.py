@@ -24,15 +24,16 @@ from common import argument_parser, in_turns, print_rates, ratio, write_result
 from literal import LiteralCollator, LiteralPairs, read_literally
 from receiptbert.collation import Collator, collate_fn
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset, PretrainDataset
+from receiptbert.encoder import BertShape
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.plan import operations_per_token
 from receiptbert.precision import DTYPES
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.training import FinetuneTrainer, Trainer
 from setting import Setting, Stopwatch, Task, Timed, add_setting_options, read_setting
 
 MATRIX = 2048
-TIMES_FORWARD = 3  # a step multiplies as much for the gradients of inputs and of weights as it does forward
 
 
 def pretrain_ours(setting: Setting, task: Task) -> float:
@@ -126,26 +127,6 @@ def matrix_rate(setting: Setting, seconds: float) -> float:
     return products * 2.0 * MATRIX**3 / (time.perf_counter() - start)
 
 
-def operations_per_token(setting: Setting, length: float, targets: float, outputs: int) -> float:
-    """Operations of the matrix products that a training step cannot do without, for each real token.
-
-    Args:
-        length: tokens that a token attends to, on average, special ones included.
-        targets: share of the tokens that an output is computed for.
-        outputs: how many numbers an output has.
-    """
-    d: int = setting.shape["hidden_size"]
-    inner: int = setting.shape["intermediate_size"]
-    # The last layer needs keys and values of all tokens, the rest only where a head reads: targets and [CLS].
-    read = min(targets + 1 / length, 1)
-    all_layers: int = setting.shape["num_hidden_layers"]
-    layers = all_layers - 1 + read
-    products = layers * (2 * d * d + 2 * d * inner) + all_layers * 2 * d * d
-    attention = 2 * d * length * layers  # scores and weighted sums
-    head = targets * (d * d + d * outputs)
-    return 2.0 * TIMES_FORWARD * (products + attention + head)
-
-
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
@@ -183,6 +164,7 @@ def main() -> None:
     )
     matrix = rates.pop("matrix product")
     mask_prob = setting.params.pretrain.mask_prob
+    shape = BertShape(**setting.shape, eps=1e-3)
     figures: dict[str, float] = {}
     for stage, store, outputs in (
         ("pretrain", setting.unlabelled, setting.shape["vocab_size"]),
@@ -190,9 +172,7 @@ def main() -> None:
     ):
         lengths = store.lengths.clip(max=setting.maxlen) + NUM_MARKS
         targets = mask_prob * (1 - NUM_MARKS / lengths.mean()) if stage == "pretrain" else 1 / lengths.mean()
-        operations = operations_per_token(
-            setting, float((lengths**2).sum() / lengths.sum()), targets, outputs
-        )
+        operations = operations_per_token(shape, float((lengths**2).sum() / lengths.sum()), targets, outputs)
         rates[f"{stage}: floor"] = [rate / operations for rate in matrix]
         ours = rates[f"{stage}: ours"]
         print_rates(

@@ -13,7 +13,7 @@ from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, VAL, read_corpus
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.devices import choose_device
-from receiptbert.distillation import LinearTeacher, distillation_pool, draw_unlabelled
+from receiptbert.distillation import UNLABELLED, LinearTeacher, distillation_pool, draw_unlabelled
 from receiptbert.files import whole
 from receiptbert.finetuning import Finetuning
 from receiptbert.hf_format import save_pretrained
@@ -37,6 +37,9 @@ def finetune(params: Params) -> None:
     texts, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, finetuning.tokenizer)
     train = TrainingSet(texts, targets, p.epochs, p.batch_size, p.label_smoothing)
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
+    # Before the teachers have trained for hours: the final model's batches are the largest.
+    largest_batch = (1 + UNLABELLED) * p.batch_size if p.teachers else p.batch_size
+    finetuning.require_memory(train, largest_batch)
     inputs = [pipeline.CORPUS, pipeline.TOKENIZED, source]
     with ExitStack() as stack:
         # All stay until the stage is done: however late it is cut off, no teacher trains twice.

@@ -8,19 +8,23 @@ from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.collation import Collator
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, PretrainDataset
-from receiptbert.devices import choose_device
+from receiptbert.devices import choose_device, free_memory
+from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.files import whole
 from receiptbert.hf_format import save_pretrained
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params, PretrainParams
+from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.reports import mean_curve, write_csv, write_json
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.training import Trainer, num_optimizer_steps
+
+EPS = 1e-3  # of the layer norms, as in the assignment
 
 
 def pretrain(params: Params) -> None:
@@ -36,11 +40,21 @@ def pretrain(params: Params) -> None:
     loader = make_loader(store.take(~held_out), tokenizer, facts, p, device)
     held_out_loader = make_loader(store.take(held_out), tokenizer, facts, p, device)
 
-    torch.manual_seed(p.seed)
-    model = BertModel(
+    steps = min(num_optimizer_steps(len(loader), p.epochs, p.num_accum_steps), p.max_steps)
+    shape = BertShape(
         **params.model.kwargs(),
         vocab_size=tokenizer.vocab_size,
         max_seqlen=facts.max_length + NUM_MARKS,
+        eps=EPS,
+    )
+    plan = make_plan(params, shape, store, steps, precision, device)
+    free = free_memory(device)
+    announce(plan, free)
+    require_memory(plan, free, "pretrain", p.batch_size, p.num_accum_steps)
+
+    torch.manual_seed(p.seed)
+    model = BertModel(
+        **shape.kwargs(),
         input_dropout_prob=p.dropout,
         hidden_dropout_prob=p.dropout,
         attention_probs_dropout_prob=p.dropout,
@@ -48,7 +62,6 @@ def pretrain(params: Params) -> None:
     )
     model.checkpoint_activations(params.runtime.activation_checkpointing)
     optimizer = get_optimizer(model, weight_decay=p.weight_decay)
-    steps = min(num_optimizer_steps(len(loader), p.epochs, p.num_accum_steps), p.max_steps)
     scheduler = Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps)
     with Checkpoints(
         pipeline.CHECKPOINTS / "pretrain",
@@ -79,6 +92,24 @@ def pretrain(params: Params) -> None:
         write_csv(pipeline.PLOTS / "pretrain.csv", columns, mean_curve(trainer.history, columns))
         checkpoints.remove()
     print(f"held-out texts: MLM loss {scores['mlm_loss']:.3f}, SOP accuracy {scores['sop_accuracy']:.3f}")
+
+
+def make_plan(
+    params: Params, shape: BertShape, store: TokenStore, steps: int, precision: str, device: torch.device
+) -> Plan:
+    return Plan(
+        shape=shape,
+        num_classes=None,
+        texts=params.pretrain.batch_size,
+        length=float((store.lengths + NUM_MARKS).clip(max=shape.max_seqlen).mean()),
+        longest=shape.max_seqlen,
+        mask_prob=params.pretrain.mask_prob,
+        dropout=params.pretrain.dropout,
+        mixed=precision != "fp32",
+        on_cpu=device.type == "cpu",
+        activation_checkpointing=params.runtime.activation_checkpointing,
+        steps=steps,
+    )
 
 
 def make_loader(

@@ -1,10 +1,14 @@
 """Choose where to compute."""
 
 import os
+from pathlib import Path
 
 import torch
 
 from receiptbert.errors import UserError
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")  # where a container sees its own limits
 
 
 def choose_device(
@@ -33,3 +37,24 @@ def choose_device(
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True)
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of memory that ``device`` has left for this process; None if nobody can tell.
+
+    Of a CPU, what Linux calls available, or less where a control group (version 2) limits a container.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = dict(line.split(":") for line in MEMINFO.read_text(encoding="utf-8").splitlines())
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):  # not Linux
+        return None
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used -= int(counts["file"])  # the cache of files gives way
+    except (OSError, KeyError, ValueError):  # no limit: `max`
+        return available
+    return min(available, max(limit - used, 0))

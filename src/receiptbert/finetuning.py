@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import collate_fn
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset
+from receiptbert.devices import free_memory
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import Labelled, TrainingSet
@@ -19,6 +20,7 @@ from receiptbert.metrics import make_scorer
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import FinetuneParams
+from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -85,6 +87,7 @@ class Finetuning:
         }
         optimizer = get_optimizer(model, weight_decay=p.weight_decay)
         steps = num_optimizer_steps(len(batches), train.epochs)
+        announce(self._plan(train, train.batch_size, steps), free_memory(self._device))
         trainer = FinetuneTrainer(
             model,
             optimizer,
@@ -100,6 +103,31 @@ class Finetuning:
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
         trainer.train(dataloaders, train.epochs, scorer)
         return Finetuned(model, trainer.epochs, trainer.epochs[trainer.best_epoch - 1])
+
+    def require_memory(self, train: TrainingSet, batch_size: int) -> None:
+        """Refuse batches of ``batch_size`` texts like those of ``train`` if the device has no room for them.
+
+        Raises:
+            UserError: names what would fit.
+        """
+        plan = self._plan(train, batch_size, steps=0)
+        require_memory(plan, free_memory(self._device), "finetune", self._p.batch_size)
+
+    def _plan(self, train: TrainingSet, batch_size: int, steps: int) -> Plan:
+        lengths = (train.texts.lengths + NUM_MARKS).clip(max=self._shape.max_seqlen)
+        return Plan(
+            shape=self._shape,
+            num_classes=self.num_classes,
+            texts=batch_size,
+            length=float(lengths.mean()),
+            longest=int(lengths.max()),
+            mask_prob=0.0,
+            dropout=self._p.dropout,
+            mixed=self.precision != "fp32",
+            on_cpu=self._device.type == "cpu",
+            activation_checkpointing=self._activation_checkpointing,
+            steps=steps,
+        )
 
     def logits(self, model: BertFinetuneModel, texts: TokenStore) -> npt.NDArray[np.float32]:
         """What a trained classifier says of ``texts``, shape (n, C)."""

@@ -1,0 +1,239 @@
+"""What a training will take, told before it begins: parameters, work for each token, memory.
+
+Plain arithmetic. d is the hidden size, i the intermediate size, C the number of classes. A number has 4
+bytes, or 2 where a matrix product of mixed precision reads or writes it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from receiptbert.errors import UserError
+from receiptbert.progress import say
+
+if TYPE_CHECKING:  # a plan needs no torch
+    from receiptbert.encoder import BertShape
+
+# A step multiplies as much for the gradients of inputs and of weights as it does forward.
+TIMES_FORWARD = 3
+NUMBER = 4  # bytes
+GIB = 2**30
+
+
+def parameters(shape: "BertShape", num_classes: int | None) -> dict[str, int]:
+    """How many parameters each part has; the heads are those of pretraining if ``num_classes`` is None.
+
+    The matrix that the head of masked language modelling shares with the embeddings counts there.
+    """
+    d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    of_mlm = d * d + d + 2 * d + shape.vocab_size if num_classes is None else 0
+    outputs = num_classes or 1  # the order of the segments is one
+    return {
+        "embeddings": (shape.vocab_size + shape.max_seqlen + 2) * d + 2 * d,
+        "attention": layers * (4 * d * d + 6 * d),
+        "feed-forward": layers * (2 * d * i + i + 3 * d),
+        "heads": of_mlm + d * d + d + outputs * d + outputs,
+    }
+
+
+def operations_per_token(
+    shape: "BertShape", length: float, targets: float, outputs: int, recomputed: bool = False
+) -> float:
+    """Operations of the matrix products of a training step, forward and backward, for each token.
+
+    A multiplication and an addition are two operations.
+
+    Args:
+        length: tokens that a token attends to, on average, special ones included.
+        targets: share of the tokens that an output is computed for.
+        outputs: how many numbers an output has.
+        recomputed: whether activation checkpointing computes the layers once more.
+    """
+    d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    # The last layer needs keys and values of all tokens, the rest only where a head reads: targets and [CLS].
+    whole = layers - 1 + min(targets + 1 / length, 1)
+    in_layers = whole * (2 * d * d + 2 * d * i) + layers * 2 * d * d
+    in_layers += 2 * d * length * whole  # scores and weighted sums
+    head = targets * (d * d + d * outputs)
+    return 2.0 * ((TIMES_FORWARD + recomputed) * in_layers + TIMES_FORWARD * head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training, as far as it decides what the training takes.
+
+    Args:
+        shape: of the encoder.
+        num_classes: C; None for pretraining.
+        texts: in a batch.
+        length: tokens of a text, on average, special ones included.
+        longest: tokens of the longest text.
+        mask_prob: the share of tokens that are targets; 0 for finetuning.
+        dropout: how often an activation becomes zero.
+        mixed: whether matrix products have half precision.
+        on_cpu: else on a GPU.
+        activation_checkpointing: see ``Bert``.
+        steps: of the optimizer.
+    """
+
+    shape: "BertShape"
+    num_classes: int | None
+    texts: int
+    length: float
+    longest: int
+    mask_prob: float
+    dropout: float
+    mixed: bool
+    on_cpu: bool
+    activation_checkpointing: bool
+    steps: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model."""
+        return sum(parameters(self.shape, self.num_classes).values())
+
+    @property
+    def operations_per_token(self) -> float:
+        """See the function."""
+        classifies = self.num_classes is not None
+        return operations_per_token(
+            self.shape,
+            self.length,
+            1 / self.length if classifies else self._targets,
+            self.num_classes or self.shape.vocab_size,
+            self.activation_checkpointing,
+        )
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """Peak memory of the device in bytes, estimated, by its parts."""
+        weights = NUMBER * self.num_parameters
+        state = 3 * weights  # and the two moments of AdamW
+        passing = weights / 2 if self.mixed else 0.0  # the weights in half precision
+        if self.num_classes is None:
+            # Of the matrix that embeddings and head share, both make a gradient before these are added.
+            passing += NUMBER * self.shape.vocab_size * self.shape.hidden_size
+        else:
+            state += weights  # of the best epoch so far
+        parts = {
+            "weights, gradients and moments": state + weights + passing,
+            "activations": self._activations(),
+        }
+        if self.on_cpu:  # what the step has freed is not given back to the system for it
+            parts["a checkpoint while it is written"] = 2 * state
+        return parts
+
+    @property
+    def total_memory(self) -> float:
+        """The sum of ``memory``."""
+        return sum(self.memory.values())
+
+    @property
+    def _targets(self) -> float:
+        """The share of the tokens that become targets; [CLS] and [SEP] never do."""
+        return self.mask_prob * max(1 - 2 / self.length, 0)
+
+    def _activations(self) -> float:
+        """Bytes that a batch keeps between its forward and its backward pass, and those that come on top."""
+        d, i, tokens = self.shape.hidden_size, self.shape.intermediate_size, self.texts * self.length
+        half = NUMBER / 2 if self.mixed else NUMBER
+        mask = (NUMBER if self.on_cpu else 1) * d if self.dropout else 0.0
+        attention = half * 5 * d  # its input, queries, keys, values and their weighted sum
+        if self.dropout and self.on_cpu:
+            # The kernel that never holds the attention weights of a whole batch knows no dropout there.
+            attention += NUMBER * 3 * self.shape.num_attention_heads * self.longest
+        # The inputs of both layer norms, of both linear layers of the feed-forward part, of its activation.
+        rest = NUMBER * 2 * d + half * (d + 2 * i) + 2 * mask
+        read = min(self._targets + 1 / self.length, 1)
+        layers = self.shape.num_hidden_layers
+        kept = (layers - 1) * (attention + rest) + attention + read * rest
+        if self.activation_checkpointing:
+            kept = NUMBER * layers * d + (attention + rest if layers > 1 else attention + read * rest)
+        embeddings = NUMBER * d + mask
+        # Logarithms of probabilities, their gradient, and the gradient of the logits.
+        logits = 3 * NUMBER * self._targets * self.shape.vocab_size
+        backward = half * (2 * i + 3 * d)  # gradients on their way through a feed-forward part
+        return tokens * (embeddings + kept + logits + backward)
+
+
+def announce(plan: Plan, free: int | None) -> None:
+    """Say on stderr what the training will take.
+
+    Args:
+        free: bytes of memory that the device has left; None if nobody knows.
+    """
+    parts = parameters(plan.shape, plan.num_classes)
+    say(f"plan: {_count(plan.num_parameters)} parameters: {_parts(parts, _count)}")
+    say(
+        f"plan: {plan.steps:,} steps, batches of {plan.texts:,} texts of {plan.length:.1f} tokens, "
+        f"{_count(plan.operations_per_token)} operations for each token, forward and backward"
+    )
+    of_free = "" if free is None else f" of {_gib(free)} free"
+    say(f"plan: about {_gib(plan.total_memory)} of memory{of_free}: {_parts(plan.memory, _gib)}")
+
+
+def require_memory(
+    plan: Plan, free: int | None, stage: str, batch_size: int, num_accum_steps: int | None = None
+) -> None:
+    """Refuse a plan that cannot fit.
+
+    Args:
+        free: as in ``announce``; None refuses nothing.
+        stage: ``pretrain`` or ``finetune``, whose settings the advice names.
+        batch_size: the setting; ``plan.texts`` is a multiple of it.
+        num_accum_steps: the setting; None if the stage has none.
+
+    Raises:
+        UserError: names what would fit.
+    """
+    if free is None or plan.total_memory <= free:
+        return
+    switch = [] if plan.activation_checkpointing else ["runtime.activation_checkpointing=true"]
+    leaner = replace(plan, activation_checkpointing=True)
+    advice = [_smaller_batch(plan, free, stage, batch_size, num_accum_steps)]
+    if switch and leaner.total_memory <= free:
+        advice += switch
+    elif switch and not advice[0]:
+        both = _smaller_batch(leaner, free, stage, batch_size, num_accum_steps)
+        advice += [f"{switch[0]} and {both}"] if both else []
+    fitting = " or ".join(filter(None, advice)) or "a smaller model.size, or take a machine with more memory"
+    raise UserError(
+        f"the training would take about {_gib(plan.total_memory)} of memory, and {_gib(free)} are free; "
+        f"set {fitting}"
+    )
+
+
+def _smaller_batch(
+    plan: Plan, free: int, stage: str, batch_size: int, num_accum_steps: int | None
+) -> str | None:
+    """The settings of the largest batch that fits; None if not even one text does."""
+    for factor in _powers_of_two(batch_size):
+        if replace(plan, texts=plan.texts // factor).total_memory <= free:
+            smaller = f"{stage}.batch_size={batch_size // factor}"
+            if num_accum_steps is None:
+                return smaller
+            return f"{smaller} with {stage}.num_accum_steps={num_accum_steps * factor}"
+    return None
+
+
+def _powers_of_two(limit: int) -> Iterator[int]:
+    factor = 2
+    while factor <= limit:
+        yield factor
+        factor *= 2
+
+
+def _parts(parts: dict[str, int] | dict[str, float], written: Callable[[float], str]) -> str:
+    return ", ".join(f"{name} {written(value)}" for name, value in parts.items())
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
+        if number >= unit:
+            return f"{number / unit:.1f}{name}"
+    return f"{number:.0f}"
+
+
+def _gib(number: float) -> str:
+    return f"{number / GIB:.2f} GiB"

@@ -1,0 +1,229 @@
+"""What is said before a training is true of it, and what cannot fit is refused with what would."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from receiptbert import BertFinetuneModel, BertModel
+from receiptbert.devices import free_memory
+from receiptbert.encoder import BertShape
+from receiptbert.errors import UserError
+from receiptbert.plan import Plan, announce, parameters, require_memory
+from tests.conftest import STAGES, contents, refusal, run_here
+
+B, S, C, MASK_PROB = 64, 16, 7, 0.3
+SHAPE = BertShape(
+    vocab_size=500,
+    max_seqlen=S,
+    hidden_size=128,
+    num_hidden_layers=4,
+    intermediate_size=384,  # not 4d, so that nothing is mixed up
+    num_attention_heads=2,
+    act_func="gelu",
+    eps=1e-3,
+)
+PLAN = Plan(
+    shape=SHAPE,
+    num_classes=None,
+    texts=B,
+    length=float(S),
+    longest=S,
+    mask_prob=MASK_PROB,
+    dropout=0.0,
+    mixed=False,
+    on_cpu=True,
+    activation_checkpointing=False,
+    steps=1_000,
+)
+FINETUNING = replace(PLAN, num_classes=C, mask_prob=0.0)
+PLANS = [
+    pytest.param(PLAN, id="pretrain"),
+    pytest.param(replace(PLAN, dropout=0.1), id="pretrain with dropout"),
+    pytest.param(replace(PLAN, activation_checkpointing=True), id="pretrain with checkpointing"),
+    pytest.param(replace(PLAN, mixed=True), id="pretrain in bf16"),
+    pytest.param(FINETUNING, id="finetune"),
+    pytest.param(replace(FINETUNING, dropout=0.1), id="finetune with dropout"),
+]
+
+
+def make_model(plan: Plan) -> BertModel | BertFinetuneModel:
+    dropout = {
+        "input_dropout_prob": plan.dropout,
+        "hidden_dropout_prob": plan.dropout,
+        "attention_probs_dropout_prob": plan.dropout,
+    }
+    if plan.num_classes is None:
+        model: Any = BertModel(**plan.shape.kwargs(), **dropout)
+    else:
+        model = BertFinetuneModel(**plan.shape.kwargs(), num_classes=plan.num_classes, **dropout)
+    model.checkpoint_activations(plan.activation_checkpointing)
+    return model.train()  # type: ignore[no-any-return]
+
+
+def loss_of(model: BertModel | BertFinetuneModel, plan: Plan) -> Tensor:
+    """Of a batch as the plan has it."""
+    ids = torch.randint(5, plan.shape.vocab_size, (B, S))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, -1] = False  # else another kernel would do
+    with torch.autocast("cpu", torch.bfloat16, enabled=plan.mixed):
+        if isinstance(model, BertFinetuneModel):
+            return nn.functional.cross_entropy(model(ids, mask), torch.zeros(B, dtype=torch.long))
+        is_target = torch.zeros(B, S, dtype=torch.bool)
+        is_target.view(-1)[: round(B * (S - 2) * MASK_PROB)] = True
+        loss: Tensor = model(ids, mask, ids.where(is_target, -100), mask[:, 0], torch.zeros_like(ids))[0]
+        return loss
+
+
+@pytest.mark.parametrize("plan", [PLAN, FINETUNING])
+def test_the_parts_are_all_parameters(plan: Plan) -> None:
+    model = make_model(plan)
+    real = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(parameters(SHAPE, plan.num_classes).values()) == plan.num_parameters == real
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_operations_are_those_of_a_step(plan: Plan) -> None:
+    # Dropout has attention done by products that the counter knows.
+    plan = replace(plan, dropout=0.1)
+    model = make_model(plan)
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model, plan).backward()  # type: ignore[no-untyped-call]
+    expected = plan.operations_per_token * B * S
+    # The last layer's attention is computed whole by torch; the plan counts what a head reads of it.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
+
+
+def bytes_kept(plan: Plan) -> int:
+    """What autograd really keeps from the forward pass of a batch."""
+    model = make_model(plan)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss_of(model, plan)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_activations_are_those_that_a_step_keeps(plan: Plan) -> None:
+    """Some more are told, for the gradients on their way."""
+    real = bytes_kept(plan)
+    if plan.activation_checkpointing:  # one layer at a time is computed once more
+        real += bytes_kept(replace(plan, activation_checkpointing=False)) // SHAPE.num_hidden_layers
+    assert real < plan.memory["activations"] < 1.6 * real
+
+
+def test_memory_by_hand() -> None:
+    weights = 4 * PLAN.num_parameters
+    shared = 4 * SHAPE.vocab_size * SHAPE.hidden_size
+    on_gpu = replace(PLAN, on_cpu=False)
+    assert on_gpu.memory["weights, gradients and moments"] == 4 * weights + shared
+    assert PLAN.total_memory == on_gpu.total_memory + 6 * weights  # a checkpoint, twice while it is written
+    assert replace(PLAN, texts=2 * B).memory["activations"] == 2 * PLAN.memory["activations"]
+    assert FINETUNING.memory["weights, gradients and moments"] == 5 * 4 * FINETUNING.num_parameters
+
+
+SWITCH = "runtime.activation_checkpointing=true"
+
+
+@pytest.mark.parametrize(
+    ("plan", "fits", "advice"),
+    [
+        (PLAN, {"texts": 32}, f"pretrain.batch_size=32 with pretrain.num_accum_steps=6 or {SWITCH}"),
+        (PLAN, {"texts": 16}, "pretrain.batch_size=16 with pretrain.num_accum_steps=12"),
+        (
+            PLAN,
+            {"activation_checkpointing": True},
+            f"pretrain.batch_size=16 with pretrain.num_accum_steps=12 or {SWITCH}",
+        ),
+        (
+            PLAN,
+            {"texts": 1, "activation_checkpointing": True},
+            f"{SWITCH} and pretrain.batch_size=1 with pretrain.num_accum_steps=192",
+        ),
+        (PLAN, {"texts": 0}, "a smaller model.size, or take a machine with more memory"),
+        (FINETUNING, {"texts": 8}, "finetune.batch_size=4"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_would(plan: Plan, fits: dict[str, Any], advice: str) -> None:
+    free = int(replace(plan, **fits).total_memory) + 1
+    settings: tuple[str, int, int | None] = ("pretrain", 64, 3)
+    if plan is FINETUNING:
+        settings = ("finetune", 32, None)  # twice as many texts in a batch as the setting says
+    with pytest.raises(UserError) as refused:
+        require_memory(plan, free, *settings)
+    expected = r"the training would take about [\d.]+ GiB of memory, and [\d.]+ GiB are free; set (.*)"
+    match = re.fullmatch(expected, str(refused.value))
+    assert match is not None
+    assert match[1] == advice
+    require_memory(replace(plan, **fits), free, *settings)
+    require_memory(plan, None, *settings)
+
+
+def test_the_plan_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    announce(replace(PLAN, on_cpu=False), 3 * 2**30)
+    announce(FINETUNING, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "plan: 762.0 thousand parameters: embeddings 66.6 thousand, attention 265.2 thousand, "
+        "feed-forward 396.3 thousand, heads 33.9 thousand"
+    )
+    assert lines[1].startswith("plan: 1,000 steps, batches of 64 texts of 16.0 tokens, ")
+    assert lines[1].endswith(" million operations for each token, forward and backward")
+    assert re.fullmatch(
+        r"plan: about 0\.04 GiB of memory of 3\.00 GiB free: "
+        r"weights, gradients and moments 0\.01 GiB, activations 0\.03 GiB",
+        lines[2],
+    )
+    assert "free" not in lines[-1]
+    assert "a checkpoint while it is written" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "where"), [("pretrain", "pretrain"), ("finetune", "receiptbert.finetuning")]
+)
+def test_a_stage_refuses_before_it_trains(
+    tiny_project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    where: str,
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    before = contents(folder)
+    monkeypatch.setattr(f"{where}.free_memory", lambda _: 1000)
+    line = refusal(STAGES[stage], folder)
+    assert line.endswith("set a smaller model.size, or take a machine with more memory")
+    assert contents(folder) == before
+    monkeypatch.setattr(f"{where}.free_memory", lambda _: 2**30)
+    run_here(STAGES[stage], folder)
+    assert "plan: about 0.0" in capsys.readouterr().err
+
+
+def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("receiptbert.devices.MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("receiptbert.devices.CGROUP", tmp_path)
+    assert free_memory(cpu) is None  # not Linux
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
+    assert free_memory(cpu) == 5000 * 1024
+    for name, text in {"max": "3000000", "current": "2500000", "stat": "anon 500000\nfile 2000000\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_memory(cpu) == 2_500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(cpu) == 5000 * 1024
