@@ -135,7 +135,7 @@ CPU = RuntimeError(
 NUMPY = MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000,) and data type float64")
 PRETRAIN = (
     "pretrain.batch_size is 64: try pretrain.batch_size=32 and pretrain.num_accum_steps=2, which makes steps "
-    "of as many texts, or a smaller model"
+    "of as many texts, or runtime.activation_checkpointing=true, or a smaller model"
 )
 
 
@@ -153,7 +153,7 @@ PRETRAIN = (
             NUMPY,
             "finetune",
             "out of memory (7.28 TiB were asked for); finetune.batch_size is 32: try finetune.batch_size=16, "
-            "or a smaller model",
+            "or runtime.activation_checkpointing=true, or a smaller model",
         ),
         (
             MemoryError(),

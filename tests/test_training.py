@@ -133,6 +133,37 @@ def test_a_budget_of_steps_ends_the_training(
     assert len(trainer.history) == budget
 
 
+def test_progress_is_that_of_the_whole_training(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    finetune_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[tuple[str, int, int]] = []
+
+    def track(batches: Any, what: str, total: int, before: int) -> Any:
+        shown.append((what, before, total))
+        return batches
+
+    monkeypatch.setattr("receiptbert.resumption.track", track)
+    loader = pretrain_loader(texts, tokenizer)
+    size = len(loader)
+    pretrain_trainer(pretrain_model(), tokenizer).train(loader, 2)
+    pretrain_trainer(pretrain_model(), tokenizer).train(loader, 9, max_steps=size + 1)
+    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    trainer.train(loaders, 2)
+    per_epoch = len(loaders["train"])
+    assert shown == [
+        ("epoch 1 of 2", 0, 2 * size),
+        ("epoch 2 of 2", size, 2 * size),
+        ("epoch 1 of 9", 0, size + 1),
+        ("epoch 2 of 9", size, size + 1),
+        ("epoch 1 of 2", 0, 2 * per_epoch),
+        ("epoch 2 of 2", per_epoch, 2 * per_epoch),
+    ]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
     texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, precision: str

@@ -63,13 +63,16 @@ def _amounts(message: str) -> str:
 
 
 def _smaller_batches(stage: str, params: "Params | None") -> str:
-    if params is not None and stage == "pretrain" and params.pretrain.batch_size > 1:
-        size, steps = params.pretrain.batch_size // 2, params.pretrain.num_accum_steps * 2
-        return (
-            f"pretrain.batch_size is {params.pretrain.batch_size}: try pretrain.batch_size={size} and "
-            f"pretrain.num_accum_steps={steps}, which makes steps of as many texts, or a smaller model"
-        )
-    if params is not None and stage == "finetune" and params.finetune.batch_size > 1:
-        size = params.finetune.batch_size
-        return f"finetune.batch_size is {size}: try finetune.batch_size={size // 2}, or a smaller model"
-    return "end other programs that use the memory, or take a machine with more"
+    if params is None or stage not in ("pretrain", "finetune"):
+        return "end other programs that use the memory, or take a machine with more"
+    size = params.pretrain.batch_size if stage == "pretrain" else params.finetune.batch_size
+    advice = []
+    if size > 1:
+        smaller = f"{stage}.batch_size is {size}: try {stage}.batch_size={size // 2}"
+        if stage == "pretrain":
+            steps = params.pretrain.num_accum_steps * 2
+            smaller += f" and pretrain.num_accum_steps={steps}, which makes steps of as many texts"
+        advice.append(smaller)
+    if not params.runtime.activation_checkpointing:
+        advice.append("runtime.activation_checkpointing=true")
+    return ", or ".join([*advice, "a smaller model"])

@@ -74,8 +74,8 @@ class ResumableDescent(Descent[Model]):
                     self._save()
                     say(f"{interrupted}: stopped after step {self._step}; the same command goes on from it")
 
-    def _batches(self, dataloader: Batches, what: str) -> Iterator[Any]:
-        """The batches of the running epoch that are not done yet."""
+    def _batches(self, dataloader: Batches, what: str, left: int) -> Iterator[Any]:
+        """The batches of the running epoch that are not done yet; ``left`` is how many the training has."""
         if self._checkpoints is not None:
             sampler = cast(LengthGroupedBatchSampler, cast(DataLoader[Any], dataloader).batch_sampler)
             if self._order is None:
@@ -86,7 +86,8 @@ class ResumableDescent(Descent[Model]):
         iterator = iter(dataloader)  # draws a random number, which a resumed epoch has drawn before
         if self._batch:
             torch.set_rng_state(numbers)
-        for batch in track(iterator, what, len(dataloader), before=self._batch):
+        done = self._epoch * len(dataloader) + self._batch
+        for batch in track(iterator, what, done + left, before=done):
             self._batch += 1
             yield batch
 

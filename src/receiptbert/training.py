@@ -74,11 +74,13 @@ class Trainer(ResumableDescent[BertModel]):
         """
         with self._resumable():
             while self._epoch < n_epochs:
-                left = None if max_steps is None else (max_steps - self._step) * self._num_accum_steps
-                if left == 0:
+                limit = None if max_steps is None else (max_steps - self._step) * self._num_accum_steps
+                if limit == 0:
                     break
+                left = (n_epochs - self._epoch) * len(dataloader) - self._batch
+                left = left if limit is None else min(left, limit)
                 name = f"epoch {self._epoch + 1}"
-                self._train_step(islice(self._batches(dataloader, f"{name} of {n_epochs}"), left))
+                self._train_step(islice(self._batches(dataloader, f"{name} of {n_epochs}", left), limit))
                 recent = self.history[-RECENT_STEPS:]
                 means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
                 say(f"{name}: {_readable(means)} over the last {len(recent)} steps")
@@ -184,7 +186,8 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         with self._resumable():
             while self._epoch < n_epochs:
                 epoch = self._epoch + 1
-                batches = self._batches(dataloaders["train"], f"epoch {epoch} of {n_epochs}")
+                left = (n_epochs - self._epoch) * len(dataloaders["train"]) - self._batch
+                batches = self._batches(dataloaders["train"], f"epoch {epoch} of {n_epochs}", left)
                 record = {
                     "train_loss": self._train_step(batches),
                     "eval_loss": self._eval_step(dataloaders["eval"]),
