@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from receiptbert import BertFinetuneModel, BertModel
@@ -17,7 +18,7 @@ from receiptbert.devices import free_memory
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.plan import Plan, announce, parameters, require_memory
-from tests.conftest import STAGES, contents, refusal, run_here
+from tests.conftest import STAGES, contents, refusal, run_here, set_params
 
 B, S, C, MASK_PROB = 64, 16, 7, 0.3
 SHAPE = BertShape(
@@ -213,6 +214,26 @@ def test_a_stage_refuses_before_it_trains(
     monkeypatch.setattr(f"{where}.free_memory", lambda _: 2**30)
     run_here(STAGES[stage], folder)
     assert "plan: about 0.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_stage_checkpoints_activations_and_makes_the_same_bytes(
+    tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    before = contents(folder)
+    params = (folder / "params.yaml").read_text()
+    set_params(folder, {"runtime.activation_checkpointing": "true"})
+    calls = []
+    monkeypatch.setattr(
+        "receiptbert.encoder.checkpoint",
+        lambda *arguments, **options: (calls.append(stage), checkpoint(*arguments, **options))[1],
+    )
+    run_here(STAGES[stage], folder)
+    assert calls
+    (folder / "params.yaml").write_text(params)
+    assert contents(folder) == before
 
 
 def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,8 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("texts too short", "pretrain", short_texts, "data/tokenized has too few unsupervised texts of 2 tokens or more: pretraining needs ten at least, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
+    ("batches too large", "pretrain", params(pretrain__batch_size="2000000000"), "the training would take about … GiB of memory, and … GiB are free; set pretrain.batch_size=… with pretrain.num_accum_steps=…"),
+    ("batches too large", "finetune", params(finetune__batch_size="2000000000"), "the training would take about … GiB of memory, and … GiB are free; set finetune.batch_size=…"),
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere holds no config.json; name a Hugging Face BERT checkpoint folder"),
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
     ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is not JSON; take the checkpoint again from where it came"),
