@@ -143,12 +143,12 @@ SWITCH = "runtime.activation_checkpointing=true"
 @pytest.mark.parametrize(
     ("plan", "fits", "advice"),
     [
-        (PLAN, {"texts": 32}, f"pretrain.batch_size=32 with pretrain.num_accum_steps=6 or {SWITCH}"),
+        (PLAN, {"texts": 32}, f"pretrain.batch_size=32 with pretrain.num_accum_steps=6, or {SWITCH}"),
         (PLAN, {"texts": 16}, "pretrain.batch_size=16 with pretrain.num_accum_steps=12"),
         (
             PLAN,
             {"activation_checkpointing": True},
-            f"pretrain.batch_size=16 with pretrain.num_accum_steps=12 or {SWITCH}",
+            f"pretrain.batch_size=16 with pretrain.num_accum_steps=12, or {SWITCH}",
         ),
         (
             PLAN,

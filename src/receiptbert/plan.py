@@ -197,7 +197,7 @@ def require_memory(
     elif switch and not advice[0]:
         both = _smaller_batch(leaner, free, stage, batch_size, num_accum_steps)
         advice += [f"{switch[0]} and {both}"] if both else []
-    fitting = " or ".join(filter(None, advice)) or "a smaller model.size, or take a machine with more memory"
+    fitting = ", or ".join(filter(None, advice)) or "a smaller model.size, or take a machine with more memory"
     raise UserError(
         f"the training would take about {_gib(plan.total_memory)} of memory, and {_gib(free)} are free; "
         f"set {fitting}"
