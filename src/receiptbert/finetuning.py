@@ -53,7 +53,7 @@ class Finetuning:
         source: Path,
         num_classes: int,
         device: torch.device,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool,
     ) -> None:
         self._p = p
         self._source = source
