@@ -139,7 +139,9 @@ def write_result(
     if rates:
         figures = {**figures, "medians": {name: statistics.median(values) for name, values in rates.items()}}
     script = f"benchmarks/{Path(sys.argv[0]).name}"
-    command = " ".join(["python", script, *sys.argv[1:]])
+    # Where a corpus lies on this machine says nothing elsewhere.
+    arguments = [Path(value).name if Path(value).is_absolute() else value for value in sys.argv[1:]]
+    command = " ".join(["python", script, *arguments])
     write_json(path, {**figures, "command": command, "processor": processor()})
 
 

@@ -17,6 +17,7 @@ import onnx_runtime
 import parity
 import predict
 import quality
+import wheel
 from receiptbert import BertFinetuneModel, Classifier, WordpieceTokenizer, cli
 from receiptbert.corpus import label_list
 from receiptbert.hf_format import save_pretrained
@@ -77,6 +78,7 @@ def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str
     corpus = [] if name in ("scale", "chaos", "chaos_experiments") else ["--corpus", str(archive)]
     figures = run_benchmark(name, [*corpus, *options], tmp_path)
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
+    assert str(tmp_path) not in figures["command"]
     assert figures.get("labels_equal", True)
 
 
@@ -215,6 +217,21 @@ def test_onnx_runtime_beside_torch(
     assert [figures[name]["same_labels"] for name in ("torch", "onnx", "onnx_int8")] == [1, 1, 1]
     assert figures["onnx"]["megabytes"] == 4 * figures["onnx_int8"]["megabytes"] == 4
     assert figures["torch"]["weighted_f1"] == figures["onnx"]["weighted_f1"]
+
+
+def test_the_wheel_is_weighed_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(command: list[str], folder: Path) -> str:
+        if "wheel" in command:
+            (folder / "receiptbert-0.whl").write_bytes(b"0" * 2048)
+        sizes = {"receiptbert": 2, "numpy": 3, "torch": 100, "nvidia-cublas": 50, "pip": 20}
+        return "".join(f"{name} {size * 2**20}\n" for name, size in sizes.items())
+
+    monkeypatch.setattr(wheel, "run", pretend)
+    monkeypatch.setattr("sys.argv", ["wheel.py", "--json", str(tmp_path / "figures.json")])
+    wheel.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["packages"], figures["installed_mib"], figures["wheel_kib"]) == (2, 5, 2)
+    assert figures["command"] == "python benchmarks/wheel.py --json figures.json"
 
 
 def test_parity_counts_the_labels_that_differ(

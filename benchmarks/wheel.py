@@ -1,0 +1,86 @@
+"""The wheel in an empty environment: its size, how long its import and its first prediction take.
+
+    python benchmarks/wheel.py [--model FOLDER] [--json OUT]
+
+Builds the wheel, makes an environment, and installs the wheel there with what it asks for, torch among it:
+some minutes, and some gigabytes for a while. ``installed_mib`` counts all packages but torch, what it brings
+for GPUs, and pip. Times are the medians of five fresh processes.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, write_result
+from receiptbert.progress import say
+
+ROUNDS = 5
+# Bytes of the packages of an environment, by name; run by its own Python.
+SIZES = """
+from importlib.metadata import distributions
+for package in distributions():
+    paths = [file.locate() for file in package.files or []]
+    print(package.name, sum(path.stat().st_size for path in paths if path.exists()))
+"""
+PREDICT = """
+import sys
+from receiptbert import Classifier
+print(Classifier.from_pretrained(sys.argv[1])(["МОЛОКО 3,2% 1Л"])[0].confidence)
+"""
+NOT_OURS = ("torch", "nvidia", "cuda", "triton", "pip", "setuptools")  # beginnings of names
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        say("building the wheel")
+        run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", str(ROOT)], folder)
+        (wheel,) = folder.glob("*.whl")
+        run([sys.executable, "-m", "venv", "environment"], folder)
+        python = str(folder / "environment/bin/python")
+        say("installing it")
+        run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel.name], folder)
+        # Not from the root of the project, whose modules would be found first.
+        sizes = dict(line.split() for line in run([python, "-c", SIZES], folder).splitlines())
+        ours = {package: int(size) for package, size in sizes.items() if not package.startswith(NOT_OURS)}
+        figures = {
+            "wheel_kib": wheel.stat().st_size / 2**10,
+            "packages": len(ours),
+            "installed_mib": sum(ours.values()) / 2**20,
+            "python_seconds": median_seconds([python, "-c", "pass"], folder),
+            "import_seconds": median_seconds([python, "-c", "import receiptbert"], folder),
+            "first_prediction_seconds": median_seconds(
+                [python, "-c", PREDICT, str(args.model.resolve())], folder
+            ),
+        }
+    for key, value in figures.items():
+        print(f"{key:26} {value:,.2f}")
+    write_result(args.json, figures)
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What the command prints; it must succeed."""
+    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def median_seconds(command: list[str], folder: Path) -> float:
+    """Of a fresh process, its start and its end included."""
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        run(command, folder)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
