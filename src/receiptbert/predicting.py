@@ -1,4 +1,4 @@
-"""``receiptbert predict``: label the lines of a table, of whatever length, in constant memory."""
+"""``receiptbert predict``: label the lines of a table, of whatever length, a chunk at a time."""
 
 import argparse
 import sys
