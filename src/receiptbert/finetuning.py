@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
+from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import collate_fn
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset
@@ -32,6 +33,7 @@ class Finetuned(NamedTuple):
     model: BertFinetuneModel
     epochs: list[dict[str, float]]  # see FinetuneTrainer.epochs
     best: dict[str, float]  # the one of them that the weights are of
+    skipped_steps: dict[str, int]  # see FinetuneTrainer.skipped_steps
 
 
 class Finetuning:
@@ -42,13 +44,18 @@ class Finetuning:
         source: the checkpoint folder to begin from.
         num_classes: C.
         device: where to train.
+        amp_backend: ``torch`` or ``apex``.
     """
 
-    def __init__(self, p: FinetuneParams, source: Path, num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, p: FinetuneParams, source: Path, num_classes: int, device: torch.device, amp_backend: str
+    ) -> None:
         self._p = p
         self._source = source
         self.num_classes = num_classes
         self._device = device
+        self._amp_backend = amp_backend
+        check_amp_backend(amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
         self._shape = read_shape(source)
         self._maxlen = self._shape.max_seqlen - NUM_MARKS
         self.tokenizer = load_tokenizer(source)
@@ -85,12 +92,14 @@ class Finetuning:
             logdir=logdir,
             max_grad_norm=p.max_grad_norm,
             precision=self.precision,
+            amp_backend=self._amp_backend,
             label_smoothing=train.label_smoothing,
             checkpoints=checkpoints,
         )
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
         trainer.train(dataloaders, train.epochs, scorer)
-        return Finetuned(model, trainer.epochs, trainer.epochs[trainer.best_epoch - 1])
+        best = trainer.epochs[trainer.best_epoch - 1]
+        return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
     def logits(self, model: BertFinetuneModel, texts: TokenStore) -> npt.NDArray[np.float32]:
         """What a trained classifier says of ``texts``, shape (n, C)."""
