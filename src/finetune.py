@@ -31,9 +31,7 @@ def finetune(params: Params) -> None:
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
-    finetuning = Finetuning(
-        p, source, len(facts.label_names), device, params.runtime.activation_checkpointing
-    )
+    finetuning = Finetuning(p, source, len(facts.label_names), device, params.runtime)
     texts, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, finetuning.tokenizer)
     train = TrainingSet(texts, targets, p.epochs, p.batch_size, p.label_smoothing)
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
@@ -53,7 +51,7 @@ def finetune(params: Params) -> None:
         if teachers:
             train, teachers_scores = distil(finetuning, train, val, p.seed, teachers)
         run = pipeline.new_run_folder("finetune")
-        model, epochs, best = finetuning.train(train, val, p.seed, run, final)
+        model, epochs, best, skipped_steps = finetuning.train(train, val, p.seed, run, final)
         temperature = fit_temperature(finetuning.logits(model, val[0]), val[1])
         with whole(pipeline.FINETUNED) as folder:
             save_pretrained(model, finetuning.tokenizer, folder, facts.label_names, facts.labels, temperature)
@@ -63,8 +61,8 @@ def finetune(params: Params) -> None:
             "best_epoch": best["epoch"],
             "temperature": temperature,
         }
-        done_on = conditions(device, finetuning.precision)
-        write_json(pipeline.METRICS / "finetune.json", scores | teachers_scores | done_on)
+        done_on = conditions(device, finetuning.precision, params.runtime.amp_backend)
+        write_json(pipeline.METRICS / "finetune.json", scores | teachers_scores | skipped_steps | done_on)
         write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in epochs))
         for checkpoints in (final, *teachers):
             checkpoints.remove()

@@ -4,6 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pipeline
+from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.collation import Collator
 from receiptbert.corpus_facts import CorpusFacts
@@ -30,6 +31,7 @@ EPS = 1e-3  # of the layer norms, as in the assignment
 def pretrain(params: Params) -> None:
     p = params.pretrain
     device = choose_device(params.runtime.device, params.runtime.deterministic)
+    check_amp_backend(params.runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
     precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
@@ -79,6 +81,7 @@ def pretrain(params: Params) -> None:
             logdir=pipeline.new_run_folder("pretrain"),
             max_grad_norm=p.max_grad_norm,
             precision=precision,
+            amp_backend=params.runtime.amp_backend,
             checkpoints=checkpoints,
         )
         trainer.train(loader, p.epochs, max_steps=steps)
@@ -87,7 +90,8 @@ def pretrain(params: Params) -> None:
         with whole(pipeline.PRETRAINED) as folder:
             save_pretrained(model, tokenizer, folder)
         counts = {"tokens_seen": trainer.tokens_seen, "steps": steps}
-        write_json(pipeline.METRICS / "pretrain.json", scores | counts | conditions(device, precision))
+        done_on = conditions(device, precision, params.runtime.amp_backend)
+        write_json(pipeline.METRICS / "pretrain.json", scores | counts | trainer.skipped_steps | done_on)
         columns = ["step", "MLM", "SOP"]
         write_csv(pipeline.PLOTS / "pretrain.csv", columns, mean_curve(trainer.history, columns))
         checkpoints.remove()

@@ -1,12 +1,15 @@
 """What the tests share: a small corpus, its tokenizer, and models small enough to train in a test."""
 
 import contextlib
+import importlib
 import os
 import random
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
@@ -190,6 +193,24 @@ def matches(expected: str, line: str) -> bool:
     """Whether ``line`` is ``expected``, in which … stands for anything."""
     pattern = ".*".join(map(re.escape, expected.split("…")))
     return re.fullmatch(pattern, line) is not None
+
+
+@pytest.fixture
+def apex(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The stand-in for ``apex.amp``, which needs no GPU; it is imported only if it is chosen."""
+    monkeypatch.syspath_prepend(ROOT / "tests/standin")
+    monkeypatch.setattr("receiptbert.amp.check_amp_backend", lambda *_: None)
+    yield importlib.import_module("apex.amp")
+    for name in ("apex", "apex.amp"):
+        del sys.modules[name]
+
+
+def overflow(trainer: Any, times: int = 1) -> None:
+    """Make the gradients of the next ``times`` backward passes of a trainer too large for fp16."""
+    left = [torch.inf] * times
+    next(trainer._model.parameters()).register_hook(
+        lambda grad: torch.full_like(grad, left.pop()) if left else grad
+    )
 
 
 STAGES = {

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import apex_check
 import common
 import learning_curve
 import make_sample
@@ -258,6 +260,26 @@ def test_parity_counts_the_labels_that_differ(
     counts = [figures[f"other_labels_from_{name}"] for name in ("predict", "pipeline", "onnx")]
     assert counts == [0, 0, 1]
     assert figures["rows"] == 60
+
+
+def test_apex_beside_torch(
+    archive: Path, tmp_path: Path, apex: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--corpus", str(archive), "--size", "tiny", "--steps", "6", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["apex_check.py", *options, "--json", str(tmp_path / "figures.json")])
+    with pytest.raises(
+        SystemExit, match=r"^apex_check\.py: error: amp_backend = apex, which needs a CUDA GPU"
+    ):
+        apex_check.main()
+    monkeypatch.setattr(apex_check, "check_amp_backend", lambda *_: None)
+    apex_check.main()
+    assert apex.calls.count("scale_loss") == 6
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    fp32, torchs, apexs = (figures[name] for name in ("fp32", "torch", "apex"))
+    assert apexs["mean_of_last_50"] == fp32["mean_of_last_50"]  # the stand-in casts nothing
+    assert apexs["largest_difference_to_torch"] == fp32["largest_difference_to_torch"] > 0
+    assert torchs["largest_difference_to_torch"] == 0 == torchs["skipped_steps"]
+    assert (figures["steps"], figures["device"]) == (6, "cpu")
 
 
 def test_the_numbers_behind_the_answers(

@@ -138,7 +138,7 @@ def test_certain_probabilities_train_as_class_ids_do(
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_soft_targets_are_learned(
     texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Callable[..., Any], precision: str
 ) -> None:

@@ -81,6 +81,7 @@ PARAMS: list[tuple[str, str, str]] = [
     ("runtime.device", "tpu", "runtime.device must be auto, cpu or cuda"),
     ("runtime.deterministic", "maybe", "runtime.deterministic = 'maybe' must be true or false"),
     ("runtime.activation_checkpointing", "auto", f"runtime.activation_checkpointing = 'auto' {TRUE_OR_FALSE}"),
+    ("runtime.amp_backend", "amp", "runtime.amp_backend must be torch or apex"),
     ("runtime.checkpoint_seconds", "-1", "runtime.checkpoint_seconds must be at least 0"),
 ]  # fmt: skip
 
@@ -223,6 +224,10 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
     ("batches too large", "pretrain", params(pretrain__batch_size="2000000000"), "the training would take about … GiB of memory, and … GiB are free; set pretrain.batch_size=… with pretrain.num_accum_steps=…"),
     ("batches too large", "finetune", params(finetune__batch_size="2000000000"), "the training would take about … GiB of memory, and … GiB are free; set finetune.batch_size=…"),
+    ("apex without a GPU", "pretrain", params(runtime__amp_backend="apex", pretrain__precision="fp16"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, and the device is cpu; set torch"),
+    ("apex without a GPU", "finetune", params(runtime__amp_backend="apex"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, and the device is cpu; set torch"),
+    ("fp16 on a CPU", "pretrain", params(pretrain__precision="fp16"), "params.yaml: pretrain.precision = fp16, which this cpu does not have; set auto"),
+    ("fp16 on a CPU", "finetune", params(finetune__precision="fp16"), "params.yaml: finetune.precision = fp16, which this cpu does not have; set auto"),
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere holds no config.json; name a Hugging Face BERT checkpoint folder"),
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
     ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is not JSON; take the checkpoint again from where it came"),

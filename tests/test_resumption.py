@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from receiptbert import WordpieceTokenizer, make_scorer
 from receiptbert.checkpoints import Checkpoints, State, fingerprint
 from receiptbert.errors import Interrupted, UserError
+from tests.conftest import overflow
 from tests.test_training import finetune_parts, labelled, pretrain_loader, pretrain_trainer
 
 Make = Callable[..., Any]
@@ -119,6 +121,42 @@ def test_an_epoch_cut_off_in_its_evaluation_is_evaluated_again(run_finetune: Cal
         with pytest.raises(Cut):
             run_finetune(before_score=at(5 * (epoch + 1), cut))
     assert_equal(run_finetune(), whole)
+
+
+def overflow_and_cut(after: int) -> Callable[[Any], object]:
+    """Have the fifth step overflow, and end after so many."""
+    actions = [at(4, overflow), at(after, cut)]
+    return lambda trainer: [action(trainer) for action in actions]
+
+
+@pytest.mark.parametrize("backend", ["torch", "apex"])
+def test_a_training_in_fp16_goes_on_with_its_scale_and_its_skipped_steps(
+    apex: ModuleType, run_pretrain: Callable[..., Result], backend: str
+) -> None:
+    fp16 = {"precision": "fp16", "amp_backend": backend}
+    whole = run_pretrain(at(4, overflow), **fp16)
+    assert sum(record["skipped"] for record in whole[1]) == 1
+    for after, good_batches in ((5, 1), (8, 6)):
+        with pytest.raises(Cut):
+            run_pretrain(overflow_and_cut(after), **fp16)
+        apex.calls.clear()
+        assert_equal(run_pretrain(**fp16), whole)
+        if backend == "apex":
+            assert apex.calls[2] == {"loss_scaler0": {"loss_scale": 2.0**15, "unskipped": good_batches}}
+
+
+def test_a_training_in_fp16_can_go_on_with_the_other_backend(
+    apex: ModuleType,  # noqa: ARG001
+    run_pretrain: Callable[..., Result],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for backend, other in (("torch", "apex"), ("apex", "torch")):
+        scales: list[float] = []
+        with pytest.raises(Cut):
+            run_pretrain(overflow_and_cut(6), precision="fp16", amp_backend=backend)
+        run_pretrain(lambda t, s=scales: s.append(t._amp.scale), precision="fp16", amp_backend=other)
+        assert scales[0] == 2.0**15
+        assert f"amp_backend was {backend}, is {other}: the last bits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

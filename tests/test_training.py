@@ -187,16 +187,19 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
     assert results[0] == results[1]
 
 
-def test_bf16_trains_like_fp32(texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make) -> None:
+def test_mixed_precision_trains_like_fp32(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
     losses = {}
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "fp16"):
         trainer = pretrain_trainer(pretrain_model(), tokenizer, precision=precision)
         torch.manual_seed(1)
         trainer.train(pretrain_loader(texts, tokenizer), 2)
         losses[precision] = [record["MLM"] for record in trainer.history]
         assert all(parameter.dtype == torch.float32 for parameter in trainer._model.parameters())
-    assert losses["bf16"] != losses["fp32"]
-    np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=0.02)
+    for precision in ("bf16", "fp16"):
+        assert losses[precision] != losses["fp32"]
+        np.testing.assert_allclose(losses[precision], losses["fp32"], rtol=0.02)
 
 
 def test_pretraining_learns(texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make) -> None:

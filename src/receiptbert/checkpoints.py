@@ -136,10 +136,11 @@ def fingerprint(parameters: Sequence[object], files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def conditions(device: torch.device, precision: str) -> dict[str, Any]:
+def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[str, Any]:
     """What, beside parameters, inputs and code, decides the last bits of a training."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "precision": precision, "threads": torch.get_num_threads()}
+    backend = {"amp_backend": amp_backend} if precision == "fp16" else {}  # all else is torch's
+    return {"device": name, "precision": precision} | backend | {"threads": torch.get_num_threads()}
 
 
 def _code() -> list[Path]:

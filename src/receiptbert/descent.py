@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
+from receiptbert.amp import make_amp
 from receiptbert.errors import UserError
 from receiptbert.optimization import Scheduler
-from receiptbert.precision import DTYPES
+from receiptbert.progress import say
 
 # Losses of single batches jump; so many are shown as their mean, and fetched from the device at once.
 RECENT_STEPS = 100
@@ -31,6 +32,7 @@ class Descent(Generic[Model]):
         logdir: str | None,
         max_grad_norm: float | None,
         precision: str,
+        amp_backend: str,
     ) -> None:
         self._device = torch.device(device)
         self._model = model.to(self._device)
@@ -41,36 +43,51 @@ class Descent(Generic[Model]):
         self._writer: SummaryWriter | None = None
         self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self._precision = precision
-        # Gradients too small for fp16 are scaled up before they are computed, and down again before the step.
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
+        self._amp_backend = amp_backend
+        self._amp = make_amp(amp_backend, self._model, optimizer, self._device, precision)
         self._step = 0
-        self._pending: list[tuple[float, dict[str, Tensor]]] = []
+        self._pending: list[tuple[dict[str, float], dict[str, Tensor]]] = []
         self.history: list[dict[str, float]] = []
-        """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``."""
+        """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``; in fp16
+        also ``skipped``, 1 for a step that was not taken since its gradients overflowed, else 0."""
 
-    def _autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
-        mixed = self._precision != "fp32"
-        return torch.autocast(self._device.type, DTYPES[self._precision] if mixed else None, enabled=mixed)
+    @property
+    def skipped_steps(self) -> dict[str, int]:
+        """For the metrics: how many steps fp16 skipped. Empty in another precision, which skips none."""
+        if self._precision != "fp16":
+            return {}
+        return {"skipped_steps": int(sum(record["skipped"] for record in self.history))}
 
     def _backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._amp.backward(loss)
 
     def _descend(self, losses: dict[str, Tensor]) -> None:
         """Step with the gradients at hand, and note the ``losses``."""
-        self._scaler.unscale_(self._optimizer)
+        self._amp.unscale()
         norm = self._clip()
-        self._step += 1
-        lr = self._scheduler.get_last_lr()[0]
-        self._pending.append(
-            (lr, {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm})
-        )
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        taken = self._amp.step()
         self._optimizer.zero_grad()
-        self._scheduler.step()
+        self._step += 1
+        known = {"lr": self._scheduler.get_last_lr()[0]}
+        if self._precision == "fp16":
+            known["skipped"] = float(not taken)
+        noted = {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm}
+        self._pending.append((known, noted))
+        if taken:
+            self._scheduler.step()
+        else:
+            self._tell_overflow()
         if len(self._pending) == RECENT_STEPS:
             self._write_history()
+
+    def _tell_overflow(self) -> None:
+        scale = self._amp.scale
+        if scale < 1:  # no scale helps gradients that overflow without one
+            raise UserError(
+                f"the gradients of step {self._step} overflow fp16 at any scale; set precision to bf16 or "
+                "fp32, or lower lr"
+            )
+        say(f"step {self._step} is skipped: its gradients overflow fp16; the scale is {scale:g} from now on")
 
     def _clip(self) -> Tensor:
         """Cut the gradients to ``max_grad_norm``; the norm that they had."""
@@ -87,17 +104,17 @@ class Descent(Generic[Model]):
             return
         values = torch.stack([torch.stack(list(noted.values())) for _, noted in self._pending]).tolist()
         first = self._step - len(self._pending) + 1
-        for step, (lr, noted), row in zip(count(first), self._pending, values, strict=False):
-            record = dict(zip(noted, row, strict=True)) | {"lr": lr}
+        for step, (known, noted), row in zip(count(first), self._pending, values, strict=False):
+            record = dict(zip(noted, row, strict=True)) | known
             self._check(record, step)
             self._log(record, step)
             self.history.append({"step": step} | record)
         self._pending.clear()
 
     def _check(self, record: dict[str, float], step: int) -> None:
-        """Refuse to go on without a finite loss, or gradient (which fp16 skips by itself)."""
+        """Refuse to go on without a finite loss, or gradient where the step was taken."""
         for name, value in record.items():
-            if not math.isfinite(value) and not (name == "grad_norm" and self._scaler.is_enabled()):
+            if not math.isfinite(value) and not (name == "grad_norm" and record.get("skipped")):
                 what = "gradient" if name == "grad_norm" else f"{name} loss"
                 raise UserError(
                     f"the {what} became {value} at step {step}; lower lr or max_grad_norm, or raise warmup "

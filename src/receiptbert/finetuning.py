@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
+from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import collate_fn
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset
@@ -19,7 +20,7 @@ from receiptbert.labelled import Labelled, TrainingSet
 from receiptbert.metrics import make_scorer
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
-from receiptbert.params import FinetuneParams
+from receiptbert.params import FinetuneParams, RuntimeParams
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.resumption import Batches
@@ -34,6 +35,7 @@ class Finetuned(NamedTuple):
     model: BertFinetuneModel
     epochs: list[dict[str, float]]  # see FinetuneTrainer.epochs
     best: dict[str, float]  # the one of them that the weights are of
+    skipped_steps: dict[str, int]  # see FinetuneTrainer.skipped_steps
 
 
 class Finetuning:
@@ -44,22 +46,18 @@ class Finetuning:
         source: the checkpoint folder to begin from.
         num_classes: C.
         device: where to train.
-        activation_checkpointing: see ``Bert``.
+        runtime: its precision backend and what it keeps of the activations.
     """
 
     def __init__(
-        self,
-        p: FinetuneParams,
-        source: Path,
-        num_classes: int,
-        device: torch.device,
-        activation_checkpointing: bool,
+        self, p: FinetuneParams, source: Path, num_classes: int, device: torch.device, runtime: RuntimeParams
     ) -> None:
         self._p = p
         self._source = source
         self.num_classes = num_classes
         self._device = device
-        self._activation_checkpointing = activation_checkpointing
+        self._runtime = runtime
+        check_amp_backend(runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
         self._shape = read_shape(source)
         self._maxlen = self._shape.max_seqlen - NUM_MARKS
         self.tokenizer = load_tokenizer(source)
@@ -97,12 +95,14 @@ class Finetuning:
             logdir=logdir,
             max_grad_norm=p.max_grad_norm,
             precision=self.precision,
+            amp_backend=self._runtime.amp_backend,
             label_smoothing=train.label_smoothing,
             checkpoints=checkpoints,
         )
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
         trainer.train(dataloaders, train.epochs, scorer)
-        return Finetuned(model, trainer.epochs, trainer.epochs[trainer.best_epoch - 1])
+        best = trainer.epochs[trainer.best_epoch - 1]
+        return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
     def require_memory(self, train: TrainingSet, batch_size: int) -> None:
         """Refuse batches of ``batch_size`` texts like those of ``train`` if the device has no room for them.
@@ -125,7 +125,7 @@ class Finetuning:
             dropout=self._p.dropout,
             mixed=self.precision != "fp32",
             on_cpu=self._device.type == "cpu",
-            activation_checkpointing=self._activation_checkpointing,
+            activation_checkpointing=self._runtime.activation_checkpointing,
             steps=steps,
         )
 
@@ -144,7 +144,7 @@ class Finetuning:
             hidden_dropout_prob=p.dropout,
             attention_probs_dropout_prob=p.dropout,
         )
-        model.checkpoint_activations(self._activation_checkpointing)
+        model.checkpoint_activations(self._runtime.activation_checkpointing)
         if p.init != "scratch":
             load_encoder(model, self._source)
         return model

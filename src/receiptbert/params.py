@@ -160,9 +160,11 @@ class RuntimeParams:
     device: str
     deterministic: bool
     activation_checkpointing: bool
+    amp_backend: str  # what is installed here; that it is fp16 is tracked, as pretrain.precision
     checkpoint_seconds: float
 
     def __post_init__(self) -> None:
+        _require(self.amp_backend in ("torch", "apex"), "amp_backend", "torch or apex")
         _require(self.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0")
         _require(
             self.device == "auto" or self.device.split(":")[0] in ("cpu", "cuda"),

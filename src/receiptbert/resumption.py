@@ -40,9 +40,10 @@ class ResumableDescent(Descent[Model]):
         logdir: str | None,
         max_grad_norm: float | None,
         precision: str,
+        amp_backend: str,
         checkpoints: Checkpoints | None,
     ) -> None:
-        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision)
+        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend)
         self._checkpoints = checkpoints
         self._interrupts = Interrupts()
         self._begin()
@@ -130,6 +131,9 @@ class ResumableDescent(Descent[Model]):
             weights |= {f"optimizer.{number}.{name}": moment for name, moment in moments.items()}
         return weights
 
+    def _conditions(self) -> dict[str, Any]:
+        return conditions(self._device, self._precision, self._amp_backend)
+
     def _save(self) -> None:
         self._flush_log()
         columns = list(self.history[0]) if self.history else []
@@ -137,10 +141,10 @@ class ResumableDescent(Descent[Model]):
         values = {
             "step": self._step,
             "scheduler": self._scheduler.state_dict(),
-            "scaler": self._scaler.state_dict(),
+            "scaler": self._amp.state_dict(),
             "columns": columns,
             "logdir": self._logdir,
-            "conditions": conditions(self._device, self._precision),
+            "conditions": self._conditions(),
         }
         tensors = {**self._weights(), **self._noted.tensors, "history": history}
         assert self._checkpoints is not None
@@ -158,7 +162,7 @@ class ResumableDescent(Descent[Model]):
                 moments.setdefault(int(number), {})[moment] = tensor
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
         self._scheduler.load_state_dict(values["scheduler"])
-        self._scaler.load_state_dict(values["scaler"])
+        self._amp.load_state_dict(values["scaler"])
         rows = tensors["history"].tolist()
         self.history = [dict(zip(values["columns"], row, strict=True)) for row in rows]
         for record in self.history:
@@ -170,6 +174,6 @@ class ResumableDescent(Descent[Model]):
             torch.cuda.set_rng_state(tensors["cuda_random"], self._device)
         self._logdir, self._purge_step = values["logdir"], self._step + 1
         say(f"resumed after step {self._step}")
-        before, now = values["conditions"], conditions(self._device, self._precision)
+        before, now = values["conditions"], self._conditions()
         if changed := [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key]]:
             say(f"{'; '.join(changed)}: the last bits of the result will be others")

@@ -40,6 +40,7 @@ class Trainer(ResumableDescent[BertModel]):
         logdir: folder for TensorBoard: both losses, the gradient norm and the learning rate at each step.
         max_grad_norm: longer gradients are cut to this norm.
         precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
+        amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
         checkpoints: where to leave the state and take it up again; the batches must then come from a
             ``LengthGroupedBatchSampler``.
     """
@@ -55,9 +56,12 @@ class Trainer(ResumableDescent[BertModel]):
         logdir: str | None = None,
         max_grad_norm: float | None = None,
         precision: str = "fp32",
+        amp_backend: str = "torch",
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision, checkpoints)
+        super().__init__(
+            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, checkpoints
+        )
         self._pad_token_id = pad_token_id
         self._num_accum_steps = num_accum_steps
 
@@ -104,7 +108,7 @@ class Trainer(ResumableDescent[BertModel]):
     def _forward(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The loss, its parts by name, and the number of tokens."""
         input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
-        with self._autocast():
+        with self._amp.casts():
             loss, parts = self._model(
                 input_ids, padding_mask(input_ids, self._pad_token_id), labels, permuted, token_type_ids
             )
@@ -146,6 +150,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
             the score after each epoch.
         max_grad_norm: longer gradients are cut to this norm.
         precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
+        amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
         label_smoothing: so much of a target's probability is spread over all classes while training (Szegedy
             et al. 2016); the eval loss is the plain cross entropy.
         checkpoints: as in ``Trainer``.
@@ -161,10 +166,13 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         logdir: str | None = None,
         max_grad_norm: float | None = None,
         precision: str = "fp32",
+        amp_backend: str = "torch",
         label_smoothing: float = 0.0,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision, checkpoints)
+        super().__init__(
+            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, checkpoints
+        )
         self._pad_token_id = pad_token_id
         self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self._eval_criterion = nn.CrossEntropyLoss()
@@ -242,7 +250,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         self._model.train()
         first = len(self.history) - self._batch  # a resumed epoch has some steps behind it
         for input_ids, targets in batches:
-            with self._autocast():
+            with self._amp.casts():
                 loss = self._criterion(*self._classify(input_ids, targets))
             self._backward(loss)
             self._descend({"loss": loss})

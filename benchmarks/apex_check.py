@@ -1,0 +1,113 @@
+"""Do apex and torch train alike in fp16? The losses of a short pretraining with each, from one seed.
+
+    python benchmarks/apex_check.py [--corpus ZIP] [--size mini] [--steps 200] [--json OUT]
+
+Needs a GPU and an apex that has amp (README.md says which). The same training in fp32 is the yardstick: two
+engines that do their work differ from each other no more than from it. Apex comes last, since its O1 replaces
+functions of torch for the whole process.
+"""
+
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+from common import argument_parser, write_result
+from receiptbert.amp import check_amp_backend
+from receiptbert.checkpoints import conditions
+from receiptbert.collation import Collator
+from receiptbert.datasets import PretrainDataset
+from receiptbert.devices import choose_device
+from receiptbert.errors import UserError
+from receiptbert.modeling import BertModel
+from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.training import Trainer
+from setting import SIZES, Setting, read_setting
+
+LAST = 50  # steps whose mean is shown
+
+
+class Run(NamedTuple):
+    """What came out of a training."""
+
+    losses: npt.NDArray[np.float64]  # MLM, of each step
+    skipped: int  # steps
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--device", default="auto")
+    parser.set_defaults(vocab_size=None)  # that of the corpus
+    args = parser.parse_args()
+    try:
+        check_amp_backend("apex", "fp16", choose_device(args.device, key="--device"))
+    except UserError as error:
+        sys.exit(f"apex_check.py: error: {error}")
+
+    setting = read_setting(args)
+    runs = {
+        "fp32": pretrain(setting, args.steps, "fp32", "torch"),
+        "torch": pretrain(setting, args.steps, "fp16", "torch"),
+        "apex": pretrain(setting, args.steps, "fp16", "apex"),
+    }
+    figures = {
+        name: {
+            f"mean_of_last_{LAST}": float(run.losses[-LAST:].mean()),
+            "largest_difference_to_torch": float(np.abs(run.losses - runs["torch"].losses).max()),
+            "skipped_steps": run.skipped,
+        }
+        for name, run in runs.items()
+    }
+    for name, values in figures.items():
+        print(f"{name:5}  " + "  ".join(f"{key} {value:.5g}" for key, value in values.items()))
+    device = conditions(setting.device, "fp16", "apex")["device"]
+    facts = {"steps": args.steps, "size": args.size, "device": device, "torch_version": torch.__version__}
+    write_result(args.json, {**figures, **facts})
+
+
+def pretrain(setting: Setting, steps: int, precision: str, amp_backend: str) -> Run:
+    """Pretrain with the shipped settings; the batches and masks are the same whatever the engine."""
+    p = setting.params.pretrain
+    torch.manual_seed(p.seed)
+    dataset = PretrainDataset(
+        setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
+    )
+    lengths = dataset.lengths.clamp(max=setting.maxlen)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
+        collate_fn=Collator(
+            setting.tokenizer,
+            mask_prob=p.mask_prob,
+            random_prob=p.random_prob,
+            keep_unchanged_prob=p.keep_unchanged_prob,
+            whole_words=p.whole_words,
+            letters_only=p.letters_only,
+        ),
+    )
+    model = BertModel(**setting.shape, sop_weight=p.sop_weight)
+    optimizer = get_optimizer(model, weight_decay=p.weight_decay)
+    trainer = Trainer(
+        model,
+        optimizer,
+        Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps),
+        setting.tokenizer.pad_token_id,
+        setting.device,
+        max_grad_norm=p.max_grad_norm,
+        precision=precision,
+        amp_backend=amp_backend,
+    )
+    trainer.train(loader, n_epochs=steps, max_steps=steps)
+    losses = np.array([record["MLM"] for record in trainer.history])
+    return Run(losses, trainer.skipped_steps.get("skipped_steps", 0))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Stands for NVIDIA's apex, which needs a GPU; see amp.py."""
