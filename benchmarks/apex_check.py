@@ -25,8 +25,9 @@ from receiptbert.errors import UserError
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.sizes import SIZES
 from receiptbert.training import Trainer
-from setting import SIZES, Setting, read_setting
+from setting import Setting, read_setting
 
 LAST = 50  # steps whose mean is shown
 
