@@ -4,10 +4,12 @@
 
 ``scratch`` is the shipped shape without pretraining and without teachers, ``assignment`` the assignment's
 settings, ``undistilled`` the shipped settings without teachers. Every choice is made on val; test is scored
-once at the end of a run. The figures that OUT has of the same corpus stay, so that a long table can be filled
-part by part.
+once at the end of a run. A long table can be filled part by part: the rows that OUT has of the same corpus
+stay, and seeds that it has of the same settings are not run again. Settings are all that is compared; after a
+change of the code that changes results, begin a new file.
 """
 
+import dataclasses
 import hashlib
 import json
 import statistics
@@ -16,13 +18,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from sklearn.metrics import f1_score
 
-from common import STAGES, argument_parser, read_archive, stage_command, write_params, write_result
+from common import (
+    STAGES,
+    argument_parser,
+    read_archive,
+    shipped_params,
+    stage_command,
+    write_params,
+    write_result,
+)
 from linear import FEATURES, fit_svm, megabytes
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list, majority_class
 from receiptbert.progress import say
@@ -49,9 +59,10 @@ OVERRIDES = {
 }
 NAMES = ["majority", *FEATURES, *OVERRIDES]
 Run = dict[str, float]  # scores, seconds and megabytes of one run
+Row = dict[str, Any]  # of a contestant: see `summary`, and `settings`
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Contest:
     """The corpus that all compete on, and those who do."""
 
@@ -122,8 +133,8 @@ def read_scores(folder: Path) -> Run:
     }
 
 
-def summary(runs: Sequence[Run]) -> dict[str, float]:
-    """Mean and deviation of the weighted F1 on test, as ``mean`` and ``std``, and the means of the rest."""
+def summary(runs: Sequence[Run]) -> Row:
+    """Mean and deviation of the weighted F1 on test, as ``mean`` and ``std``, means of the rest, the runs."""
     means = {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
     weighted = [run["weighted_f1"] for run in runs]
     return {
@@ -132,10 +143,18 @@ def summary(runs: Sequence[Run]) -> dict[str, float]:
         "seeds": len(runs),
         "macro_std": statistics.stdev(run["macro_f1"] for run in runs) if len(runs) > 1 else 0.0,
         **means,
+        "runs": list(runs),
     }
 
 
-def earlier_figures(path: Path | None, digest: str) -> dict[str, dict[str, float]]:
+def settings_digest(name: str) -> str:
+    """What a run of ``name`` depends on beside the corpus, the seed and the code."""
+    settings = dataclasses.asdict(shipped_params()) | {"overrides": OVERRIDES.get(name)}
+    del settings["data"], settings["runtime"]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+
+def earlier_figures(path: Path | None, digest: str) -> dict[str, Row]:
     """The rows of an earlier table of the corpus with this digest."""
     if path is None or not path.exists():
         return {}
@@ -144,7 +163,12 @@ def earlier_figures(path: Path | None, digest: str) -> dict[str, dict[str, float
     return rows if figures.get("sha256") == digest else {}
 
 
-def print_table(table: Mapping[str, Mapping[str, float]]) -> None:
+def earlier_runs(row: Row | None, settings: str, seeds: int) -> list[Run]:
+    """The runs of ``row`` that were made with these ``settings``, with seeds from 0 on."""
+    return row["runs"][:seeds] if row is not None and row.get("settings") == settings else []
+
+
+def print_table(table: Mapping[str, Row]) -> None:
     """A line for each contestant."""
     heads = f"{'on val':>8}{'seeds':>7}{'seconds':>9}{'MB':>7}{'ECE':>7}"
     print(f"{'':12}{'weighted F1':>16}{'macro F1':>16}{heads}")
@@ -172,12 +196,13 @@ def main() -> None:
     digest = hashlib.sha256(args.corpus.read_bytes()).hexdigest()
     table = earlier_figures(args.json, digest)
     for name in names:
-        runs = []
-        for seed in range(args.seeds):
+        settings = settings_digest(name)
+        runs = earlier_runs(table.get(name), settings, args.seeds)
+        for seed in range(len(runs), args.seeds):
             runs.append(contest.run(name, seed))
             say(f"{name}, seed {seed}: weighted F1 on test {runs[-1]['weighted_f1']:.4f}")
             # Hours of work: what is done is written at once.
-            table[name] = summary(runs)
+            table[name] = summary(runs) | {"settings": settings}
             in_order = {known: table[known] for known in NAMES if known in table}
             write_result(args.json, {"corpus": args.corpus.name, "sha256": digest, **in_order})
     print_table(table)

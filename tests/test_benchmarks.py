@@ -152,9 +152,20 @@ def test_a_run_of_the_pipeline_has_its_own_seed_and_settings(
 
 def test_a_summary_of_seeds() -> None:
     runs = [{"weighted_f1": f1, "macro_f1": f1 / 2, "seconds": 3.0} for f1 in (0.5, 0.6, 0.7)]
-    assert quality.summary(runs) == pytest.approx(
+    row = quality.summary(runs)
+    assert row.pop("runs") == runs
+    assert row == pytest.approx(
         {"mean": 0.6, "std": 0.1, "seeds": 3, "macro_f1": 0.3, "macro_std": 0.05, "seconds": 3}
     )
+
+
+def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again() -> None:
+    runs = [{"weighted_f1": f1, "macro_f1": 0.5} for f1 in (0.5, 0.6)]
+    row = quality.summary(runs) | {"settings": quality.settings_digest("default")}
+    assert quality.earlier_runs(row, quality.settings_digest("default"), 3) == runs
+    assert quality.earlier_runs(row, quality.settings_digest("default"), 1) == runs[:1]
+    assert quality.earlier_runs(row, quality.settings_digest("undistilled"), 3) == []
+    assert quality.earlier_runs(None, quality.settings_digest("default"), 3) == []
 
 
 def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
