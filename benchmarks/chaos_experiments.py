@@ -9,7 +9,6 @@ output have the bytes that a fresh project with these parameters gives.
 """
 
 import argparse
-import os
 import random
 import shutil
 import subprocess
@@ -18,12 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, write_params, write_result
+from common import commit, environment, make_project, outputs, run, write_result
 from receiptbert.progress import say
 
 CORPUS = ["--unlabelled", "1000", "--train", "300", "--val", "60", "--test", "60"]
 SETTINGS = [
-    "data.archive=data/corpus.zip",
     "tokenizer.vocab_size=1000",
     "tokenizer.min_frequency=2",
     "model.hidden_size=16",
@@ -63,10 +61,9 @@ def main() -> None:
     dice = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as scratch:
         project, fresh = Path(scratch) / "project", Path(scratch) / "fresh"
-        _make_project(project)
+        make_project(project, CORPUS, SETTINGS)
         seconds = _timed(["dvc", "repro"], project)
-        _run(["git", "add", "-A"], project)
-        _run(["git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "state"], project)
+        commit(project)
         killed = 0
         for number in range(args.experiments):
             key = dice.choice(sorted(CHANGES))
@@ -76,61 +73,35 @@ def main() -> None:
             if dies:  # not all stages run again, so a third of the time hits most
                 killed += _killed(experiment, project, dice.uniform(0, seconds / 3))
             else:
-                _run(experiment, project)
+                run(experiment, project)
             say(f"{number + 1} of {args.experiments}: {change}{', killed' if dies else ''}")
-        _run(["dvc", "repro"], project)
+        run(["dvc", "repro"], project)
         figures = {
             "experiments": args.experiments,
             "killed": killed,
-            "up_to_date": "up to date" in _run(["dvc", "status"], project),
-            "unexpected_changes": _unexpected(_run(["git", "status", "--porcelain"], project)),
+            "up_to_date": "up to date" in run(["dvc", "status"], project),
+            "unexpected_changes": _unexpected(run(["git", "status", "--porcelain"], project)),
         }
-        _make_project(fresh)
+        make_project(fresh, CORPUS, SETTINGS)
         shutil.copy(project / "params.yaml", fresh)
-        _run(["dvc", "repro"], fresh)
-        figures["equal"] = _outputs(project) == _outputs(fresh)
+        run(["dvc", "repro"], fresh)
+        figures["equal"] = outputs(project) == outputs(fresh)
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
     write_result(args.json, figures)
     if not figures["up_to_date"] or figures["unexpected_changes"] or not figures["equal"]:
         sys.exit("the project does not agree with itself")
 
 
-def _make_project(folder: Path) -> None:
-    """The code and the pipeline in ``folder``, with a small corpus, in git."""
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, folder / name)
-    (folder / "data").mkdir()
-    _run([sys.executable, str(ROOT / "data/make_sample.py"), "data/corpus.zip", *CORPUS], folder)
-    write_params(folder, SETTINGS)
-    _run(["git", "init", "-q"], folder)
-    _run(["dvc", "init", "-q"], folder)
-    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
-
-
-def _environment() -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
-
-
-def _run(command: list[str], folder: Path) -> str:
-    """What a command prints; it must succeed."""
-    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return done.stdout
-
-
 def _timed(command: list[str], folder: Path) -> float:
     start = time.monotonic()
-    _run(command, folder)
+    run(command, folder)
     return time.monotonic() - start
 
 
 def _killed(command: list[str], folder: Path, seconds: float) -> bool:
     """Whether the command still ran after ``seconds``, and was killed."""
     silent = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=folder, env=_environment(), stdout=silent, stderr=silent)
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=silent, stderr=silent)
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -144,13 +115,6 @@ def _killed(command: list[str], folder: Path, seconds: float) -> bool:
 def _unexpected(status: str) -> list[str]:
     """What ``git status --porcelain`` names beside parameters, lock and metrics."""
     return [line for line in status.splitlines() if not line[3:].startswith(MAY_CHANGE)]
-
-
-def _outputs(project: Path) -> dict[str, bytes]:
-    """The bytes of all outputs, metrics and the lock."""
-    tops = ("data/raw", "data/tokenized", "models", "metrics")
-    files = [path for top in tops for path in (project / top).rglob("*") if path.is_file()]
-    return {str(path.relative_to(project)): path.read_bytes() for path in [*files, project / "dvc.lock"]}
 
 
 if __name__ == "__main__":

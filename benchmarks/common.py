@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -58,6 +59,53 @@ def write_params(folder: Path, overrides: Sequence[str]) -> None:
             raise KeyError(key)
         params[section][name] = yaml.load(value)
     yaml.dump(params, folder / "params.yaml")
+
+
+def make_project(folder: Path, corpus: Sequence[str], settings: Sequence[str]) -> None:
+    """The code and the pipeline in ``folder``, with a small corpus as ``data/corpus.zip``, in git and DVC.
+
+    Args:
+        folder: is made.
+        corpus: options of ``data/make_sample.py``.
+        settings: as for ``write_params``.
+    """
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "data").mkdir()
+    run([sys.executable, str(ROOT / "data/make_sample.py"), "data/corpus.zip", *corpus], folder)
+    write_params(folder, ["data.archive=data/corpus.zip", *settings])
+    run(["git", "init", "-q"], folder)
+    run(["dvc", "init", "-q"], folder)
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
+
+
+def environment() -> dict[str, str]:
+    """Variables with which a command finds this Python's programs first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+
+def run(command: Sequence[str], folder: Path, variables: dict[str, str] | None = None) -> str:
+    """What a command prints, with more ``variables`` than those of ``environment``; it must succeed."""
+    variables = environment() | (variables or {})
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def commit(folder: Path) -> None:
+    """Commit all that git does not ignore in ``folder``."""
+    run(["git", "add", "-A"], folder)
+    run(["git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "state"], folder)
+
+
+def outputs(project: Path) -> dict[str, bytes]:
+    """The bytes of all outputs, metrics and the lock, by their paths in ``project``."""
+    tops = ("data/raw", "data/tokenized", "models", "metrics")
+    files = [path for top in tops for path in (project / top).rglob("*") if path.is_file()]
+    return {str(path.relative_to(project)): path.read_bytes() for path in [*files, project / "dvc.lock"]}
 
 
 def read_archive(archive: Path) -> pd.DataFrame:
