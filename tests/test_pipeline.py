@@ -145,10 +145,17 @@ def test_every_plot_data_is_drawn_once(project: Path) -> None:
     drawings = [
         line for line in (project / "dvc_plots/index.html").read_text().splitlines() if "spec =" in line
     ]
-    assert len(drawings) == len(DVC_YAML["plots"])
+    of_stages = [plot for stage in DVC_YAML["stages"].values() for plot in stage.get("plots", [])]
+    assert len(drawings) == len(of_stages) + len(DVC_YAML["plots"])
     assert not any("DVC_METRIC" in drawing for drawing in drawings)  # a place in a template left unfilled
-    drawn = {path for plot in DVC_YAML["plots"] for settings in plot.values() for path in settings["y"]}
-    assert drawn == {str(path.relative_to(project)) for path in (project / "metrics/plots").iterdir()}
+    drawn = {path: settings for plot in of_stages for path, settings in plot.items()}
+    assert drawn.keys() == {str(path.relative_to(project)) for path in (project / "metrics/plots").iterdir()}
+    curves = json.loads((ROOT / ".dvc/plots/curves.json").read_text())["transform"][0]["fold"]
+    for path, settings in drawn.items():
+        columns = (project / path).read_text().splitlines()[0].split(",")
+        assert {settings["x"], settings["y"]} <= set(columns)
+        if settings["template"] == "curves":
+            assert len(set(columns) & set(curves)) == 2
 
 
 def test_same_inputs_give_the_same_bytes(project: Path) -> None:
@@ -184,6 +191,10 @@ def test_an_experiment_trains_with_its_number(project: Path) -> None:
     path, _, before, after, _ = row.split()
     assert path == "metrics/finetune.json"
     assert float(before) != float(after)
+
+    run(["git", "checkout", "-q", "params.yaml"], project)
+    assert stages_run(run(["dvc", "repro"], project).stdout) == ["evaluate"]  # the rest from the run cache
+    assert run(["git", "status", "--porcelain"], project).stdout == ""
 
 
 def test_experiments_in_a_temporary_tree_and_from_the_queue(project: Path) -> None:
