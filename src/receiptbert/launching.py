@@ -55,8 +55,10 @@ def choose_processes(runtime: RuntimeParams) -> int:
         return runtime.processes or 1
     gpus = torch.cuda.device_count() if device.index is None else 1  # `cuda:1` is that one alone
     if (runtime.processes or 1) > gpus:
-        which = "finds so many GPUs" if device.index is None else f"may use {runtime.device} alone"
-        raise UserError(f"{KEY} = {runtime.processes}, but torch {which}: {gpus}; set auto")
+        there = f"the GPUs that torch finds are {gpus}"
+        if device.index is not None:
+            there = f"runtime.device = {device} is one GPU"
+        raise UserError(f"{KEY} = {runtime.processes}, but {there}; set auto")
     return runtime.processes or gpus
 
 
@@ -111,7 +113,7 @@ def own_device(runtime: RuntimeParams) -> RuntimeParams:
     if number >= gpus:
         started = os.environ["LOCAL_WORLD_SIZE"]
         raise UserError(
-            f"torchrun has started {started} processes here, but torch finds so many GPUs: {gpus}; "
+            f"torchrun has started {started} processes here, but the GPUs that torch finds are {gpus}; "
             f"give it --nproc-per-node={gpus}"
         )
     torch.cuda.set_device(number)
@@ -131,12 +133,12 @@ def one_voice() -> Iterator[None]:
     store, _, _ = distributed.meeting_place()
     try:
         yield
+    except Interrupted:  # nobody speaks
+        raise
     except (Exception, KeyboardInterrupt) as error:
         is_first = True
         with suppress(RuntimeError):  # where the leader keeps the store, it may be gone
             is_first = store.add("failures", 1) == 1
-        if isinstance(error, Interrupted):  # nobody speaks
-            raise
         if not is_first:
             sys.exit(1)
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
