@@ -22,8 +22,14 @@ from receiptbert.errors import Interrupted, UserError
 from receiptbert.params import Params, RuntimeParams
 
 KEY = "params.yaml: runtime.processes"
-# What a broken connection is called, by gloo and by torch's store.
-LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "TCPStore")
+# What a broken connection is called, by gloo (the first four) and by NCCL.
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "ncclRemoteError",
+)
 
 
 def in_processes(stage: Callable[[Params], None]) -> Callable[[Params], None]:
