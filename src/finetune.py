@@ -13,11 +13,19 @@ from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, VAL, read_corpus
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.devices import choose_device
-from receiptbert.distillation import UNLABELLED, LinearTeacher, distillation_pool, draw_unlabelled
+from receiptbert.distillation import (
+    UNLABELLED,
+    LinearTeacher,
+    Probabilities,
+    distillation_pool,
+    draw_unlabelled,
+)
+from receiptbert.distributed import from_leader, is_leader
 from receiptbert.files import whole
 from receiptbert.finetuning import Finetuning
 from receiptbert.hf_format import save_pretrained
 from receiptbert.labelled import Labelled, TrainingSet, load_labelled
+from receiptbert.launching import in_processes, one_voice
 from receiptbert.metrics import f1
 from receiptbert.params import Params
 from receiptbert.progress import say
@@ -25,6 +33,7 @@ from receiptbert.reports import write_csv, write_json
 from receiptbert.token_store import TokenStore
 
 
+@in_processes
 def finetune(params: Params) -> None:
     p = params.finetune
     device = choose_device(params.runtime.device, params.runtime.deterministic)
@@ -52,7 +61,10 @@ def finetune(params: Params) -> None:
             train, teachers_scores = distil(finetuning, train, val, p.seed, teachers)
         run = pipeline.new_run_folder("finetune")
         model, epochs, best, skipped_steps = finetuning.train(train, val, p.seed, run, final)
-        temperature = fit_temperature(finetuning.logits(model, val[0]), val[1])
+        logits = finetuning.logits(model, val[0])
+        if not is_leader():
+            return
+        temperature = fit_temperature(logits, val[1])
         with whole(pipeline.FINETUNED) as folder:
             save_pretrained(model, finetuning.tokenizer, folder, facts.label_names, facts.labels, temperature)
         scores = {
@@ -79,8 +91,13 @@ def distil(
     )
     chosen = draw_unlabelled(unsupervised, train, seed)
     del corpus, unsupervised  # of millions of lines, gigabytes
-    linear = LinearTeacher(train_texts, train.targets, val_texts, val[1], finetuning.num_classes)
-    linear_f1 = f1(val[1], linear.probabilities(val_texts).argmax(axis=1), "weighted")
+
+    def linear_teacher() -> tuple[Probabilities, float]:
+        linear = LinearTeacher(train_texts, train.targets, val_texts, val[1], finetuning.num_classes)
+        predicted = linear.probabilities(val_texts).argmax(axis=1)
+        return linear.probabilities(chosen), f1(val[1], predicted, "weighted")
+
+    linear_answers, linear_f1 = from_leader(linear_teacher)  # gigabytes in each process else
     say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")
 
     store = TokenStore.from_texts(chosen, finetuning.tokenizer)
@@ -92,7 +109,7 @@ def distil(
         answers.append(softmax(finetuning.logits(teacher.model, store), axis=1))
         scores.append(teacher.best["f1"])
     say(f"final model: {len(train.texts):,} labelled and {len(chosen):,} unsupervised texts")
-    pool = distillation_pool(train, store, (np.mean(answers, axis=0) + linear.probabilities(chosen)) / 2)
+    pool = distillation_pool(train, store, (np.mean(answers, axis=0) + linear_answers) / 2)
     return pool, {"teacher_val_weighted_f1": float(np.mean(scores)), "linear_val_weighted_f1": linear_f1}
 
 
@@ -101,4 +118,4 @@ def teacher_name(number: int) -> str:
 
 
 if __name__ == "__main__":
-    pipeline.run_stage(finetune)
+    pipeline.run_stage(finetune, one_voice)

@@ -5,6 +5,7 @@ Paths are relative to the project's root, which is where DVC runs each stage.
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -31,16 +32,21 @@ METRICS = Path("metrics")
 PLOTS = METRICS / "plots"
 
 
-def run_stage(stage: Callable[[Params], None]) -> None:
+def run_stage(
+    stage: Callable[[Params], None], voice: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> None:
     """Run ``stage`` with the parameters of ``params.yaml``.
 
     Bad input, a full disk and the like (see ``failures``) end the process in one line: ``one_line_errors``.
+
+    Args:
+        voice: which of several processes says so, see ``launching.one_voice``.
     """
-    # Else a killed DVC would leave its stage behind, in the way of the next.
-    if "DVC_STAGE" in os.environ:
+    # Else a killed DVC would leave its stage behind, in the way of the next; so would torch's launcher.
+    if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}:
         end_with_parent()
     name, params = stage.__name__, None
-    with one_line_errors(name, lambda error: explain(error, name, params)):
+    with one_line_errors(name, lambda error: explain(error, name, params)), voice():
         params = load_params(PARAMS)
         try:
             stage(params)

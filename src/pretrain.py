@@ -10,10 +10,12 @@ from receiptbert.collation import Collator
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.datasets import NUM_MARKS, PretrainDataset
 from receiptbert.devices import choose_device, free_memory
+from receiptbert.distributed import is_leader, num_processes
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.files import whole
 from receiptbert.hf_format import save_pretrained
+from receiptbert.launching import in_processes, one_voice
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params, PretrainParams
@@ -28,6 +30,7 @@ from receiptbert.training import Trainer, num_optimizer_steps
 EPS = 1e-3  # of the layer norms, as in the assignment
 
 
+@in_processes
 def pretrain(params: Params) -> None:
     p = params.pretrain
     device = choose_device(params.runtime.device, params.runtime.deterministic)
@@ -85,6 +88,8 @@ def pretrain(params: Params) -> None:
             checkpoints=checkpoints,
         )
         trainer.train(loader, p.epochs, max_steps=steps)
+        if not is_leader():
+            return
         torch.manual_seed(p.seed)  # the same masks and swaps whatever came before
         scores = trainer.evaluate(held_out_loader)
         with whole(pipeline.PRETRAINED) as folder:
@@ -105,6 +110,7 @@ def make_plan(
         shape=shape,
         num_classes=None,
         texts=params.pretrain.batch_size,
+        processes=num_processes(),
         length=float((store.lengths + NUM_MARKS).clip(max=shape.max_seqlen).mean()),
         longest=shape.max_seqlen,
         mask_prob=params.pretrain.mask_prob,
@@ -147,4 +153,4 @@ def make_loader(
 
 
 if __name__ == "__main__":
-    pipeline.run_stage(pretrain)
+    pipeline.run_stage(pretrain, one_voice)

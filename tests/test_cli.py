@@ -192,6 +192,24 @@ def test_doubtful_lines_are_left_to_a_person(
     assert f"{doubtful} of {len(texts)} lines got no label" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_shards_are_the_whole(
+    run: Run, texts: list[str], monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr("receiptbert.tables.CHUNK", 7)
+    monkeypatch.setattr("receiptbert.parquet.CHUNK", 7)
+    write("in.csv", texts[:20])
+    run("in.csv", "-o", f"in.{ending}", "--column", "text")
+    run(f"in.{ending}", "-o", "whole.csv")
+    parts: list[dict[str, str]] = []
+    for number in (1, 2, 3):
+        run(f"in.{ending}", "--shard", f"{number}/3", "-o", "part.csv")
+        part = read("part.csv")
+        assert 6 <= len(part) <= 7
+        parts += part
+    assert parts == read("whole.csv")
+
+
 def test_formulas_are_made_harmless_for_spreadsheets_alone(run: Run) -> None:
     cells = ["=1+1", "-а", "@а", "+7 а", "-5,5", "+3", "а=1"]
     write("in.csv", cells)
@@ -273,6 +291,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
         ["in.csv", "-o", "o.jsonl", "--spreadsheet"],
         "--spreadsheet is for CSV and TSV, not for jsonl",
     ),
+    (b"text\n", ["-", "--shard", "1/2"], "--shard counts the lines first; stdin can be read but once"),
     (b"text\n", ["in.csv", "--model", "none"], "none is no folder; name that of a finetuned model"),
     (b"text\n", ["in.csv", "--device", "abacus"], "device = abacus names no device; set auto"),
 ]
@@ -340,6 +359,8 @@ def test_a_closed_pipe_is_the_end_and_no_error(
     ("arguments", "message"),
     [
         (["predict", "--top-k", "0"], "--top-k: 0 is no whole number from 1"),
+        (["predict", "--shard", "0/2"], "--shard: 0/2 is no part such as 1/4"),
+        (["predict", "--shard", "half"], "--shard: half is no part such as 1/4"),
         (["predict", "--min-confidence", "80"], "--min-confidence: 80 is no number from 0 to 1"),
         (["predict", "--min-confidence", "nan"], "--min-confidence: nan is no number from 0 to 1"),
         ([], "the following arguments are required: COMMAND"),

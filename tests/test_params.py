@@ -34,6 +34,8 @@ def test_shipped_file_is_read_whole() -> None:
         for name, value in values.items():
             assert document[section].pop(name) == "auto"
             assert read[section].pop(name) == value
+    assert document["runtime"].pop("processes") == "auto"
+    assert read["runtime"].pop("processes") is None
     assert read == document
 
 

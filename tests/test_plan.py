@@ -34,6 +34,7 @@ SHAPE = BertShape(
 PLAN = Plan(
     shape=SHAPE,
     num_classes=None,
+    processes=1,
     texts=B,
     length=float(S),
     longest=S,

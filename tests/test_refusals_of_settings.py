@@ -80,6 +80,8 @@ PARAMS: list[tuple[str, str, str]] = [
     ("finetune.dropout", "1", "finetune.dropout must be at least 0 and below 1"),
     ("finetune.label_smoothing", "1", "finetune.label_smoothing must be at least 0 and below 1"),
     ("runtime.device", "tpu", "runtime.device must be auto, cpu or cuda"),
+    ("runtime.processes", "0", "runtime.processes must be at least 1, or auto"),
+    ("runtime.processes", "all", "runtime.processes = 'all' must be a whole number or auto"),
     ("runtime.deterministic", "maybe", "runtime.deterministic = 'maybe' must be true or false"),
     ("runtime.activation_checkpointing", "auto", f"runtime.activation_checkpointing = 'auto' {TRUE_OR_FALSE}"),
     ("runtime.amp_backend", "amp", "runtime.amp_backend must be torch or apex"),

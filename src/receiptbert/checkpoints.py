@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from receiptbert.distributed import is_leader, num_processes
 from receiptbert.errors import UserError
 from receiptbert.files import whole
 from receiptbert.progress import say
@@ -38,7 +39,8 @@ class Checkpoints:
     """The checkpoints of one stage with certain parameters, inputs and code.
 
     They lie in ``folder/<fingerprint>``, so that other parameters, inputs or code find none. Use it as a
-    context manager: within it no second process trains in ``folder``.
+    context manager: within it no second training is in ``folder``. Of several processes that train together
+    only the leader writes and reads.
 
     Args:
         folder: of the stage; its name is the stage's.
@@ -62,6 +64,8 @@ class Checkpoints:
         self._lock = FileLock(folder.with_suffix(".lock"))
 
     def __enter__(self) -> "Checkpoints":
+        if not is_leader():
+            return self
         self._parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -140,7 +144,9 @@ def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[s
     """What, beside parameters, inputs and code, decides the last bits of a training."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     backend = {"amp_backend": amp_backend} if precision == "fp16" else {}  # all else is torch's
-    return {"device": name, "precision": precision} | backend | {"threads": torch.get_num_threads()}
+    several = {"processes": num_processes()} if num_processes() > 1 else {}
+    threads = {"threads": torch.get_num_threads()}
+    return {"device": name, "precision": precision} | backend | several | threads
 
 
 def _code() -> list[Path]:

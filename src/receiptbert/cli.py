@@ -37,6 +37,7 @@ examples:
   receiptbert predict receipts.parquet --column name --top-k 3 -o labelled.parquet
   receiptbert predict receipts.csv --min-confidence 0.8 --spreadsheet -o to_check.csv
   cat lines.txt | receiptbert predict > labelled.csv
+  receiptbert predict receipts.csv --shard 1/2 --device cuda:0 -o first_half.csv
 """
 
 
@@ -114,6 +115,12 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         dest="target_format",
         choices=sorted(set(OUTPUTS.values())),
         help="format of the output, if its ending does not tell (stdout: csv)",
+    )
+    table.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="label the I-th of N equal parts of the lines alone; the N outputs in order are the whole",
     )
     answers = parser.add_argument_group("answers")
     answers.add_argument(
@@ -198,6 +205,13 @@ def _add_model_option(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--model", metavar="FOLDER", default="models/finetuned", help="finetuned checkpoint (%(default)s)"
     )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text} is no part such as 1/4, 2/4, 3/4 or 4/4")
+    return int(found[1]), int(found[2])
 
 
 def _positive(text: str) -> int:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from receiptbert.amp import make_amp
+from receiptbert.distributed import average, is_leader, parallel
 from receiptbert.errors import UserError
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import say
@@ -45,6 +46,7 @@ class Descent(Generic[Model]):
         self._precision = precision
         self._amp_backend = amp_backend
         self._amp = make_amp(amp_backend, self._model, optimizer, self._device, precision)
+        self._parallel = parallel(self._model)  # for training; all else takes the model itself
         self._step = 0
         self._pending: list[tuple[dict[str, float], dict[str, Tensor]]] = []
         self.history: list[dict[str, float]] = []
@@ -62,7 +64,7 @@ class Descent(Generic[Model]):
         self._amp.backward(loss)
 
     def _descend(self, losses: dict[str, Tensor]) -> None:
-        """Step with the gradients at hand, and note the ``losses``."""
+        """Step with the gradients at hand, and note the ``losses``, of which the processes' mean is told."""
         self._amp.unscale()
         norm = self._clip()
         taken = self._amp.step()
@@ -102,7 +104,8 @@ class Descent(Generic[Model]):
         """Fetch what the last steps noted: once in a while, since a GPU has to finish its work for it."""
         if not self._pending:
             return
-        values = torch.stack([torch.stack(list(noted.values())) for _, noted in self._pending]).tolist()
+        noted_values = torch.stack([torch.stack(list(noted.values())) for _, noted in self._pending])
+        values = average(noted_values).tolist()
         first = self._step - len(self._pending) + 1
         for step, (known, noted), row in zip(count(first), self._pending, values, strict=False):
             record = dict(zip(noted, row, strict=True)) | known
@@ -122,7 +125,7 @@ class Descent(Generic[Model]):
                 )
 
     def _log(self, record: dict[str, float], step: int) -> None:
-        if self._logdir is None:
+        if self._logdir is None or not is_leader():
             return
         if self._writer is None:
             self._writer = SummaryWriter(self._logdir, purge_step=self._purge_step)

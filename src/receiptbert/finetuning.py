@@ -14,6 +14,7 @@ from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import collate_fn
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset
 from receiptbert.devices import free_memory
+from receiptbert.distributed import in_shares, num_processes
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import Labelled, TrainingSet
@@ -119,6 +120,7 @@ class Finetuning:
             shape=self._shape,
             num_classes=self.num_classes,
             texts=batch_size,
+            processes=num_processes(),
             length=float(lengths.mean()),
             longest=int(lengths.max()),
             mask_prob=0.0,
@@ -131,8 +133,12 @@ class Finetuning:
 
     def logits(self, model: BertFinetuneModel, texts: TokenStore) -> npt.NDArray[np.float32]:
         """What a trained classifier says of ``texts``, shape (n, C)."""
-        loader = inference_loader(texts, self.tokenizer, self._maxlen)
-        return predict_logits(model, loader, self.tokenizer.pad_token_id, self._device)
+
+        def logits_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            loader = inference_loader(texts.take(rows), self.tokenizer, self._maxlen)
+            return predict_logits(model, loader, self.tokenizer.pad_token_id, self._device)
+
+        return in_shares(logits_of, len(texts))
 
     def _make_model(self, seed: int) -> BertFinetuneModel:
         p = self._p

@@ -20,6 +20,16 @@ class Interrupts:
         self._depth = 0  # of nested `held()`
         self._number: int | None = None
 
+    @property
+    def number(self) -> int:
+        """Of the signal that came in the midst of ``held()`` and waits; 0 if there is none."""
+        return self._number or 0
+
+    def act_upon(self, number: int) -> None:
+        """Leave for signal ``number``, whichever process it came to."""
+        self._number = number
+        raise Interrupted(number)
+
     @contextmanager
     def raised(self) -> Iterator[None]:
         """Take the two signals over; the handlers of before come back. Only the main thread gets signals."""

@@ -178,8 +178,12 @@ class BertModel(nn.Module):
         at_cls, at_targets = hidden_states.split([len(x), len(targets)])
         mlm_loss = self._mlm_head(at_targets, labels.flatten()[targets])
         sop_loss = self._classifier_head(at_cls[:, None], permuted)
-        loss = (1 - self._sop_weight) * mlm_loss + self._sop_weight * sop_loss
-        return loss, {"MLM": mlm_loss, "SOP": sop_loss}
+        parts = {"MLM": mlm_loss, "SOP": sop_loss}
+        return self.total(parts), parts
+
+    def total(self, parts: dict[str, Tensor]) -> Tensor:
+        """The loss to minimize, of its two parts."""
+        return (1 - self._sop_weight) * parts["MLM"] + self._sop_weight * parts["SOP"]
 
 
 class BertFinetuneModel(nn.Module):

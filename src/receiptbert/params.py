@@ -24,9 +24,10 @@ PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 
 OF_SHAPE = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
 OF_TRAINING = ["lr", "warmup", "weight_decay", "dropout"]
-# What may be `auto` for the value of model.size.
+# What may be `auto`: for the value of model.size, and for as many processes as there are GPUs.
 MAY_BE_AUTO = {f"model.{name}" for name in OF_SHAPE}
 MAY_BE_AUTO |= {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OF_TRAINING}
+MAY_BE_AUTO |= {"runtime.processes"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,12 +160,14 @@ class RuntimeParams:
     """Hardware: not a hyperparameter, so no stage tracks it."""
 
     device: str
+    processes: int | None  # None is `auto`
     deterministic: bool
     activation_checkpointing: bool
     amp_backend: str  # what is installed here; that it is fp16 is tracked, as pretrain.precision
     checkpoint_seconds: float
 
     def __post_init__(self) -> None:
+        _require(self.processes is None or self.processes >= 1, "processes", "at least 1, or auto")
         _require(self.amp_backend in ("torch", "apex"), "amp_backend", "torch or apex")
         _require(self.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0")
         _require(
@@ -264,6 +267,10 @@ def _build(kind: type[Section], values: Any, prefix: str) -> Section:
 def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{key}.")  # type: ignore[arg-type]
+    if hint == int | None:
+        if value == "auto":
+            return None
+        hint = int
     # bool is an int to Python, never to a person who writes `epochs: yes`.
     if hint is float and type(value) is int and abs(value) < 1 << 31:
         return float(value)

@@ -66,6 +66,7 @@ class Plan:
         shape: of the encoder.
         num_classes: C; None for pretraining.
         texts: in a batch.
+        processes: that share each batch; on a CPU they share its memory, too.
         length: tokens of a text, on average, special ones included.
         longest: tokens of the longest text.
         mask_prob: the share of tokens that are targets; 0 for finetuning.
@@ -79,6 +80,7 @@ class Plan:
     shape: "BertShape"
     num_classes: int | None
     texts: int
+    processes: int
     length: float
     longest: int
     mask_prob: float
@@ -108,6 +110,7 @@ class Plan:
     @property
     def memory(self) -> dict[str, float]:
         """Peak memory of the device in bytes, estimated, by its parts."""
+        on_device = self.processes if self.on_cpu else 1
         weights = NUMBER * self.num_parameters
         state = 3 * weights  # and the two moments of AdamW
         passing = weights / 2 if self.mixed else 0.0  # the weights in half precision
@@ -117,8 +120,8 @@ class Plan:
         else:
             state += weights  # of the best epoch so far
         parts = {
-            "weights, gradients and moments": state + weights + passing,
-            "activations": self._activations(),
+            "weights, gradients and moments": on_device * (state + weights + passing),
+            "activations": on_device / self.processes * self._activations(),
         }
         if self.on_cpu:  # what the step has freed is not given back to the system for it
             parts["a checkpoint while it is written"] = 2 * state
@@ -164,9 +167,10 @@ def announce(plan: Plan, free: int | None) -> None:
         free: bytes of memory that the device has left; None if nobody knows.
     """
     parts = parameters(plan.shape, plan.num_classes)
+    shared = f" in {plan.processes} processes" if plan.processes > 1 else ""
     say(f"plan: {_count(plan.num_parameters)} parameters: {_parts(parts, _count)}")
     say(
-        f"plan: {plan.steps:,} steps, batches of {plan.texts:,} texts of {plan.length:.1f} tokens, "
+        f"plan: {plan.steps:,} steps, batches of {plan.texts:,} texts of {plan.length:.1f} tokens{shared}, "
         f"{_count(plan.operations_per_token)} operations for each token, forward and backward"
     )
     of_free = "" if free is None else f" of {_gib(free)} free"

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from itertools import chain, islice, repeat
@@ -15,6 +15,7 @@ from receiptbert.errors import UserError
 from receiptbert.progress import say, track
 from receiptbert.tables import (
     DELIMITERS,
+    Column,
     Table,
     TextTable,
     Write,
@@ -51,12 +52,19 @@ def predict(args: argparse.Namespace) -> None:
         raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
     with open_output(target) as stream:
         total = table.count()
+        chunks = table.chunks()
+        if args.shard:
+            if total is None:
+                raise UserError("--shard counts the lines first; stdin can be read but once, so name a file")
+            number, shards = args.shard
+            rows = range(total * (number - 1) // shards, total * number // shards)
+            chunks, total = rows_of(chunks, rows), len(rows)
         classifier = receiptbert.Classifier.from_pretrained(
             args.model, args.device, args.precision, args.batch_size
         )
         lines = unlabelled = 0
         with _writer(kind, stream, table, answers, args.spreadsheet) as write:
-            for chunk in track(table.chunks(), "predicting", total, "lines", lambda chunk: len(chunk[0])):
+            for chunk in track(chunks, "predicting", total, "lines", lambda chunk: len(chunk[0])):
                 predictions = classifier(table.texts(chunk[text_column]), args.top_k)
                 columns = answer_columns(predictions, args.top_k, args.min_confidence)
                 write([*chunk, *columns])
@@ -64,6 +72,17 @@ def predict(args: argparse.Namespace) -> None:
                 unlabelled += columns[0].count("")
     if unlabelled:
         say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or less sure than --min-confidence")
+
+
+def rows_of(chunks: Iterable[list[Column]], rows: range) -> Iterator[list[Column]]:
+    """Of all rows of a table those with the numbers ``rows``, in chunks."""
+    before = 0
+    for chunk in chunks:
+        own = slice(max(rows.start - before, 0), max(rows.stop - before, 0))
+        before += len(chunk[0])
+        part = [column[own] for column in chunk]
+        if len(part[0]):
+            yield part
 
 
 def answer_types(columns: Sequence[str], top_k: int) -> dict[str, type]:

@@ -14,6 +14,9 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 20.0
 SECONDS_WORTH_A_LINE = 3.0
 
+# Of several processes that train together, one speaks.
+quiet = False
+
 
 def track(
     items: Iterable[T],
@@ -54,10 +57,12 @@ def track(
 
 def in_terminal() -> bool:
     """Whether a person watches; a stage may run with stderr closed."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return not quiet and sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(line: str) -> None:
     """Write one line to stderr, at once; if nobody reads any more, go on with the work."""
+    if quiet:
+        return
     with suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)

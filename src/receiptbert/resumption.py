@@ -1,7 +1,7 @@
 """A training that can be cut off at any step and goes on to the same bytes."""
 
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from receiptbert.checkpoints import Checkpoints, State, conditions
 from receiptbert.descent import Descent, Model
+from receiptbert.distributed import Agreement, from_leader, is_leader, num_processes, wait_for_all
 from receiptbert.errors import Interrupted
 from receiptbert.interrupts import Interrupts
 from receiptbert.optimization import Scheduler
@@ -53,6 +54,7 @@ class ResumableDescent(Descent[Model]):
         self._batch = 0  # batches of the running epoch done
         self._order: Tensor | None = None  # the sampler's state from which the running epoch began
         self._noted = State({}, {})
+        self._agreement = Agreement()
 
     @contextmanager
     def _resumable(self) -> Iterator[None]:
@@ -61,19 +63,22 @@ class ResumableDescent(Descent[Model]):
         if self._checkpoints is None:
             yield
             return
-        state = self._checkpoints.load()
+        state = from_leader(self._checkpoints.load)
         if state is not None:
             self._load(state)
         self._note()
-        with self._interrupts.raised():
+        # Several processes stop after a step that they have agreed upon, none of them in the midst of one.
+        between_steps = self._interrupts.held() if num_processes() > 1 else nullcontext()
+        with self._interrupts.raised(), between_steps:
             try:
                 yield
                 with self._interrupts.held():
                     self._save()
             except Interrupted as interrupted:
-                with self._interrupts.held():  # raises the signal again at its end
+                with self._interrupts.held():
                     self._save()
                     say(f"{interrupted}: stopped after step {self._step}; the same command goes on from it")
+                raise
 
     def _batches(self, dataloader: Batches, what: str, left: int) -> Iterator[Any]:
         """The batches of the running epoch that are not done yet; ``left`` is how many the training has."""
@@ -102,7 +107,11 @@ class ResumableDescent(Descent[Model]):
             super()._descend(losses)
             if self._checkpoints is not None:
                 self._note()
-                if self._checkpoints.due:
+                due = is_leader() and self._checkpoints.due
+                save, stop = self._agreement.on(due, self._interrupts.number)
+                if stop:
+                    self._interrupts.act_upon(stop)
+                if save:
                     self._save()
 
     def _write_history(self) -> None:
@@ -136,6 +145,11 @@ class ResumableDescent(Descent[Model]):
 
     def _save(self) -> None:
         self._flush_log()
+        if is_leader():
+            self._write_checkpoint()
+        wait_for_all()
+
+    def _write_checkpoint(self) -> None:
         columns = list(self.history[0]) if self.history else []
         history = torch.tensor([list(record.values()) for record in self.history], dtype=torch.float64)
         values = {
@@ -175,5 +189,7 @@ class ResumableDescent(Descent[Model]):
         self._logdir, self._purge_step = values["logdir"], self._step + 1
         say(f"resumed after step {self._step}")
         before, now = values["conditions"], self._conditions()
+        alone = {"processes": 1}
+        before, now = alone | before, alone | now
         if changed := [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key]]:
             say(f"{'; '.join(changed)}: the last bits of the result will be others")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,14 @@ from torch.utils.data import DataLoader
 
 from receiptbert.checkpoints import Checkpoints, State
 from receiptbert.descent import RECENT_STEPS
+from receiptbert.distributed import (
+    averaging,
+    from_leader,
+    num_processes,
+    own_random_numbers,
+    share_of,
+    weight_of,
+)
 from receiptbert.inference import padding_mask, predict
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler
@@ -96,9 +105,10 @@ class Trainer(ResumableDescent[BertModel]):
         self._model.train()
         for group in _grouped(batches, self._num_accum_steps):
             noted: dict[str, Tensor] = {}
-            for batch in group:
-                loss, parts, tokens = self._forward(batch)
-                self._backward(loss / len(group))
+            for number, batch in enumerate(group, start=1):
+                with averaging(self._parallel, number == len(group)):
+                    loss, parts, tokens = self._forward(batch)
+                    self._backward(loss / len(group))
                 for name, part in parts.items():
                     noted[name] = noted.get(name, 0) + part.detach() / len(group)
                 noted["tokens"] = noted.get("tokens", 0) + tokens
@@ -106,12 +116,23 @@ class Trainer(ResumableDescent[BertModel]):
         self._write_history()
 
     def _forward(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The loss, its parts by name, and the number of tokens."""
+        """The loss, its parts by name, and the number of tokens, of all processes."""
         input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
-        with self._amp.casts():
-            loss, parts = self._model(
-                input_ids, padding_mask(input_ids, self._pad_token_id), labels, permuted, token_type_ids
+        share = share_of(len(input_ids))
+        own_ids, own_labels = input_ids[share.rows], labels[share.rows]
+        with own_random_numbers(self._device, self._epoch, self._batch), self._amp.casts():
+            loss, parts = self._parallel(
+                own_ids,
+                padding_mask(own_ids, self._pad_token_id),
+                own_labels,
+                permuted[share.rows],
+                token_type_ids[share.rows],
             )
+        if num_processes() > 1:
+            no_target = self._model._mlm_head.ignore_index
+            of_targets = weight_of(own_labels != no_target, share, labels != no_target)
+            parts = {"MLM": parts["MLM"] * of_targets, "SOP": parts["SOP"] * share.weight}
+            loss = self._model.total(parts)
         return loss, parts, (input_ids != self._pad_token_id).sum().float()
 
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
@@ -196,14 +217,9 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                 epoch = self._epoch + 1
                 left = (n_epochs - self._epoch) * len(dataloaders["train"]) - self._batch
                 batches = self._batches(dataloaders["train"], f"epoch {epoch} of {n_epochs}", left)
-                record = {
-                    "train_loss": self._train_step(batches),
-                    "eval_loss": self._eval_step(dataloaders["eval"]),
-                }
-                score = float(epoch)  # without a scorer the last is the best
-                if scorer is not None:
-                    name, score = scorer(self)
-                    record[name] = score
+                record = {"train_loss": self._train_step(batches)}
+                judged, score = from_leader(partial(self._judge, dataloaders["eval"], scorer))
+                record |= judged
                 with self._interrupts.held():
                     self._finish_epoch({"epoch": epoch} | record, score)
                 self._log(record, self._step)
@@ -219,6 +235,16 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         """The epoch whose weights the model has after ``train``."""
         self._best_score = -math.inf
         self._best_weights: dict[str, Tensor] = {}
+
+    def _judge(
+        self, dataloader: Batches, scorer: Callable[["FinetuneTrainer"], tuple[str, float]] | None
+    ) -> tuple[dict[str, float], float]:
+        """What the running epoch's record has of the evaluation, and the score."""
+        eval_loss = {"eval_loss": self._eval_step(dataloader)}
+        if scorer is None:
+            return eval_loss, self._epoch + 1.0  # the last is the best
+        name, score = scorer(self)
+        return eval_loss | {name: score}, score
 
     def _finish_epoch(self, record: dict[str, float], score: float) -> None:
         self.epochs.append(record)
@@ -250,8 +276,11 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         self._model.train()
         first = len(self.history) - self._batch  # a resumed epoch has some steps behind it
         for input_ids, targets in batches:
-            with self._amp.casts():
-                loss = self._criterion(*self._classify(input_ids, targets))
+            rows, weight = share_of(len(targets))
+            with own_random_numbers(self._device, self._epoch, self._batch), self._amp.casts():
+                loss = weight * self._criterion(
+                    *self._classify(self._parallel, input_ids[rows], targets[rows])
+                )
             self._backward(loss)
             self._descend({"loss": loss})
         self._write_history()
@@ -263,14 +292,16 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         total = texts = 0.0
         with torch.inference_mode():
             for input_ids, targets in dataloader:
-                total += self._eval_criterion(*self._classify(input_ids, targets)).item() * len(targets)
+                total += self._eval_criterion(*self._classify(self._model, input_ids, targets)).item() * len(
+                    targets
+                )
                 texts += len(targets)
         return total / max(texts, 1)
 
-    def _classify(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _classify(self, model: nn.Module, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and targets (B,) or (B, C), both on the trainer's device."""
         input_ids = input_ids.to(self._device)
-        logits = self._model(input_ids, padding_mask(input_ids, self._pad_token_id))
+        logits = model(input_ids, padding_mask(input_ids, self._pad_token_id))
         return logits, targets.to(self._device)
 
     def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:

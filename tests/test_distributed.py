@@ -1,0 +1,276 @@
+"""Several processes train as one does; those that fail say so once; a killed one ends the others."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from receiptbert import distributed, launching
+from receiptbert.errors import UserError
+from receiptbert.params import RuntimeParams, load_params
+from tests.conftest import ROOT, STAGES, run_here, set_params
+
+EQUAL = {"abs": 1e-4}
+
+
+@pytest.fixture
+def project(tiny_project: Path, tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    """Make a copy of the tiny project with other settings, and with no outputs of a training."""
+    made: list[Path] = []
+
+    def make(params: dict[str, str]) -> Path:
+        made.append(tmp_path / f"project{len(made)}")
+        shutil.copytree(tiny_project, made[-1], ignore=shutil.ignore_patterns("runs", ".checkpoints"))
+        set_params(made[-1], params)
+        return made[-1]
+
+    return make
+
+
+def logged(folder: Path, stage: str) -> dict[str, list[float]]:
+    """What the only run of ``stage`` has logged, by name, step by step."""
+    (run,) = (folder / "runs" / stage).iterdir()
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def metrics(folder: Path, stage: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / f"metrics/{stage}.json").read_text())
+    return values
+
+
+def python(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    # A hang ends the test.
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def test_two_processes_pretrain_as_one_does_through_a_kill_a_restart_and_a_stop(
+    project: Callable[[dict[str, str]], Path],
+) -> None:
+    """Until step 55 in two processes of torchrun, from there on in one."""
+    params = {
+        "pretrain.precision": "fp32",
+        "pretrain.epochs": "1000",
+        "pretrain.max_steps": "60",
+        "pretrain.batch_size": "12",
+        "pretrain.num_accum_steps": "2",
+        "pretrain.lr": "1e-2",
+        "pretrain.max_grad_norm": "0.5",
+        "runtime.checkpoint_seconds": "0",
+    }
+    alone, together = project(params), project(params)
+    run_here(STAGES["pretrain"], alone)
+
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    ended = python(together, *torchrun, str(ROOT / "tests/pretraining_with_accidents.py"))
+    said = [line for line in ended.stderr.splitlines() if line.startswith(("pretrain:", "resumed", "SIG"))]
+    assert said[0].startswith("pretrain: error: another process of the training is gone; the same command")
+    assert said[1].startswith("resumed after step ")
+    assert said[2].startswith("SIGTERM: stopped after step 5")
+    assert len(said) == 3
+    assert metrics(together, "pretrain")["steps"] != 60  # nothing is written before the end
+
+    ended = python(together, str(ROOT / "src/pretrain.py"))
+    assert ended.returncode == 0, ended.stderr
+    assert "resumed after step 5" in ended.stderr
+    assert "processes was 2, is 1: the last bits" in ended.stderr
+
+    expected, found = logged(alone, "pretrain"), logged(together, "pretrain")
+    assert expected.keys() == found.keys() == {"MLM", "SOP", "tokens", "grad_norm", "lr"}
+    for name, values in expected.items():
+        assert len(values) == 60
+        assert found[name] == pytest.approx(values, **EQUAL), name
+    assert metrics(together, "pretrain") == pytest.approx(metrics(alone, "pretrain"), **EQUAL)
+    assert not list((together / ".checkpoints").rglob("*.safetensors"))
+
+
+def test_two_processes_finetune_as_one_does(
+    project: Callable[[dict[str, str]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    params = {
+        "finetune.precision": "fp32",
+        "finetune.epochs": "3",
+        "finetune.batch_size": "8",
+        "finetune.dropout": "0",
+        "finetune.teachers": "1",
+    }
+    alone, together = project(params), project(params | {"runtime.processes": "2"})
+    run_here(STAGES["finetune"], alone)
+    said = capfd.readouterr()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run_here(STAGES["finetune"], together)
+    said_together = capfd.readouterr()
+    assert said_together.out == said.out
+    assert len(said_together.err.splitlines()) == len(said.err.splitlines())
+    assert metrics(together, "finetune") == pytest.approx(
+        metrics(alone, "finetune") | {"processes": 2}, **EQUAL
+    )
+    for training in ("finetune", "finetune-teacher-1"):
+        expected, found = logged(alone, training), logged(together, training)
+        for name, values in expected.items():
+            assert found[name] == pytest.approx(values, **EQUAL), name
+
+
+# --- A process of several, without the others ---
+
+
+@pytest.fixture
+def one_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    def pretend(rank: int, processes: int) -> None:
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "num_processes", lambda: processes)
+
+    return pretend
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("texts", [1, 4, 5, 13])
+def test_the_shares_of_a_batch_are_the_batch(
+    one_of: Callable[[int, int], None], processes: int, texts: int
+) -> None:
+    losses = torch.rand(texts, 3)
+    is_target = torch.rand(texts, 3) < 0.6
+    is_target[0, 0] = True
+    of_rows = of_targets = torch.tensor(0.0)
+    for rank in range(processes):
+        one_of(rank, processes)
+        share = distributed.share_of(texts)
+        own, own_target = losses[share.rows], is_target[share.rows]
+        assert len(own)
+        of_rows = of_rows + share.weight * own.mean() / processes
+        mean = own[own_target].sum() / own_target.sum().clamp(min=1)
+        of_targets = of_targets + distributed.weight_of(own_target, share, is_target) * mean / processes
+    assert of_rows == pytest.approx(losses.mean())
+    assert of_targets == pytest.approx(losses[is_target].mean())
+
+
+def test_random_numbers_of_dropout_differ_and_those_of_the_data_do_not(
+    one_of: Callable[[int, int], None],
+) -> None:
+    dropout, data = set(), set()
+    for rank, batch in ((0, 1), (1, 1), (0, 2), (1, 2)):
+        one_of(rank, 2)
+        torch.manual_seed(0)
+        with distributed.own_random_numbers(torch.device("cpu"), 7, batch):
+            dropout.add(torch.rand(rank + 1)[0].item())
+        data.add(torch.rand(1).item())
+    assert len(dropout) == 4
+    assert len(data) == 1
+
+
+# --- How many, and how they end ---
+
+
+def runtime(device: str, processes: int | None) -> RuntimeParams:
+    return replace(load_params(ROOT / "params.yaml").runtime, device=device, processes=processes)
+
+
+@pytest.fixture
+def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+
+
+@pytest.mark.usefixtures("_two_gpus")
+@pytest.mark.parametrize(
+    ("device", "processes", "expected"),
+    [
+        ("auto", None, 2),
+        ("auto", 1, 1),
+        ("cuda", 2, 2),
+        ("cuda:1", None, 1),
+        ("cpu", None, 1),
+        ("cpu", 3, 3),
+        ("auto", 3, "params.yaml: runtime.processes = 3, but the GPUs that torch finds are 2; set auto"),
+        ("cuda:1", 2, "params.yaml: runtime.processes = 2, but runtime.device = cuda:1 is one GPU; set auto"),
+    ],
+)
+def test_there_are_as_many_processes_as_gpus(device: str, processes: int | None, expected: int | str) -> None:
+    if isinstance(expected, int):
+        assert launching.choose_processes(runtime(device, processes)) == expected
+    else:
+        with pytest.raises(UserError) as refused:
+            launching.choose_processes(runtime(device, processes))
+        assert str(refused.value) == expected
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_each_process_of_torchrun_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert launching.own_device(runtime("auto", None)).device == "cuda:1"
+    assert launching.own_device(runtime("cpu", None)).device == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"has started 4 processes here, .* 2; give it --nproc-per-node=2"):
+        launching.own_device(runtime("auto", None))
+
+
+def test_of_processes_that_fail_the_first_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "meeting_place", lambda: (store, 0, 3))
+    monkeypatch.setattr("receiptbert.progress.quiet", False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+
+    def fail(rank: str, error: Exception) -> None:
+        monkeypatch.setenv("RANK", rank)
+        with launching.one_voice():
+            raise error
+
+    with pytest.raises(UserError, match="no such thing"):
+        fail("1", UserError("no such thing"))
+    for other in (UserError("no such thing"), RuntimeError("Connection closed by peer [127.0.0.1]")):
+        with pytest.raises(SystemExit) as ended:
+            fail("0", other)
+        assert ended.value.code == 1
+    store.delete_key("failures")
+    with pytest.raises(UserError, match="another process of the training is gone"):
+        fail("2", RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({0: 1, 1: -signal.SIGKILL}, "process 1 of 2 was ended by SIGKILL; the same command goes on …"),
+        ({0: 1, 1: -signal.SIGTERM}, 1),
+        ({0: 143, 1: 143}, 143),
+    ],
+)
+def test_a_failure_ends_the_launcher_in_a_line_at_the_most(
+    monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], expected: int | str
+) -> None:
+    failures = {rank: ProcessFailure(rank, 0, code, "") for rank, code in codes.items()}
+
+    def fail(_: str) -> None:
+        raise ChildFailedError("pretrain", failures)
+
+    monkeypatch.setattr(launching, "elastic_launch", lambda *_: fail)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises((UserError, SystemExit)) as ended:
+        launching.launch("pretrain.py", 2)
+    if isinstance(expected, int):
+        assert ended.value.args == (expected,)
+    else:
+        assert str(ended.value).startswith(expected.removesuffix("…"))
