@@ -47,7 +47,6 @@ OVERRIDES = {
         "pretrain.whole_words=false",
         "pretrain.letters_only=false",
         "pretrain.sop_weight=0.5",
-        "pretrain.train_texts=false",
         "pretrain.batch_size=256",
         "pretrain.epochs=5",
         "finetune.epochs=6",

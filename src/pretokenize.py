@@ -9,7 +9,6 @@ from receiptbert.corpus import (
     SPLIT,
     SPLITS,
     TEXT,
-    TRAIN,
     UNSUPERVISED,
     label_list,
     label_names,
@@ -39,11 +38,9 @@ def pretokenize(params: Params) -> None:
             rows[LABEL].map(class_ids) if split in LABELLED else None,
             progress=f"tokenizing {split}",
         )
-    pretraining = stores[UNSUPERVISED]
-    if params.pretrain.train_texts:
-        pretraining = pretraining.followed_by(stores[TRAIN])
-
+    stores[UNSUPERVISED] = stores[UNSUPERVISED].sorted_by_length()
     lengths = stores[UNSUPERVISED].lengths
+
     quantile = np.quantile(lengths, params.pretokenize.max_length_quantile, method="inverted_cdf")
     facts = CorpusFacts(
         min_length=min_text_length(params.pretrain.mask_prob),
@@ -52,9 +49,8 @@ def pretokenize(params: Params) -> None:
         label_names=label_names(labels, read_categories(pipeline.CATEGORIES)),
     )
     with whole(pipeline.TOKENIZED) as folder:
-        pretraining.sorted_by_length().save(folder / "pretraining.safetensors")
-        for split in LABELLED:
-            stores[split].save(folder / f"{split}.safetensors")
+        for split, store in stores.items():
+            store.save(folder / f"{split}.safetensors")
         facts.save(folder / "corpus.json")
     report(stores, facts, tokenizer)
 

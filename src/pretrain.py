@@ -1,4 +1,4 @@
-"""Stage 4: pretrain BERT on texts without labels, by masked tokens and sentence order."""
+"""Stage 4: pretrain BERT on the unsupervised texts, by masked tokens and sentence order."""
 
 import torch
 from torch.utils.data import DataLoader
@@ -38,8 +38,8 @@ def pretrain(params: Params) -> None:
     precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
     facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
-    texts = pipeline.TOKENIZED / "pretraining.safetensors"
-    store = TokenStore.load(texts, tokenizer)
+    unsupervised = pipeline.TOKENIZED / "unsupervised.safetensors"
+    store = TokenStore.load(unsupervised, tokenizer)
     store = store.take(store.lengths >= facts.min_length)
     held_out = store.held_out(p.holdout)
     loader = make_loader(store.take(~held_out), tokenizer, facts, p, device)
@@ -71,7 +71,7 @@ def pretrain(params: Params) -> None:
     with Checkpoints(
         pipeline.CHECKPOINTS / "pretrain",
         [params.model, p],
-        [pipeline.TOKENIZED / "corpus.json", texts, pipeline.TOKENIZER],
+        [pipeline.TOKENIZED / "corpus.json", unsupervised, pipeline.TOKENIZER],
         params.runtime.checkpoint_seconds,
     ) as checkpoints:
         trainer = Trainer(
@@ -134,7 +134,7 @@ def make_loader(
     )
     if not len(dataset):
         raise UserError(
-            f"{pipeline.TOKENIZED} has too few texts of {facts.min_length} tokens or more: "
+            f"{pipeline.TOKENIZED} has too few unsupervised texts of {facts.min_length} tokens or more: "
             "pretraining needs ten at least, one of them unlike the others"
         )
     lengths = dataset.lengths.clamp(max=facts.max_length)

@@ -59,7 +59,6 @@ PARAMS: list[tuple[str, str, str]] = [
     ("pretrain.whole_words", "1", f"pretrain.whole_words = 1 {TRUE_OR_FALSE}"),
     ("pretrain.letters_only", "no-one", f"pretrain.letters_only = 'no-one' {TRUE_OR_FALSE}"),
     ("pretrain.permute_prob", "2", "pretrain.permute_prob must be between 0 and 1"),
-    ("pretrain.train_texts", "maybe", f"pretrain.train_texts = 'maybe' {TRUE_OR_FALSE}"),
     ("pretrain.sop_weight", "1.1", "pretrain.sop_weight must be between 0 and 1"),
     ("pretrain.holdout", "0", "pretrain.holdout must be at least 1"),
     ("finetune.lr", "fast", "finetune.lr = 'fast' must be a number or auto"),
@@ -205,7 +204,6 @@ def short_texts(folder: Path) -> None:
     rows = (folder / "data/raw/data.csv").read_text().splitlines()
     kept = [row for row in rows if not row.endswith("unsupervised")]
     (folder / "data/raw/data.csv").write_text("\n".join([*kept, "чай,,unsupervised"]) + "\n")
-    set_params(folder, {"pretrain.train_texts": "false"})
     run_here(STAGES["pretokenize"], folder)
 
 
@@ -220,10 +218,10 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no facts yet", "pretrain", content("data/tokenized/corpus.json", None), "data/tokenized/corpus.json not found; run `dvc repro pretokenize`"),
     ("damaged facts", "pretrain", content("data/tokenized/corpus.json", "{"), "data/tokenized/corpus.json is damaged (…); run `dvc repro -f pretokenize`"),
     ("facts of another version", "pretrain", content("data/tokenized/corpus.json", "{}"), "data/tokenized/corpus.json is damaged (…); run `dvc repro -f pretokenize`"),
-    ("no store yet", "pretrain", content("data/tokenized/pretraining.safetensors", None), "data/tokenized/pretraining.safetensors not found; run `dvc repro pretokenize`"),
-    ("a damaged store", "pretrain", content("data/tokenized/pretraining.safetensors", "x" * 100), "data/tokenized/pretraining.safetensors is no token store (…); run `dvc repro -f pretokenize`"),
-    ("a store of another tokenizer", "pretrain", other_tokenizer, "data/tokenized/pretraining.safetensors was made with another tokenizer; run `dvc repro pretokenize`"),
-    ("texts too short", "pretrain", short_texts, "data/tokenized has too few texts of 2 tokens or more: pretraining needs ten at least, …"),
+    ("no store yet", "pretrain", content("data/tokenized/unsupervised.safetensors", None), "data/tokenized/unsupervised.safetensors not found; run `dvc repro pretokenize`"),
+    ("a damaged store", "pretrain", content("data/tokenized/unsupervised.safetensors", "x" * 100), "data/tokenized/unsupervised.safetensors is no token store (…); run `dvc repro -f pretokenize`"),
+    ("a store of another tokenizer", "pretrain", other_tokenizer, "data/tokenized/unsupervised.safetensors was made with another tokenizer; run `dvc repro pretokenize`"),
+    ("texts too short", "pretrain", short_texts, "data/tokenized has too few unsupervised texts of 2 tokens or more: pretraining needs ten at least, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
     ("batches too large", "pretrain", params(pretrain__batch_size="2000000000"), "the training would take about … GiB of memory, and … GiB are free; set pretrain.batch_size=… with pretrain.num_accum_steps=…"),
@@ -233,7 +231,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("fp16 on a CPU", "pretrain", params(pretrain__precision="fp16"), "params.yaml: pretrain.precision = fp16, which this cpu does not have; set auto"),
     ("fp16 on a CPU", "finetune", params(finetune__precision="fp16"), "params.yaml: finetune.precision = fp16, which this cpu does not have; set auto"),
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere holds no config.json; name a Hugging Face BERT checkpoint folder"),
-    ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/pretraining.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
+    ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
     ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is not JSON; take the checkpoint again from where it came"),
     ("config is a list", "evaluate", content(OF_CONFIG, "[]"), f"{FINETUNED} is a checkpoint of type None; only bert can be used"),
     ("another kind of model", "evaluate", config(model_type="gpt2"), f"{FINETUNED} is a checkpoint of type gpt2; only bert can be used"),

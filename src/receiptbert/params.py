@@ -112,7 +112,6 @@ class PretrainParams:
     letters_only: bool
     permute_prob: float
     sop_weight: float
-    train_texts: bool
     holdout: int
 
     def __post_init__(self) -> None:
