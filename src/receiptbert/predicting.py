@@ -83,6 +83,8 @@ def rows_of(chunks: Iterable[list[Column]], rows: range) -> Iterator[list[Column
         part = [column[own] for column in chunk]
         if len(part[0]):
             yield part
+        if before >= rows.stop:
+            return
 
 
 def answer_types(columns: Sequence[str], top_k: int) -> dict[str, type]:
