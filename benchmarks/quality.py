@@ -1,6 +1,6 @@
 """Weighted F1 of this pipeline beside what a practitioner would try first, over several seeds.
 
-    python benchmarks/quality.py [--corpus ZIP] [--seeds N] [--only NAME,...] [--json OUT]
+    python benchmarks/quality.py [--corpus ZIP] [--seeds N] [--only NAME,...] [-S KEY=VALUE] [--json OUT]
 
 ``scratch`` is the shipped shape without pretraining and without teachers, ``assignment`` the assignment's
 settings, ``undistilled`` the shipped settings without teachers. Every choice is made on val; test is scored
@@ -67,6 +67,7 @@ class Contest:
 
     archive: Path
     corpus: pd.DataFrame
+    overrides: Sequence[str] = ()  # of the shipped settings, in every run of the pipeline
 
     def run(self, name: str, seed: int) -> Run:
         """One run of the contestant ``name``."""
@@ -91,7 +92,8 @@ class Contest:
         """All six stages, with the shipped parameters and ``overrides``."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_params(folder, [*overrides, *seeds(seed), f"data.archive={self.archive.resolve()}"])
+            archive = f"data.archive={self.archive.resolve()}"
+            write_params(folder, [*overrides, *self.overrides, *seeds(seed), archive])
             start = time.perf_counter()
             run_stages(folder, STAGES)
             return read_scores(folder) | {"seconds": time.perf_counter() - start}
@@ -146,9 +148,10 @@ def summary(runs: Sequence[Run]) -> Row:
     }
 
 
-def settings_digest(name: str) -> str:
+def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
     """What a run of ``name`` depends on beside the corpus, the seed and the code."""
-    settings = dataclasses.asdict(shipped_params()) | {"overrides": OVERRIDES.get(name)}
+    changed = [*OVERRIDES[name], *overrides] if name in OVERRIDES else []
+    settings = dataclasses.asdict(shipped_params()) | {"overrides": changed}
     del settings["data"], settings["runtime"]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
@@ -187,15 +190,23 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
     parser.add_argument("--only", help=f"some of {','.join(NAMES)}")
+    parser.add_argument(
+        "-S",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as dvc exp run -S",
+    )
     args = parser.parse_args()
     names = args.only.split(",") if args.only else NAMES
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"--only: {unknown[0]} is none of {', '.join(NAMES)}")
-    contest = Contest(args.corpus, read_archive(args.corpus))
+    contest = Contest(args.corpus, read_archive(args.corpus), args.overrides)
     digest = hashlib.sha256(args.corpus.read_bytes()).hexdigest()
     table = earlier_figures(args.json, digest)
     for name in names:
-        settings = settings_digest(name)
+        settings = settings_digest(name, args.overrides)
         runs = earlier_runs(table.get(name), settings, args.seeds)
         for seed in range(len(runs), args.seeds):
             runs.append(contest.run(name, seed))

@@ -135,11 +135,13 @@ def test_a_run_of_the_pipeline_has_its_own_seed_and_settings(
         assert params.pretrain.seed == params.finetune.seed == 7
         assert params.finetune.init == "scratch"
         assert params.finetune.teachers == 0
+        assert params.finetune.epochs == 3
         assert Path(params.data.archive) == archive
         pretend_scores(folder, 0.5)
 
     monkeypatch.setattr(quality, "run_stages", pretend)
-    run = quality.Contest(archive, common.read_archive(archive)).run("scratch", 7)
+    contest = quality.Contest(archive, common.read_archive(archive), ["finetune.epochs=3"])
+    run = contest.run("scratch", 7)
     assert run.pop("seconds") >= 0
     assert run == {
         "weighted_f1": 0.5,
@@ -165,6 +167,7 @@ def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again() -> None
     assert quality.earlier_runs(row, quality.settings_digest("default"), 3) == runs
     assert quality.earlier_runs(row, quality.settings_digest("default"), 1) == runs[:1]
     assert quality.earlier_runs(row, quality.settings_digest("undistilled"), 3) == []
+    assert quality.earlier_runs(row, quality.settings_digest("default", ["model.size=small"]), 3) == []
     assert quality.earlier_runs(None, quality.settings_digest("default"), 3) == []
 
 
