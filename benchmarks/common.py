@@ -53,10 +53,10 @@ def write_params(folder: Path, overrides: Sequence[str]) -> None:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     for override in overrides:
-        key, value = override.split("=", 1)
-        section, name = key.split(".")
-        if name not in params[section]:
-            raise KeyError(key)
+        key, _, value = override.partition("=")
+        section, _, name = key.partition(".")
+        if name not in params.get(section, {}):
+            sys.exit(f"{override!r} is no setting of params.yaml; write section.key=value")
         params[section][name] = yaml.load(value)
     yaml.dump(params, folder / "params.yaml")
 

@@ -72,7 +72,7 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
         ("throughput", [*QUICK, "--seconds", "0", "--batch-size", "8", "--finetune-batch-size", "8"]),
         ("inference", [*QUICK, "--lines", "50"]),
         ("scale", ["--lines", "100", "--train", "200", "--steps", "5"]),
-        ("chaos", ["--kills", "2"]),
+        ("chaos", ["--kills", "1"]),
         ("chaos_experiments", ["--experiments", "1"]),
     ],
 )
@@ -101,6 +101,7 @@ def test_predict_compares_the_formats(
     figures = json.loads((tmp_path / "result.json").read_text())
     assert figures["lines"] == figures["distinct_lines"] == 40
     assert (figures["lines_per_second"], figures["peak_memory_mib"]) == (20, 512)
+    assert figures["peak_memory_of_a_tenth_mib"] == 512
     assert figures["pipeline_ratio"] > 0
     assert figures["formats_equal"]
     assert figures["labels_equal"]
@@ -150,6 +151,12 @@ def test_a_run_of_the_pipeline_has_its_own_seed_and_settings(
         "val_weighted_f1": 0.6,
         "megabytes": 2,
     }
+
+
+@pytest.mark.parametrize("override", ["finetune.epoch=3", "finetun.epochs=3", "epochs", ""])
+def test_a_setting_that_params_yaml_lacks_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(SystemExit, match="is no setting"):
+        common.write_params(tmp_path, [override])
 
 
 def test_a_summary_of_seeds() -> None:

@@ -1,6 +1,7 @@
 """``receiptbert predict``: label the lines of a table, of whatever length, a chunk at a time."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -35,6 +36,11 @@ OUTPUTS = {**TABLES, ".jsonl": "jsonl", ".ndjson": "jsonl"}
 DECIMALS = 4
 NO_CANDIDATE = ("", "", 0.0)  # of an empty text, or of a model with fewer classes than were asked for
 
+# oneDNN, by which torch computes on a CPU, keeps the code compiled for the last 1,024 shapes of batches.
+# It lies scattered among the activations, so that the heap grows with every new shape: to twice the memory
+# after 200,000 lines. The shapes of one batch are enough, and no slower (docs/LOG.md).
+KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
 
 def predict(args: argparse.Namespace) -> None:
     """Run the command; ``args`` are those of ``cli``.
@@ -42,6 +48,7 @@ def predict(args: argparse.Namespace) -> None:
     Raises:
         UserError: bad input.
     """
+    os.environ.setdefault(KEPT_SHAPES, "16")
     source = None if args.input == "-" else Path(args.input)
     target = None if args.output == "-" else Path(args.output)
     table = _open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"))
