@@ -3,7 +3,8 @@
     python benchmarks/chaos_experiments.py --experiments 20 [--json OUT]
 
 On a small corpus, each experiment changes one parameter of the work tree as the last one left it. Some are
-killed (``kill -9`` of DVC, which takes its trainer along), and the next one goes on from there. After a last
+killed (``kill -9`` of DVC, which takes its trainer along), and the next one goes on from there (if DVC died
+while it wrote ``dvc.lock`` or ``params.yaml``, after what README says to do then). In the end, after
 ``dvc repro``, ``dvc status`` must find nothing to do, ``git status`` name only what README says, and every
 output have the bytes that a fresh project with these parameters gives.
 """
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 
 from common import commit, environment, make_project, outputs, run, write_result
+from receiptbert.errors import UserError
+from receiptbert.params import load_params
 from receiptbert.progress import say
 
 CORPUS = ["--unlabelled", "1000", "--train", "300", "--val", "60", "--test", "60"]
@@ -64,7 +67,7 @@ def main() -> None:
         make_project(project, CORPUS, SETTINGS)
         seconds = _timed(["dvc", "repro"], project)
         commit(project)
-        killed = 0
+        killed = cut = 0
         for number in range(args.experiments):
             key = dice.choice(sorted(CHANGES))
             change = f"{key}={dice.choice(CHANGES[key])}"
@@ -72,6 +75,7 @@ def main() -> None:
             experiment = ["dvc", "exp", "run", "-S", change]
             if dies:  # not all stages run again, so a third of the time hits most
                 killed += _killed(experiment, project, dice.uniform(0, seconds / 3))
+                cut += _mended(project)
             else:
                 run(experiment, project)
             say(f"{number + 1} of {args.experiments}: {change}{', killed' if dies else ''}")
@@ -79,6 +83,7 @@ def main() -> None:
         figures = {
             "experiments": args.experiments,
             "killed": killed,
+            "killed_while_dvc_wrote_its_files": cut,
             "up_to_date": "up to date" in run(["dvc", "status"], project),
             "unexpected_changes": _unexpected(run(["git", "status", "--porcelain"], project)),
         }
@@ -110,6 +115,19 @@ def _killed(command: list[str], folder: Path, seconds: float) -> bool:
         time.sleep(ORPHAN_SECONDS)
         return True
     return False
+
+
+def _mended(project: Path) -> bool:
+    """Whether the kill cut ``dvc.lock`` or ``params.yaml``, which DVC writes in place; git has both."""
+    status = subprocess.run(["dvc", "status"], cwd=project, env=environment(), capture_output=True)
+    try:
+        load_params(project / "params.yaml")
+        cut = status.returncode != 0
+    except UserError:
+        cut = True
+    if cut:
+        run(["git", "checkout", "dvc.lock", "params.yaml"], project)
+    return cut
 
 
 def _unexpected(status: str) -> list[str]:

@@ -41,7 +41,14 @@ KEYS = {
     "inference": {"predict_vs_pipeline_same_precision", "predict_vs_pipeline_defaults", "labels_equal"},
     "scale": {"stages"},
     "chaos": {"kills", "equal", "resumed", "overhead"},
-    "chaos_experiments": {"experiments", "killed", "up_to_date", "unexpected_changes", "equal"},
+    "chaos_experiments": {
+        "experiments",
+        "killed",
+        "killed_while_dvc_wrote_its_files",
+        "up_to_date",
+        "unexpected_changes",
+        "equal",
+    },
 }
 
 

@@ -197,6 +197,16 @@ def test_an_experiment_trains_with_its_number(project: Path) -> None:
     assert run(["git", "status", "--porcelain"], project).stdout == ""
 
 
+def test_a_lock_cut_by_a_kill_comes_back_from_git_and_nothing_is_computed_again(project: Path) -> None:
+    run(["dvc", "exp", "run", "-S", "finetune.lr=3e-5"], project)
+    lock = (project / "dvc.lock").read_text()
+    (project / "dvc.lock").write_text(lock[: lock.rindex("path:") + len("path:")])
+    assert subprocess.run(["dvc", "status"], cwd=project, env=ENVIRONMENT, capture_output=True).returncode
+    run(["git", "checkout", "-q", "dvc.lock"], project)
+    assert stages_run(run(["dvc", "repro"], project).stdout) == ["evaluate"]  # the rest from the run cache
+    assert (project / "dvc.lock").read_text() == lock
+
+
 def test_experiments_in_a_temporary_tree_and_from_the_queue(project: Path) -> None:
     output = run(["dvc", "exp", "run", "--temp", "-S", "pretrain.epochs=2"], project).stdout
     assert stages_run(output) == ["pretrain", "finetune", "evaluate"]
