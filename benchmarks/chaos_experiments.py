@@ -118,7 +118,11 @@ def _killed(command: list[str], folder: Path, seconds: float) -> bool:
 
 
 def _mended(project: Path) -> bool:
-    """Whether the kill cut ``dvc.lock`` or ``params.yaml``, which DVC writes in place; git has both."""
+    """Whether the kill cut ``dvc.lock`` or ``params.yaml``, which DVC writes in place; git has both.
+
+    It may also have left a file of DVC's own in git's index.
+    """
+    run(["git", "reset", "-q"], project)
     status = subprocess.run(["dvc", "status"], cwd=project, env=environment(), capture_output=True)
     try:
         load_params(project / "params.yaml")
