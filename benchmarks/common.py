@@ -1,6 +1,7 @@
 """What the benchmarks share: a corpus, fair timing, and how results are written."""
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -131,18 +132,27 @@ def train_tokenizer(corpus: pd.DataFrame) -> WordpieceTokenizer:
         )
 
 
+# A process counts as its own peak what the process that starts it occupies; so a small one starts it.
+STARTER = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss]))
+"""
+
+
 def measure(command: Sequence[str], folder: Path, stdin: Path | None = None) -> dict[str, float]:
     """Seconds and peak memory (resident, GiB) of a command that runs in ``folder``; its stdout is shown."""
+    starter = [sys.executable, "-I", "-c", STARTER, *command]
     start = time.perf_counter()
     with (stdin or Path(os.devnull)).open("rb") as source:
-        process = subprocess.Popen(command, cwd=folder, stdin=source, stdout=sys.stderr)
-        _, status, usage = os.wait4(process.pid, 0)
+        done = subprocess.run(starter, cwd=folder, stdin=source, stdout=subprocess.PIPE, check=True)
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    status, peak = json.loads(done.stdout)
+    if status:
         sys.exit(f"{' '.join(command)} failed")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
-    return {"seconds": seconds, "peak_gib": usage.ru_maxrss * unit / 1024**3}
+    return {"seconds": seconds, "peak_gib": peak * unit / 1024**3}
 
 
 def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Rates]:

@@ -3,18 +3,18 @@
 from typing import Any
 
 import pandas as pd
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, VAL
-from receiptbert.distillation import CHARACTERS
+from receiptbert.distillation import CHARACTERS, WORDS, tfidf
 
 STRENGTHS = [0.1, 0.3, 1.0, 3.0]
-FEATURES: dict[str, dict[str, Any]] = {
-    "svm_word": {"token_pattern": r"\w+", "sublinear_tf": True},
-    "svm_char": CHARACTERS,
+FEATURES: dict[str, list[dict[str, Any]]] = {
+    "svm_word": [{"token_pattern": r"\w+", "sublinear_tf": True}],
+    "svm_char": [CHARACTERS],
+    "svm_both": [CHARACTERS, WORDS],
 }
 
 
@@ -23,8 +23,7 @@ def fit_svm(corpus: pd.DataFrame, features: str, seed: int) -> tuple[Pipeline, f
     train, val = (corpus[corpus[SPLIT] == split] for split in (TRAIN, VAL))
 
     def fit(strength: float) -> tuple[float, Pipeline]:
-        vectorizer = TfidfVectorizer(**FEATURES[features])
-        model = make_pipeline(vectorizer, LinearSVC(C=strength, random_state=seed))
+        model = make_pipeline(tfidf(*FEATURES[features]), LinearSVC(C=strength, random_state=seed))
         predicted = model.fit(train[TEXT], train[LABEL]).predict(val[TEXT])
         return float(f1_score(val[LABEL], predicted, average="weighted", zero_division=0)), model
 
@@ -34,6 +33,8 @@ def fit_svm(corpus: pd.DataFrame, features: str, seed: int) -> tuple[Pipeline, f
 
 def megabytes(model: Pipeline) -> float:
     """Size of the coefficients and of the vocabulary's strings, as a file would hold them."""
-    vectorizer, svm = model[0], model[-1]
-    strings = sum(len(term.encode()) for term in vectorizer.vocabulary_)
-    return float(svm.coef_.nbytes + vectorizer.idf_.nbytes + strings) / 1e6
+    union, svm = model
+    vectorizers = [vectorizer for _, vectorizer in union.transformer_list]
+    strings = sum(len(term.encode()) for vectorizer in vectorizers for term in vectorizer.vocabulary_)
+    weights = svm.coef_.nbytes + sum(vectorizer.idf_.nbytes for vectorizer in vectorizers)
+    return float(weights + strings) / 1e6

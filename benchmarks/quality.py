@@ -81,7 +81,7 @@ class Contest:
         return self._test_scores([answer] * len(self._rows(TEST))) | {"seconds": 0.0, "megabytes": 0.0}
 
     def svm(self, features: str, seed: int) -> Run:
-        """A linear model on the words or the characters of the labelled lines."""
+        """A linear model on words, characters or both of the labelled lines."""
         start = time.perf_counter()
         model, val_f1 = fit_svm(self.corpus, features, seed)
         seconds = time.perf_counter() - start

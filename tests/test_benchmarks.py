@@ -29,7 +29,7 @@ from tests.conftest import ROOT
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
 KEYS = {
-    "quality": {"majority", "svm_word", "svm_char", "corpus"},
+    "quality": {"majority", "svm_word", "svm_char", "svm_both", "corpus"},
     "tokenization": {"pretokenize_vs_encode_batch_fast", "pretokenize_vs_loop"},
     "throughput": {
         "pretrain_vs_trainer_same_precision",
@@ -74,7 +74,7 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("quality", ["--only", "majority,svm_word,svm_char", "--seeds", "1"]),
+        ("quality", ["--only", "majority,svm_word,svm_char,svm_both", "--seeds", "1"]),
         ("tokenization", ["--rounds", "1"]),
         ("throughput", [*QUICK, "--seconds", "0", "--batch-size", "8", "--finetune-batch-size", "8"]),
         ("inference", [*QUICK, "--lines", "50"]),
@@ -89,6 +89,14 @@ def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
     assert str(tmp_path) not in figures["command"]
     assert figures.get("labels_equal", True)
+
+
+def test_a_measured_peak_is_that_of_the_command_alone(tmp_path: Path) -> None:
+    occupied = bytearray(b"1" * (256 << 20))
+    figures = common.measure([sys.executable, "-c", "text = 'x' * (64 << 20)"], tmp_path)
+    assert 64 / 1024 < figures["peak_gib"] < len(occupied) / 1024**3
+    with pytest.raises(SystemExit, match="false failed"):
+        common.measure(["false"], tmp_path)
 
 
 def test_predict_compares_the_formats(

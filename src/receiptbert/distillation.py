@@ -2,7 +2,7 @@
 
 The ensemble says how probable each class is for texts that no one labelled but that are of the same kind, and
 the model learns that beside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019). A linear model on
-characters belongs to the ensemble: it errs elsewhere than BERT does.
+characters and words belongs to the ensemble: it errs elsewhere than BERT does.
 """
 
 import warnings
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import FeatureUnion, make_union
 from sklearn.svm import LinearSVC
 
 from receiptbert.errors import UserError
@@ -28,7 +29,12 @@ CHARACTERS: dict[str, Any] = {
     "min_df": 2,
     "sublinear_tf": True,
 }
-STRENGTH = 0.3  # of the SVM, its C
+WORDS: dict[str, Any] = {
+    "token_pattern": r"\S+",
+    "ngram_range": (1, 2),
+    "sublinear_tf": True,
+}
+STRENGTH = 0.5  # of the SVM, its C
 SHARPNESS = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 14.0]  # inverse temperatures to choose from
 CHUNK = 10_000  # texts whose features are in memory at once
 
@@ -36,7 +42,7 @@ UNLABELLED = 2  # texts without a label to each with one
 
 
 class LinearTeacher:
-    """A linear support vector machine on character n-grams that gives probabilities.
+    """A linear support vector machine on n-grams of characters and of words that gives probabilities.
 
     Args:
         train_texts: n texts.
@@ -58,7 +64,7 @@ class LinearTeacher:
         num_classes: int,
     ) -> None:
         self._num_classes = num_classes
-        self._vectorizer = TfidfVectorizer(**CHARACTERS)
+        self._vectorizer = tfidf(CHARACTERS, WORDS)
         self._svm = LinearSVC(C=STRENGTH, random_state=0)
         try:
             features = self._vectorizer.fit_transform(train_texts)
@@ -95,6 +101,11 @@ class LinearTeacher:
         margins = self._svm.decision_function(self._vectorizer.transform(texts))
         # Of two classes it gives the second's alone.
         return np.stack([-margins, margins], axis=1) if margins.ndim == 1 else margins
+
+
+def tfidf(*kinds: dict[str, Any]) -> FeatureUnion:
+    """The features of several kinds, each the settings of a ``TfidfVectorizer``, beside each other."""
+    return make_union(*(TfidfVectorizer(**kind) for kind in kinds))
 
 
 def draw_unlabelled(texts: Sequence[str], labelled: TrainingSet, seed: int) -> list[str]:
