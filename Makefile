@@ -26,7 +26,7 @@ check: .venv/ready  ## formatter, linter, types
 	mypy
 
 bench: .venv/ready  ## quality and speed beside what a user would take instead
-	python benchmarks/quality.py --only majority,svm_word,svm_char,svm_both --json benchmarks/results/quality_sample.json
+	python benchmarks/quality.py --seeds 1 --only majority,svm_word,svm_char,svm_both --json benchmarks/results/quality_sample.json
 	for name in tokenization throughput inference scale; do \
 		python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \
 	done

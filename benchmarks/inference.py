@@ -35,9 +35,8 @@ from setting import Setting, add_setting_options, read_setting
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--lines", type=int, default=10_000, help="predicted in each round")
+    parser.add_argument("--lines", type=int, default=5_000, help="predicted in each round")
     add_setting_options(parser)
-    parser.set_defaults(size="tiny")  # so that a line at a time ends in time
     args = parser.parse_args()
     setting = read_setting(args)
     names = [f"class {number}" for number in range(setting.num_classes)]

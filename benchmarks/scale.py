@@ -20,8 +20,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, nargs="+", default=[30_000, 300_000, 3_000_000])
-    parser.add_argument("--steps", type=int, default=200, help="of pretraining")
-    parser.add_argument("--train", type=int, default=5000, help="labelled lines")
+    parser.add_argument("--steps", type=int, default=100, help="of pretraining")
+    parser.add_argument("--train", type=int, default=2000, help="labelled lines")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 

@@ -65,8 +65,8 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
 
 
-def read_setting(args: argparse.Namespace) -> Setting:
-    """Tokenize the corpus and put the task together."""
+def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
+    """Tokenize the corpus and put the task together; ``precision`` is as in ``choose_precision``."""
     params = shipped_params()
     corpus = read_archive(args.corpus)
     tokenizer = train_tokenizer(corpus)
@@ -96,7 +96,7 @@ def read_setting(args: argparse.Namespace) -> Setting:
             "max_seqlen": maxlen + NUM_MARKS,
         },
         device=device,
-        precision=choose_precision("auto", device, "precision"),
+        precision=choose_precision(precision, device, "--precision"),
     )
 
 

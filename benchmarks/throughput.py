@@ -132,11 +132,12 @@ def main() -> None:
     parser = argument_parser(__doc__)
     add_setting_options(parser)
     parser.set_defaults(vocab_size=30_000)  # as a corpus of millions of lines fills it
+    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--batch-size", type=int, default=256, help="of pretraining")
     parser.add_argument("--finetune-batch-size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
     args = parser.parse_args()
-    setting = read_setting(args)
+    setting = read_setting(args, args.precision)
     pretraining = Task(args.batch_size, args.seconds)
     finetuning = Task(args.finetune_batch_size, args.seconds)
     unlabelled = [{"input_ids": ids} for ids in setting.inputs(setting.unlabelled)]
@@ -144,7 +145,11 @@ def main() -> None:
         {"input_ids": ids, "label": int(label)}
         for ids, label in zip(setting.inputs(setting.train), setting.targets, strict=True)
     ]
-    same = {"train_sampling_strategy": "group_by_length", "bf16": setting.precision == "bf16"}
+    same = {
+        "train_sampling_strategy": "group_by_length",
+        "bf16": setting.precision == "bf16",
+        "fp16": setting.precision == "fp16",
+    }
     rates = in_turns(
         {
             "pretrain: ours": lambda: pretrain_ours(setting, pretraining),
@@ -165,7 +170,7 @@ def main() -> None:
     matrix = rates.pop("matrix product")
     mask_prob = setting.params.pretrain.mask_prob
     shape = BertShape(**setting.shape, eps=1e-3)
-    figures: dict[str, float] = {}
+    figures: dict[str, float | str] = {"precision": setting.precision}
     for stage, store, outputs in (
         ("pretrain", setting.unlabelled, setting.shape["vocab_size"]),
         ("finetune", setting.train, setting.num_classes),
