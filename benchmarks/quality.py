@@ -1,12 +1,16 @@
 """Weighted F1 of this pipeline beside what a practitioner would try first, over several seeds.
 
-    python benchmarks/quality.py [--corpus ZIP] [--seeds N] [--only NAME,...] [-S KEY=VALUE] [--json OUT]
+    python benchmarks/quality.py [--corpus ZIP] [--seeds N] [--only NAME,...] [-S KEY=VALUE] [--work DIR]
+                                [--json OUT]
 
 ``scratch`` is the shipped shape without pretraining and without teachers, ``assignment`` the assignment's
 settings, ``undistilled`` the shipped settings without teachers. Every choice is made on val; test is scored
-once at the end of a run. A long table can be filled part by part: the rows that OUT has of the same corpus
-stay, and seeds that it has of the same settings are not run again. Settings are all that is compared; after a
-change of the code that changes results, begin a new file.
+once at the end of a run. Runs that differ in finetuning alone share a pretraining.
+
+A long table can be filled part by part: the rows that OUT has of the same corpus stay, and seeds that it has
+of the same settings are not run again. With ``--work DIR`` what is pretrained stays in DIR, and a table that
+was cut off goes on from the checkpoints there (its seconds are then those since). Settings are all that is
+compared; after a change of the code that changes results, begin a new file and a new folder.
 """
 
 import dataclasses
@@ -36,6 +40,7 @@ from common import (
 from linear import FEATURES, fit_svm, megabytes
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list, majority_class
 from receiptbert.progress import say
+from receiptbert.reports import write_json
 
 # What `dvc exp run -S` would get; README.md has the assignment's line.
 OVERRIDES = {
@@ -69,11 +74,11 @@ class Contest:
     corpus: pd.DataFrame
     overrides: Sequence[str] = ()  # of the shipped settings, in every run of the pipeline
 
-    def run(self, name: str, seed: int) -> Run:
-        """One run of the contestant ``name``."""
+    def run(self, name: str, seed: int, work: Path) -> Run:
+        """One run of the contestant ``name``; the pipeline's are in folders in ``work``."""
         if name == "majority":
             return self.majority()
-        return self.svm(name, seed) if name in FEATURES else self.pipeline(OVERRIDES[name], seed)
+        return self.svm(name, seed) if name in FEATURES else self.pipeline(OVERRIDES[name], seed, work)
 
     def majority(self) -> Run:
         """Always answering the most frequent class of train."""
@@ -88,15 +93,30 @@ class Contest:
         rest = {"val_weighted_f1": val_f1, "seconds": seconds, "megabytes": megabytes(model)}
         return self._test_scores(model.predict(self._rows(TEST)[TEXT])) | rest
 
-    def pipeline(self, overrides: list[str], seed: int) -> Run:
+    def pipeline(self, overrides: Sequence[str], seed: int, work: Path) -> Run:
         """All six stages, with the shipped parameters and ``overrides``."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            archive = f"data.archive={self.archive.resolve()}"
-            write_params(folder, [*overrides, *self.overrides, *seeds(seed), archive])
+        overrides = [*overrides, *self.overrides, *seeds(seed)]
+        folder, seconds = self._pretrained(overrides, work)
+        start = time.perf_counter()
+        self._run_stages(folder, overrides, ["finetune", "evaluate"])
+        return read_scores(folder) | {"seconds": seconds + time.perf_counter() - start}
+
+    def _pretrained(self, overrides: Sequence[str], work: Path) -> tuple[Path, float]:
+        """The folder in ``work`` where the stages up to pretraining have run like this, and their seconds."""
+        before = [override for override in overrides if not override.startswith("finetune.")]
+        corpus = hashlib.sha256(self.archive.read_bytes()).hexdigest()
+        folder = work / _digest([corpus, *before], "finetune")
+        record = folder / "seconds.json"
+        if not record.exists():
             start = time.perf_counter()
-            run_stages(folder, STAGES)
-            return read_scores(folder) | {"seconds": time.perf_counter() - start}
+            folder.mkdir(parents=True, exist_ok=True)
+            self._run_stages(folder, overrides, STAGES[: STAGES.index("finetune")])
+            write_json(record, {"seconds": time.perf_counter() - start})
+        return folder, json.loads(record.read_text())["seconds"]
+
+    def _run_stages(self, folder: Path, overrides: Sequence[str], stages: Sequence[str]) -> None:
+        write_params(folder, [*overrides, f"data.archive={self.archive.resolve()}"])
+        run_stages(folder, stages)
 
     def _rows(self, split: str) -> pd.DataFrame:
         return self.corpus[self.corpus[SPLIT] == split]
@@ -150,9 +170,14 @@ def summary(runs: Sequence[Run]) -> Row:
 
 def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
     """What a run of ``name`` depends on beside the corpus, the seed and the code."""
-    changed = [*OVERRIDES[name], *overrides] if name in OVERRIDES else []
-    settings = dataclasses.asdict(shipped_params()) | {"overrides": changed}
-    del settings["data"], settings["runtime"]
+    return _digest([*OVERRIDES[name], *overrides] if name in OVERRIDES else [])
+
+
+def _digest(overrides: Sequence[str], *without: str) -> str:
+    """Of the shipped settings, but for the sections ``without``, and of ``overrides``."""
+    settings = dataclasses.asdict(shipped_params()) | {"overrides": overrides}
+    for section in ("data", "runtime", *without):
+        del settings[section]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
@@ -198,6 +223,7 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="as dvc exp run -S",
     )
+    parser.add_argument("--work", type=Path, help="keep there what is pretrained, to go on from")
     args = parser.parse_args()
     names = args.only.split(",") if args.only else NAMES
     if unknown := [name for name in names if name not in NAMES]:
@@ -205,16 +231,18 @@ def main() -> None:
     contest = Contest(args.corpus, read_archive(args.corpus), args.overrides)
     digest = hashlib.sha256(args.corpus.read_bytes()).hexdigest()
     table = earlier_figures(args.json, digest)
-    for name in names:
-        settings = settings_digest(name, args.overrides)
-        runs = earlier_runs(table.get(name), settings, args.seeds)
-        for seed in range(len(runs), args.seeds):
-            runs.append(contest.run(name, seed))
-            say(f"{name}, seed {seed}: weighted F1 on test {runs[-1]['weighted_f1']:.4f}")
-            # Hours of work: what is done is written at once.
-            table[name] = summary(runs) | {"settings": settings}
-            in_order = {known: table[known] for known in NAMES if known in table}
-            write_result(args.json, {"corpus": args.corpus.name, "sha256": digest, **in_order})
+    with tempfile.TemporaryDirectory() as scratch:
+        work = args.work or Path(scratch)
+        for name in names:
+            settings = settings_digest(name, args.overrides)
+            runs = earlier_runs(table.get(name), settings, args.seeds)
+            for seed in range(len(runs), args.seeds):
+                runs.append(contest.run(name, seed, work))
+                say(f"{name}, seed {seed}: weighted F1 on test {runs[-1]['weighted_f1']:.4f}")
+                # Hours of work: what is done is written at once.
+                table[name] = summary(runs) | {"settings": settings}
+                in_order = {known: table[known] for known in NAMES if known in table}
+                write_result(args.json, {"corpus": args.corpus.name, "sha256": digest, **in_order})
     print_table(table)
 
 

@@ -142,22 +142,32 @@ def pretend_scores(folder: Path, f1: float) -> None:
     (folder / "models/finetuned/model.safetensors").write_bytes(b"0" * 2_000_000)
 
 
-def test_a_run_of_the_pipeline_has_its_own_seed_and_settings(
-    archive: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    calls = []
+
     def pretend(folder: Path, stages: Sequence[str]) -> None:
         params = load_params(folder / "params.yaml")
-        assert stages == common.STAGES
-        assert params.pretrain.seed == params.finetune.seed == 7
-        assert params.finetune.init == "scratch"
-        assert params.finetune.teachers == 0
+        assert params.pretrain.seed == params.finetune.seed
         assert params.finetune.epochs == 3
         assert Path(params.data.archive) == archive
+        calls.append((stages[-1], params.finetune.seed, params.finetune.teachers, params.finetune.init))
         pretend_scores(folder, 0.5)
 
     monkeypatch.setattr(quality, "run_stages", pretend)
     contest = quality.Contest(archive, common.read_archive(archive), ["finetune.epochs=3"])
-    run = contest.run("scratch", 7)
+    for name, seed in (("default", 7), ("undistilled", 7), ("undistilled", 8), ("scratch", 8)):
+        run = contest.run(name, seed, tmp_path)
+    assert calls == [
+        ("pretrain", 7, 2, "pretrained"),
+        ("evaluate", 7, 2, "pretrained"),
+        ("evaluate", 7, 0, "pretrained"),
+        ("pretrain", 8, 0, "pretrained"),
+        ("evaluate", 8, 0, "pretrained"),
+        ("pretrain", 8, 0, "scratch"),
+        ("evaluate", 8, 0, "scratch"),
+    ]
     assert run.pop("seconds") >= 0
     assert run == {
         "weighted_f1": 0.5,
