@@ -137,7 +137,9 @@ def seeds(seed: int) -> list[str]:
 def run_stages(folder: Path, stages: Sequence[str]) -> None:
     """Run the scripts of ``stages`` in ``folder``, as DVC would."""
     for stage in stages:
-        subprocess.run(stage_command(stage), cwd=folder, check=True, stdout=sys.stderr)
+        done = subprocess.run(stage_command(stage), cwd=folder, stdout=sys.stderr)
+        if done.returncode:
+            sys.exit(f"{stage} ended with exit code {done.returncode}; the rows that are done are written")
 
 
 def read_scores(folder: Path) -> Run:
