@@ -27,6 +27,7 @@ from receiptbert.datasets import NUM_MARKS, FinetuneDataset, PretrainDataset
 from receiptbert.encoder import BertShape
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import operations_per_token
 from receiptbert.precision import DTYPES
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -73,19 +74,20 @@ def finetune_ours(setting: Setting, task: Task) -> float:
         collate_fn=partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
     model = BertFinetuneModel(**setting.shape, **_dropout(p.dropout), num_classes=setting.num_classes)
-    optimizer = get_optimizer(model)
-    trainer = FinetuneTrainer(
-        model,
-        optimizer,
-        _constant(optimizer),
-        setting.tokenizer.pad_token_id,
-        setting.device,
-        max_grad_norm=p.max_grad_norm,
-        precision=setting.precision,
-    )
-    watch = Stopwatch(setting, model, task.seconds)
-    trainer.train({"train": Timed(loader, watch), "eval": []}, n_epochs=1)
-    return watch.rate()
+    with only_tokens(model.to(setting.device), tokens_in(setting.train, setting.tokenizer)):
+        optimizer = get_optimizer(model)
+        trainer = FinetuneTrainer(
+            model,
+            optimizer,
+            _constant(optimizer),
+            setting.tokenizer.pad_token_id,
+            setting.device,
+            max_grad_norm=p.max_grad_norm,
+            precision=setting.precision,
+        )
+        watch = Stopwatch(setting, model, task.seconds)
+        trainer.train({"train": Timed(loader, watch), "eval": []}, n_epochs=1)
+        return watch.rate()
 
 
 def pretrain_literally(setting: Setting, task: Task) -> float:

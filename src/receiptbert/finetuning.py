@@ -22,6 +22,7 @@ from receiptbert.metrics import make_scorer
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import FinetuneParams, RuntimeParams
+from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.resumption import Batches
@@ -84,24 +85,25 @@ class Finetuning:
             "train": DataLoader(train_data, batch_sampler=batches, collate_fn=collate),
             "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
         }
-        optimizer = get_optimizer(model, weight_decay=p.weight_decay)
         steps = num_optimizer_steps(len(batches), train.epochs)
         announce(self._plan(train, train.batch_size, steps), free_memory(self._device))
-        trainer = FinetuneTrainer(
-            model,
-            optimizer,
-            Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps),
-            self.tokenizer.pad_token_id,
-            self._device,
-            logdir=logdir,
-            max_grad_norm=p.max_grad_norm,
-            precision=self.precision,
-            amp_backend=self._runtime.amp_backend,
-            label_smoothing=train.label_smoothing,
-            checkpoints=checkpoints,
-        )
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
-        trainer.train(dataloaders, train.epochs, scorer)
+        with only_tokens(model, tokens_in(train.texts, self.tokenizer)):
+            optimizer = get_optimizer(model, weight_decay=p.weight_decay)
+            trainer = FinetuneTrainer(
+                model,
+                optimizer,
+                Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps),
+                self.tokenizer.pad_token_id,
+                self._device,
+                logdir=logdir,
+                max_grad_norm=p.max_grad_norm,
+                precision=self.precision,
+                amp_backend=self._runtime.amp_backend,
+                label_smoothing=train.label_smoothing,
+                checkpoints=checkpoints,
+            )
+            trainer.train(dataloaders, train.epochs, scorer)
         best = trainer.epochs[trainer.best_epoch - 1]
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
@@ -153,4 +155,4 @@ class Finetuning:
         model.checkpoint_activations(self._runtime.activation_checkpointing)
         if p.init != "scratch":
             load_encoder(model, self._source)
-        return model
+        return model.to(self._device)

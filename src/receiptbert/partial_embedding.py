@@ -1,0 +1,72 @@
+"""Train the embeddings of those tokens alone that the texts contain.
+
+A few thousand labelled texts hold a fraction of a large vocabulary. The other rows get no gradient, and yet
+an optimizer would read and write all of them and their moments in every step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from receiptbert.modeling import BertFinetuneModel
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+
+
+class PartialEmbedding(nn.Module):
+    """An embedding of V tokens whose parameter is the rows of R of them; the others stay as they are.
+
+    While it trains, it refuses other tokens (with an ``IndexError``); otherwise it knows all.
+
+    Args:
+        embedding: is left alone; it is on the device where the training is.
+        ids: the tokens to train, rising, shape (R,).
+    """
+
+    def __init__(self, embedding: nn.Embedding, ids: Tensor) -> None:
+        super().__init__()
+        all_rows = embedding.weight.detach()
+        self.weight = nn.Parameter(all_rows[ids].clone())  # (R, d)
+        # What follows never changes. As buffers, several processes would send it to each other in each step.
+        self._all_rows = all_rows  # (V, d), as they were before training
+        # (V,), the number of a token's row among those trained; -1 of the other tokens
+        self._place = torch.full((len(all_rows),), -1, device=all_rows.device)
+        self._place[ids] = torch.arange(len(ids), device=all_rows.device)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, S) ids -> (B, S, d)."""
+        place = self._place[input_ids]
+        if self.training:
+            return F.embedding(place, self.weight)
+        trained = F.embedding(place.clamp(min=0), self.weight)
+        return torch.where((place >= 0)[..., None], trained, F.embedding(input_ids, self._all_rows))
+
+    def to_embedding(self) -> nn.Embedding:
+        """An ordinary embedding of all V tokens, with what the R have learned."""
+        rows = self._all_rows.clone()
+        rows[self._place >= 0] = self.weight.detach()
+        return nn.Embedding(len(rows), rows.shape[1], _weight=rows)
+
+
+def tokens_in(texts: TokenStore, tokenizer: WordpieceTokenizer) -> Tensor:
+    """The distinct tokens of the inputs that are made of ``texts``, rising, shape (R,)."""
+    marks = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
+    return torch.from_numpy(np.union1d(texts.ids, marks).astype(np.int64))
+
+
+@contextmanager
+def only_tokens(model: BertFinetuneModel, ids: Tensor) -> Iterator[None]:
+    """Within it ``model`` has the embeddings of ``ids`` (R,) as parameters; afterwards it is an ordinary one.
+
+    It has to be on the device where it is trained. The other tokens are spared what an optimizer does to rows
+    without a gradient: weight decay.
+    """
+    embeddings = model._backbone._embeddings
+    partial = PartialEmbedding(embeddings.get_token_embeddings(), ids).train(embeddings.training)
+    embeddings.add_module("_token_embeddings", partial)
+    yield
+    embeddings.add_module("_token_embeddings", partial.to_embedding())
