@@ -8,7 +8,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, VAL
-from receiptbert.distillation import CHARACTERS, WORDS, tfidf
+from receiptbert.linear_teacher import CHARACTERS, WORDS, tfidf
 
 STRENGTHS = [0.1, 0.3, 1.0, 3.0]
 FEATURES: dict[str, list[dict[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""What teachers say, the pool that the final model is trained on, and training on probabilities."""
+"""The pool that the final model is trained on, and training on probabilities."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,66 +9,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn
-from receiptbert.distillation import (
-    CHUNK,
-    SHARPNESS,
-    LinearTeacher,
-    distillation_pool,
-    draw_unlabelled,
-)
-from receiptbert.errors import UserError
+from receiptbert.distillation import distillation_pool, draw_unlabelled
 from receiptbert.labelled import TrainingSet
 from receiptbert.token_store import TokenStore
 from tests.test_training import finetune_parts, labelled
-
-WORDS = {0: "молоко", 2: "кефир", 3: "сыр"}  # class 1 has no texts
-
-
-def lines(classes: list[int]) -> list[str]:
-    return [f"{WORDS[target]} {i % 7}{i % 5}" for i, target in enumerate(classes)]
-
-
-def teacher(classes: list[int], num_classes: int = 5) -> LinearTeacher:
-    train = classes * 10
-    return LinearTeacher(lines(train), np.array(train), lines(classes), np.array(classes), num_classes)
-
-
-@pytest.mark.parametrize("classes", [[0, 2, 3], [0, 2], [3, 0]])
-def test_the_linear_teacher_learns_and_knows_nothing_of_absent_classes(classes: list[int]) -> None:
-    probabilities = teacher(classes).probabilities(lines(classes * 4))
-    assert probabilities.dtype == np.float32
-    assert probabilities.shape == (4 * len(classes), 5)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-    assert probabilities.argmax(axis=1).tolist() == classes * 4
-    assert not probabilities[:, sorted({0, 1, 2, 3, 4} - set(classes))].any()
-
-
-def test_the_linear_teacher_is_as_sure_as_val_lets_it_be() -> None:
-    train = [0, 2, 3] * 20
-    wrong = [2, 3, 0] * 4
-    unsure = LinearTeacher(lines(train), np.array(train), lines([0, 2, 3] * 4), np.array(wrong), 4)
-    assert unsure._sharpness == min(SHARPNESS)
-    assert teacher([0, 2, 3])._sharpness == max(SHARPNESS)
-    # A class of val that train lacks tells nothing, and a val of such classes alone is no error.
-    unseen = LinearTeacher(lines(train), np.array(train), lines([0, 2]), np.array([1, 1]), 4)
-    np.testing.assert_allclose(unseen.probabilities(["сыр"]).sum(), 1, rtol=1e-5)
-
-
-def test_the_linear_teacher_answers_text_by_text_and_always_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = lines([0, 2, 3, 3, 0, 2, 2])
-    whole = teacher([0, 2, 3]).probabilities(texts)
-    assert len(texts) < CHUNK
-    monkeypatch.setattr("receiptbert.distillation.CHUNK", 3)
-    assert (teacher([0, 2, 3]).probabilities(texts) == whole).all()
-    assert teacher([0, 2, 3]).probabilities([]).shape == (0, 5)
-
-
-def test_texts_without_characters_teach_nothing() -> None:
-    with pytest.raises(UserError, match=r"no features \(empty vocabulary.*\); set finetune.teachers to 0"):
-        LinearTeacher([" ", ""], np.array([0, 1]), ["а"], np.array([0]), 2)
-
-
-# --- The pool ---
 
 
 def training_set(num_texts: int, epochs: int) -> TrainingSet:

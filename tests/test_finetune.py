@@ -10,10 +10,11 @@ import pytest
 
 import finetune
 import pipeline
-from receiptbert import WordpieceTokenizer
+from receiptbert import WordpieceTokenizer, distillation
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.descent import Descent
 from receiptbert.hf_format import save_pretrained
+from receiptbert.linear_teacher import LinearTeacher
 from receiptbert.params import load_params
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, with_value
@@ -121,16 +122,16 @@ def test_each_unsupervised_text_has_the_answer_of_both_kinds_of_teachers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class_of = {tuple(tokenizer(line)): target for line, target in zip(*labelled(texts), strict=True)}
-    pool, found = finetune.distillation_pool, []
+    pool, found = distillation.distillation_pool, []
 
     def note(train: Any, store: TokenStore, probabilities: Any) -> Any:
         true = np.array([class_of[tuple(store[i].tolist())] for i in range(len(store))])
         found.append(((probabilities.argmax(axis=1) == true).mean(), probabilities.sum(axis=1)))
         return pool(train, store, probabilities)
 
-    monkeypatch.setattr(finetune, "distillation_pool", note)
+    monkeypatch.setattr(distillation, "distillation_pool", note)
     run(teachers="1")
-    monkeypatch.setattr(finetune.LinearTeacher, "probabilities", lambda _, texts: np.zeros((len(texts), 3)))
+    monkeypatch.setattr(LinearTeacher, "probabilities", lambda _, texts: np.zeros((len(texts), 3)))
     run(teachers="1", epochs="20", lr="1e-2", batch_size="20", dropout="0.0")
     (linear, totals), (bert, halves) = found
     assert linear > 0.6  # a third would be chance

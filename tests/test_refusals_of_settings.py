@@ -221,7 +221,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no store yet", "pretrain", content("data/tokenized/unsupervised.safetensors", None), "data/tokenized/unsupervised.safetensors not found; run `dvc repro pretokenize`"),
     ("a damaged store", "pretrain", content("data/tokenized/unsupervised.safetensors", "x" * 100), "data/tokenized/unsupervised.safetensors is no token store (…); run `dvc repro -f pretokenize`"),
     ("a store of another tokenizer", "pretrain", other_tokenizer, "data/tokenized/unsupervised.safetensors was made with another tokenizer; run `dvc repro pretokenize`"),
-    ("texts too short", "pretrain", short_texts, "data/tokenized has too few unsupervised texts of 2 tokens or more: pretraining needs ten at least, …"),
+    ("texts too short", "pretrain", short_texts, "too few unsupervised texts have 2 tokens or more: pretraining needs ten at least, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
     ("batches too large", "pretrain", params(pretrain__batch_size="2000000000"), "the training would take about … GiB of memory, and … GiB are free; set pretrain.batch_size=… with pretrain.num_accum_steps=…"),

@@ -1,111 +1,85 @@
 """Teach one model what an ensemble of several knows (Hinton et al. 2015).
 
 The ensemble says how probable each class is for texts that no one labelled but that are of the same kind, and
-the model learns that beside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019). A linear model on
-characters and words belongs to the ensemble: it errs elsewhere than BERT does.
+the model learns that beside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019).
 """
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import softmax
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import FeatureUnion, make_union
-from sklearn.svm import LinearSVC
 
-from receiptbert.errors import UserError
-from receiptbert.labelled import TrainingSet
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, VAL, read_corpus
+from receiptbert.distributed import from_leader
+from receiptbert.finetuning import Finetuning
+from receiptbert.labelled import Labelled, TrainingSet
+from receiptbert.linear_teacher import LinearTeacher, Probabilities
+from receiptbert.metrics import f1
+from receiptbert.progress import say
 from receiptbert.token_store import TokenStore
-
-Classes = npt.NDArray[np.int64]
-Probabilities = npt.NDArray[np.float32]
-
-CHARACTERS: dict[str, Any] = {
-    "analyzer": "char_wb",
-    "ngram_range": (1, 6),
-    "min_df": 2,
-    "sublinear_tf": True,
-}
-WORDS: dict[str, Any] = {
-    "token_pattern": r"\S+",
-    "ngram_range": (1, 2),
-    "sublinear_tf": True,
-}
-STRENGTH = 0.5  # of the SVM, its C
-SHARPNESS = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 14.0]  # inverse temperatures to choose from
-CHUNK = 10_000  # texts whose features are in memory at once
 
 UNLABELLED = 2  # texts without a label to each with one
 
 
-class LinearTeacher:
-    """A linear support vector machine on n-grams of characters and of words that gives probabilities.
+class TeachingTexts(NamedTuple):
+    """What teachers read."""
+
+    train: list[str]
+    val: list[str]
+    unlabelled: list[str]  # that they are to label
+
+
+def read_teaching_texts(corpus: Path, labelled: TrainingSet, seed: int) -> TeachingTexts:
+    """The texts of ``corpus``; of the unsupervised ones, what a training on ``labelled`` has time for."""
+    rows = read_corpus(corpus)
+    train, val, unsupervised = (
+        rows.loc[rows[SPLIT] == split, TEXT].tolist() for split in (TRAIN, VAL, UNSUPERVISED)
+    )
+    return TeachingTexts(train, val, draw_unlabelled(unsupervised, labelled, seed))
+
+
+def distil(
+    finetuning: Finetuning,
+    train: TrainingSet,
+    val: Labelled,
+    texts: TeachingTexts,
+    seed: int,
+    teachers: Sequence[tuple[Checkpoints, str]],
+) -> tuple[TrainingSet, dict[str, float]]:
+    """Train the teachers, each with another seed, and have them and a linear one label texts.
 
     Args:
-        train_texts: n texts.
-        train_targets: their class ids, shape (n,).
-        val_texts: texts on which the sharpness of the probabilities is chosen.
-        val_targets: their class ids.
-        num_classes: C; a class that train lacks gets the probability 0.
+        finetuning: makes them.
+        train: what they learn; ``val`` tells the best epoch of each.
+        texts: those of train and val as they are written, and those to label.
+        seed: of the model that is to be taught; the teachers have the next ones.
+        teachers: the checkpoints of each, and a folder for its TensorBoard events.
 
-    Raises:
-        UserError: the train texts have no characters in common.
+    Returns:
+        what that model is to be trained on, and the scores of the teachers on val.
     """
 
-    def __init__(
-        self,
-        train_texts: Sequence[str],
-        train_targets: Classes,
-        val_texts: Sequence[str],
-        val_targets: Classes,
-        num_classes: int,
-    ) -> None:
-        self._num_classes = num_classes
-        self._vectorizer = tfidf(CHARACTERS, WORDS)
-        self._svm = LinearSVC(C=STRENGTH, random_state=0)
-        try:
-            features = self._vectorizer.fit_transform(train_texts)
-        except ValueError as error:
-            raise UserError(
-                f"the train texts give the linear teacher no features ({error}); set finetune.teachers to 0"
-            ) from None
-        with warnings.catch_warnings():
-            # Two labels a class are few, and yet no mistake.
-            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-            self._svm.fit(features, train_targets)
-        # Nothing can be learned of a class that train lacks; its rows would have an infinite loss.
-        known = np.isin(val_targets, self._svm.classes_)
-        margins = self._margins(val_texts)[known]
-        columns = np.searchsorted(self._svm.classes_, val_targets[known])[:, None]
+    def linear_teacher() -> tuple[Probabilities, float]:
+        linear = LinearTeacher(texts.train, train.targets, texts.val, val[1], finetuning.num_classes)
+        predicted = linear.probabilities(texts.val).argmax(axis=1)
+        return linear.probabilities(texts.unlabelled), f1(val[1], predicted, "weighted")
 
-        def loss(sharpness: float) -> float:
-            chosen = np.take_along_axis(softmax(sharpness * margins, axis=1), columns, axis=1)
-            return -float(np.log(np.maximum(chosen, 1e-12)).sum())
+    linear_answers, linear_f1 = from_leader(linear_teacher)  # gigabytes in each process else
+    say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")
 
-        self._sharpness = min(SHARPNESS, key=loss)
-
-    def probabilities(self, texts: Sequence[str]) -> Probabilities:
-        """How probable each class is for each of ``texts``, shape (n, C)."""
-        probabilities = np.zeros((len(texts), self._num_classes), dtype=np.float32)
-        for start in range(0, len(texts), CHUNK):
-            rows = slice(start, start + CHUNK)
-            margins = self._margins(texts[rows])
-            probabilities[rows, self._svm.classes_] = softmax(self._sharpness * margins, axis=1)
-        return probabilities
-
-    def _margins(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """How far each text is on the side of each class of train, shape (n, classes of train)."""
-        margins = self._svm.decision_function(self._vectorizer.transform(texts))
-        # Of two classes it gives the second's alone.
-        return np.stack([-margins, margins], axis=1) if margins.ndim == 1 else margins
-
-
-def tfidf(*kinds: dict[str, Any]) -> FeatureUnion:
-    """The features of several kinds, each the settings of a ``TfidfVectorizer``, beside each other."""
-    return make_union(*(TfidfVectorizer(**kind) for kind in kinds))
+    store = TokenStore.from_texts(texts.unlabelled, finetuning.tokenizer)
+    answers, scores = [], []
+    for number, (checkpoints, logdir) in enumerate(teachers, start=1):
+        say(f"teacher {number} of {len(teachers)}")
+        teacher = finetuning.train(train, val, seed + number, logdir, checkpoints)
+        answers.append(softmax(finetuning.logits(teacher.model, store), axis=1))
+        scores.append(teacher.best["f1"])
+    say(f"final model: {len(train.texts):,} labelled and {len(store):,} unsupervised texts")
+    pool = distillation_pool(train, store, (np.mean(answers, axis=0) + linear_answers) / 2)
+    return pool, {"teacher_val_weighted_f1": float(np.mean(scores)), "linear_val_weighted_f1": linear_f1}
 
 
 def draw_unlabelled(texts: Sequence[str], labelled: TrainingSet, seed: int) -> list[str]:

@@ -1,0 +1,99 @@
+"""A linear model on n-grams of characters and of words, which errs elsewhere than BERT does."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import FeatureUnion, make_union
+from sklearn.svm import LinearSVC
+
+from receiptbert.errors import UserError
+
+Classes = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.float32]
+
+CHARACTERS: dict[str, Any] = {
+    "analyzer": "char_wb",
+    "ngram_range": (1, 6),
+    "min_df": 2,
+    "sublinear_tf": True,
+}
+WORDS: dict[str, Any] = {
+    "token_pattern": r"\S+",
+    "ngram_range": (1, 2),
+    "sublinear_tf": True,
+}
+STRENGTH = 0.5  # of the SVM, its C
+SHARPNESS = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 14.0]  # inverse temperatures to choose from
+CHUNK = 10_000  # texts whose features are in memory at once
+
+
+class LinearTeacher:
+    """A linear support vector machine on n-grams of characters and of words that gives probabilities.
+
+    Args:
+        train_texts: n texts.
+        train_targets: their class ids, shape (n,).
+        val_texts: texts on which the sharpness of the probabilities is chosen.
+        val_targets: their class ids.
+        num_classes: C; a class that train lacks gets the probability 0.
+
+    Raises:
+        UserError: the train texts have no characters in common.
+    """
+
+    def __init__(
+        self,
+        train_texts: Sequence[str],
+        train_targets: Classes,
+        val_texts: Sequence[str],
+        val_targets: Classes,
+        num_classes: int,
+    ) -> None:
+        self._num_classes = num_classes
+        self._vectorizer = tfidf(CHARACTERS, WORDS)
+        self._svm = LinearSVC(C=STRENGTH, random_state=0)
+        try:
+            features = self._vectorizer.fit_transform(train_texts)
+        except ValueError as error:
+            raise UserError(
+                f"the train texts give the linear teacher no features ({error}); set finetune.teachers to 0"
+            ) from None
+        with warnings.catch_warnings():
+            # Two labels a class are few, and yet no mistake.
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+            self._svm.fit(features, train_targets)
+        # Nothing can be learned of a class that train lacks; its rows would have an infinite loss.
+        known = np.isin(val_targets, self._svm.classes_)
+        margins = self._margins(val_texts)[known]
+        columns = np.searchsorted(self._svm.classes_, val_targets[known])[:, None]
+
+        def loss(sharpness: float) -> float:
+            chosen = np.take_along_axis(softmax(sharpness * margins, axis=1), columns, axis=1)
+            return -float(np.log(np.maximum(chosen, 1e-12)).sum())
+
+        self._sharpness = min(SHARPNESS, key=loss)
+
+    def probabilities(self, texts: Sequence[str]) -> Probabilities:
+        """How probable each class is for each of ``texts``, shape (n, C)."""
+        probabilities = np.zeros((len(texts), self._num_classes), dtype=np.float32)
+        for start in range(0, len(texts), CHUNK):
+            rows = slice(start, start + CHUNK)
+            margins = self._margins(texts[rows])
+            probabilities[rows, self._svm.classes_] = softmax(self._sharpness * margins, axis=1)
+        return probabilities
+
+    def _margins(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """How far each text is on the side of each class of train, shape (n, classes of train)."""
+        margins = self._svm.decision_function(self._vectorizer.transform(texts))
+        # Of two classes it gives the second's alone.
+        return np.stack([-margins, margins], axis=1) if margins.ndim == 1 else margins
+
+
+def tfidf(*kinds: dict[str, Any]) -> FeatureUnion:
+    """The features of several kinds, each the settings of a ``TfidfVectorizer``, beside each other."""
+    return make_union(*(TfidfVectorizer(**kind) for kind in kinds))

@@ -1,0 +1,165 @@
+"""Pretrain an encoder on unlabelled texts: what the settings mean, put together."""
+
+import torch
+from torch.utils.data import DataLoader
+
+from receiptbert.amp import check_amp_backend
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.collation import Collator
+from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.datasets import NUM_MARKS, PretrainDataset
+from receiptbert.devices import free_memory
+from receiptbert.distributed import num_processes
+from receiptbert.encoder import BertShape
+from receiptbert.errors import UserError
+from receiptbert.modeling import BertModel
+from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.params import Params
+from receiptbert.plan import Plan, announce, require_memory
+from receiptbert.precision import choose_precision
+from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+from receiptbert.training import Trainer, num_optimizer_steps
+
+EPS = 1e-3  # of the layer norms, as in the assignment
+
+Loader = DataLoader[tuple[torch.Tensor, torch.Tensor, bool]]
+
+
+class Pretraining:
+    """A training on some texts, scored on others that are held out.
+
+    Args:
+        params: all settings; those of pretrain, model and runtime are used.
+        texts: unsupervised ones; those that are too short are left out.
+        tokenizer: theirs.
+        facts: the lengths to use.
+        device: where to train.
+
+    Raises:
+        UserError: too few texts, or settings that cannot be had on this device.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        texts: TokenStore,
+        tokenizer: WordpieceTokenizer,
+        facts: CorpusFacts,
+        device: torch.device,
+    ) -> None:
+        p, runtime = params.pretrain, params.runtime
+        check_amp_backend(runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
+        self.precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
+        self._params = params
+        self._tokenizer = tokenizer
+        self._facts = facts
+        self._device = device
+        self._texts = texts.take(texts.lengths >= facts.min_length)
+        held_out = self._texts.held_out(p.holdout)
+        self._loader, self._held_out_loader = (
+            self._make_loader(self._texts.take(rows)) for rows in (~held_out, held_out)
+        )
+        in_all_epochs = num_optimizer_steps(len(self._loader), p.epochs, p.num_accum_steps)
+        self.steps = min(in_all_epochs, p.max_steps)
+        self._shape = BertShape(
+            **params.model.kwargs(),
+            vocab_size=tokenizer.vocab_size,
+            max_seqlen=facts.max_length + NUM_MARKS,
+            eps=EPS,
+        )
+
+    def train(self, logdir: str, checkpoints: Checkpoints) -> tuple[BertModel, Trainer]:
+        """Train a model from random weights, or on from a checkpoint.
+
+        Raises:
+            UserError: the memory cannot hold it (and see ``Trainer``).
+        """
+        p, runtime = self._params.pretrain, self._params.runtime
+        model = self._make_model()
+        optimizer = get_optimizer(model, weight_decay=p.weight_decay)
+        trainer = Trainer(
+            model,
+            optimizer,
+            Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * self.steps), self.steps),
+            self._tokenizer.pad_token_id,
+            self._device,
+            num_accum_steps=p.num_accum_steps,
+            logdir=logdir,
+            max_grad_norm=p.max_grad_norm,
+            precision=self.precision,
+            amp_backend=runtime.amp_backend,
+            checkpoints=checkpoints,
+        )
+        trainer.train(self._loader, p.epochs, max_steps=self.steps)
+        return model, trainer
+
+    def evaluate(self, trainer: Trainer) -> dict[str, float]:
+        """The scores of ``trainer`` on the texts held out; see ``Trainer.evaluate``."""
+        torch.manual_seed(self._params.pretrain.seed)  # the same masks and swaps whatever came before
+        return trainer.evaluate(self._held_out_loader)
+
+    def require_memory(self) -> None:
+        """Say what the training will take.
+
+        Raises:
+            UserError: there is no room for it; names what would fit.
+        """
+        p, plan, free = self._params.pretrain, self._plan(), free_memory(self._device)
+        announce(plan, free)
+        require_memory(plan, free, "pretrain", p.batch_size, p.num_accum_steps)
+
+    def _make_loader(self, texts: TokenStore) -> Loader:
+        p, facts = self._params.pretrain, self._facts
+        dataset = PretrainDataset(
+            texts, self._tokenizer, facts.min_length, facts.max_length, p.permute_prob, device=self._device
+        )
+        if not len(dataset):
+            raise UserError(
+                f"too few unsupervised texts have {facts.min_length} tokens or more: "
+                "pretraining needs ten at least, one of them unlike the others"
+            )
+        lengths = dataset.lengths.clamp(max=facts.max_length)
+        return DataLoader(
+            dataset,
+            batch_sampler=LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
+            collate_fn=Collator(
+                self._tokenizer,
+                mask_prob=p.mask_prob,
+                random_prob=p.random_prob,
+                keep_unchanged_prob=p.keep_unchanged_prob,
+                whole_words=p.whole_words,
+                letters_only=p.letters_only,
+            ),
+        )
+
+    def _make_model(self) -> BertModel:
+        p = self._params.pretrain
+        torch.manual_seed(p.seed)
+        model = BertModel(
+            **self._shape.kwargs(),
+            input_dropout_prob=p.dropout,
+            hidden_dropout_prob=p.dropout,
+            attention_probs_dropout_prob=p.dropout,
+            sop_weight=p.sop_weight,
+        )
+        model.checkpoint_activations(self._params.runtime.activation_checkpointing)
+        return model
+
+    def _plan(self) -> Plan:
+        p, longest = self._params.pretrain, self._shape.max_seqlen
+        return Plan(
+            shape=self._shape,
+            num_classes=None,
+            texts=p.batch_size,
+            processes=num_processes(),
+            length=float((self._texts.lengths + NUM_MARKS).clip(max=longest).mean()),
+            longest=longest,
+            mask_prob=p.mask_prob,
+            dropout=p.dropout,
+            mixed=self.precision != "fp32",
+            on_cpu=self._device.type == "cpu",
+            activation_checkpointing=self._params.runtime.activation_checkpointing,
+            steps=self.steps,
+        )
