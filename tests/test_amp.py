@@ -108,7 +108,10 @@ def test_metrics_of_fp16_name_the_backend_and_count_the_skipped_steps(
 ) -> None:
     folder = tmp_path / "project"
     shutil.copytree(tiny_project, folder)
-    for name in ("pretrain", "receiptbert.finetuning"):  # a CPU's fp16 is too slow for more than a test
+    for name in (
+        "receiptbert.pretraining",
+        "receiptbert.finetuning",
+    ):  # a CPU's fp16 is too slow for more than a test
         monkeypatch.setattr(f"{name}.choose_precision", lambda *_: "fp16")
     for stage in ("pretrain", "finetune"):
         before = json.loads((folder / f"metrics/{stage}.json").read_text())

@@ -195,7 +195,7 @@ def test_the_plan_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "where"), [("pretrain", "pretrain"), ("finetune", "receiptbert.finetuning")]
+    ("stage", "where"), [("pretrain", "receiptbert.pretraining"), ("finetune", "receiptbert.finetuning")]
 )
 def test_a_stage_refuses_before_it_trains(
     tiny_project: Path,
