@@ -10,9 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import apex_check
 import common
+import half_precision
 import learning_curve
 import make_sample
 import onnx_runtime
@@ -346,3 +348,36 @@ def test_the_numbers_behind_the_answers(
     assert parameters["embeddings"] == (30_000 + 24 + 2 + 2) * 256
     assert parameters["attention"] == 4 * (4 * 256**2 + 6 * 256)
     assert parameters["feed_forward"] == 4 * (8 * 256**2 + 7 * 256)
+
+
+# --- half_precision.py ---
+
+
+@pytest.mark.parametrize("dtype", half_precision.HALF)
+def test_imitated_products_are_rounded_once_forward_and_backward(dtype: torch.dtype) -> None:
+    x, weight, bias = torch.randn(5, 300), torch.randn(7, 300), torch.randn(7)
+    rounded = [tensor.to(dtype).requires_grad_() for tensor in (x, weight, bias)]
+    with half_precision.ProductsInFp32():
+        output = torch.nn.functional.linear(*rounded)
+        output.backward(torch.ones_like(output))
+    exact = [tensor.detach().double() for tensor in rounded]
+    expected = torch.nn.functional.linear(*exact)
+    assert output.dtype == dtype
+    half_a_step = torch.finfo(dtype).eps / 2
+    torch.testing.assert_close(output.double(), expected, rtol=1.01 * half_a_step, atol=1e-4 * half_a_step)
+    of_weight = exact[0].sum(dim=0).expand(7, -1)
+    assert rounded[1].grad is not None
+    torch.testing.assert_close(rounded[1].grad.double(), of_weight, rtol=1.01 * half_a_step, atol=1e-5)
+
+
+def test_half_precision_scores_the_three_precisions(
+    tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = tmp_path / "result.json"
+    options = ["--project", str(tiny_project), "--seeds", "1", "--json", str(result), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["half_precision.py", *options, "-S", "finetune.epochs=1"])
+    half_precision.main()
+    figures = json.loads(result.read_text())
+    assert figures["fp32"]["difference_from_fp32"] == 0
+    assert figures["bf16"]["runs"][0].keys() == {"weighted_f1", "val_weighted_f1"}
+    assert figures["fp16"]["runs"][0]["skipped_steps"] == 0

@@ -1,0 +1,129 @@
+"""Weighted F1 on test after finetuning in fp32, bf16 and fp16, over several seeds.
+
+    python benchmarks/half_precision.py [--project DIR] [--seeds N] [-S KEY=VALUE] [--device D] [--json OUT]
+
+All begin with the pretrained model in DIR, where ``make repro`` or ``quality.py --work`` have left one, and
+learn from the train texts alone, without teachers. Where the processor lacks a precision, its matrix products
+are imitated: the factors are rounded to it, as mixed precision does it anywhere; the product is computed in
+fp32, in which the hardware sums up too; and the result is rounded. So it says what the rounding costs, and
+not how fast it is.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from common import ROOT, write_params, write_result
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.corpus import TEST, TRAIN, VAL
+from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.devices import choose_device
+from receiptbert.finetuning import Finetuning
+from receiptbert.labelled import Labelled, TrainingSet, load_labelled
+from receiptbert.metrics import f1
+from receiptbert.params import Params, load_params
+from receiptbert.precision import DTYPES, has_bf16
+from receiptbert.progress import say
+
+aten = torch.ops.aten
+PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
+HALF = (torch.bfloat16, torch.float16)
+
+
+class ProductsInFp32(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it a matrix product of half precision is computed in fp32, backward passes included."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch in the place of each of its functions."""
+        if function not in PRODUCTS or args[-1].dtype not in HALF:
+            return function(*args, **(kwargs or {}))
+        return function(*map(Tensor.float, args), **(kwargs or {})).to(args[-1].dtype)
+
+
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What imitates ``precision`` where ``device`` lacks it."""
+    native = device.type == "cuda" or precision == "fp32" or (precision == "bf16" and has_bf16(device))
+    return nullcontext() if native else ProductsInFp32()  # type: ignore[no-untyped-call]
+
+
+def finetune(
+    project: Path, params: Params, precision: str, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Weighted F1 on test and val of one finetuning, and the steps that fp16 skipped."""
+    p = params.finetune
+    num_classes = len(CorpusFacts.load(project / "data/tokenized/corpus.json").labels)
+    finetuning = Finetuning(p, project / "models/pretrained", num_classes, device, params.runtime)
+    finetuning.precision = precision  # which the setting would refuse where it has to be imitated
+
+    def texts_of(split: str) -> Labelled:
+        raw = project / "data/raw/data.csv"
+        return load_labelled(project / "data/tokenized", raw, split, finetuning.tokenizer)
+
+    train = TrainingSet(*texts_of(TRAIN), p.epochs, p.batch_size, p.label_smoothing)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoints = Checkpoints(Path(name) / "finetune", [p, precision, seed], [], 1e9)
+        with checkpoints, arithmetic(precision, device):
+            tuned = finetuning.train(train, texts_of(VAL), seed, f"{name}/runs", checkpoints)
+    test, true = texts_of(TEST)
+    return {
+        "weighted_f1": f1(true, finetuning.logits(tuned.model, test).argmax(axis=1), "weighted"),
+        "val_weighted_f1": tuned.best["f1"],
+        **tuned.skipped_steps,
+    }
+
+
+def summaries(runs: dict[str, list[dict[str, float]]]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Each precision with the mean and the deviation of its runs, and what lies between it and fp32."""
+    for precision, of_it in runs.items():
+        scores = [run["weighted_f1"] for run in of_it]
+        differences = np.subtract(scores, [run["weighted_f1"] for run in runs["fp32"]])
+        yield (
+            precision,
+            {
+                "mean": statistics.fmean(scores),
+                "std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+                "difference_from_fp32": float(differences.mean()),
+                "runs": of_it,
+            },
+        )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--project", type=Path, default=ROOT, help="where the stages up to pretrain have run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+    device = choose_device(args.device, key="--device")
+    with tempfile.TemporaryDirectory() as name:
+        write_params(Path(name), args.overrides)
+        params = load_params(Path(name) / "params.yaml")
+    params = dataclasses.replace(params, finetune=dataclasses.replace(params.finetune, precision="fp32"))
+    runs: dict[str, list[dict[str, float]]] = {precision: [] for precision in DTYPES}
+    for seed in range(args.seeds):
+        for precision, of_it in runs.items():
+            of_it.append(finetune(args.project, params, precision, seed, device))
+            say(f"{precision}, seed {seed}: weighted F1 on test {of_it[-1]['weighted_f1']:.4f}")
+        rows = dict(summaries(runs))
+        write_result(args.json, {"device": str(device), **rows})
+    for precision, row in rows.items():
+        print(f"{precision}  {row['mean']:.4f} ± {row['std']:.4f}  {row['difference_from_fp32']:+.4f}")
+
+
+if __name__ == "__main__":
+    main()
