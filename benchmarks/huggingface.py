@@ -22,20 +22,29 @@ from transformers import (
 from setting import Setting, Stopwatch, Task
 
 
-def pretrain(setting: Setting, task: Task, examples: list[dict[str, Any]], **arguments: Any) -> float:
-    """Masked language modelling for a while; tokens per second."""
+def pretrain(setting: Setting, task: Task, same: bool = False) -> float:
+    """Masked language modelling for a while; tokens per second.
+
+    Args:
+        same: train in the setting's precision, texts of like length together; otherwise as it comes.
+    """
     model = BertForMaskedLM(_config(setting, setting.params.pretrain.dropout))
     collator = DataCollatorForLanguageModeling(
         _tokenizer(setting), mlm_probability=setting.params.pretrain.mask_prob
     )
-    return _train(setting, task, model, examples, collator, arguments)
+    examples = [{"input_ids": ids} for ids in setting.inputs(setting.unlabelled)]
+    return _train(setting, task, model, examples, collator, same)
 
 
-def finetune(setting: Setting, task: Task, examples: list[dict[str, Any]], **arguments: Any) -> float:
-    """Classification for a while; tokens per second."""
+def finetune(setting: Setting, task: Task, same: bool = False) -> float:
+    """Classification for a while; tokens per second. ``same`` as in ``pretrain``."""
     config = _config(setting, setting.params.finetune.dropout, num_labels=setting.num_classes)
     collator = DataCollatorWithPadding(_tokenizer(setting))
-    return _train(setting, task, BertForSequenceClassification(config), examples, collator, arguments)
+    examples = [
+        {"input_ids": ids, "label": int(label)}
+        for ids, label in zip(setting.inputs(setting.train), setting.targets, strict=True)
+    ]
+    return _train(setting, task, BertForSequenceClassification(config), examples, collator, same)
 
 
 def _tokenizer(setting: Setting) -> BertTokenizerFast:
@@ -79,8 +88,13 @@ def _train(
     model: PreTrainedModel,
     examples: list[dict[str, Any]],
     collator: Any,
-    arguments: dict[str, Any],
+    same: bool,
 ) -> float:
+    as_ours = {
+        "train_sampling_strategy": "group_by_length",
+        "bf16": setting.precision == "bf16",
+        "fp16": setting.precision == "fp16",
+    }
     watch = Stopwatch(setting, model, task.seconds)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -93,7 +107,7 @@ def _train(
                 save_strategy="no",
                 disable_tqdm=True,
                 use_cpu=setting.device.type == "cpu",
-                **arguments,
+                **(as_ours if same else {}),
             ),
             train_dataset=examples,
             data_collator=collator,

@@ -6,12 +6,17 @@ Real tokens per second (special tokens counted, padding not), the median of roun
 have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized beforehand; it
 learns masked tokens alone, ours the order of segments as well. "defaults" leaves the rest of the Trainer's
 settings as they come (fp32, texts of any length in a batch); "same precision" has our precision and groups
-texts by length. The floor is what one large matrix product in each round says of the machine: the rate at
+texts by length. Ours has a process that keeps freed memory, as the stages do, the others have one that is as
+it comes. The floor is what one large matrix product in each round says of the machine: the rate at
 which tokens would go by if ours did its matrix products, no more of them than it must, at that speed and
 nothing else.
 """
 
+import argparse
+import multiprocessing
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -20,10 +25,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import huggingface
-from common import argument_parser, in_turns, print_rates, ratio, write_result
+from common import Rates, argument_parser, in_turns, print_rates, ratio, write_result
 from literal import LiteralCollator, LiteralPairs, read_literally
 from receiptbert.collation import Collator, collate_fn
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset, PretrainDataset
+from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
@@ -115,18 +121,79 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
     return watch.rate()
 
 
-def matrix_rate(setting: Setting, seconds: float) -> float:
+def matrix_rate(setting: Setting, task: Task) -> float:
     """Operations per second of one large matrix product, at the precision of ours."""
     dtype = DTYPES[setting.precision]
     a, b = (torch.randn(MATRIX, MATRIX, device=setting.device, dtype=dtype) for _ in range(2))
     (a @ b)[0, 0].item()
     start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds / 3:
+    while time.perf_counter() - start < task.seconds / 3:
         for _ in range(4):
             c = a @ b
         c[0, 0].item()  # a GPU has to finish for it
         products += 4
     return products * 2.0 * MATRIX**3 / (time.perf_counter() - start)
+
+
+Contestant = Callable[[Setting, Task], float]
+_setting: Setting  # of a process of contestants
+
+
+def prepare(args: argparse.Namespace, ours: bool) -> None:
+    """Begin a process of contestants."""
+    global _setting
+    if ours:
+        keep_freed_memory(choose_device(args.device))
+    _setting = read_setting(args, args.precision)
+
+
+def perform(contestant: Contestant, task: Task) -> float:
+    """What a contestant does in its process."""
+    return contestant(_setting, task)
+
+
+def take_turns(args: argparse.Namespace) -> dict[str, Rates]:
+    """The rates of all contestants, round by round."""
+    pretraining = Task(args.batch_size, args.seconds)
+    finetuning = Task(args.finetune_batch_size, args.seconds)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, spawn, prepare, (args, True)) as ours,
+        ProcessPoolExecutor(1, spawn, prepare, (args, False)) as others,
+    ):
+
+        def turn(process: ProcessPoolExecutor, contestant: Contestant, task: Task) -> Callable[[], float]:
+            return lambda: process.submit(perform, contestant, task).result()
+
+        same_pretrain = partial(huggingface.pretrain, same=True)
+        same_finetune = partial(huggingface.finetune, same=True)
+        return in_turns(
+            {
+                "pretrain: ours": turn(ours, pretrain_ours, pretraining),
+                "pretrain: Trainer, same precision": turn(others, same_pretrain, pretraining),
+                "pretrain: Trainer, defaults": turn(others, huggingface.pretrain, pretraining),
+                "pretrain: read literally": turn(others, pretrain_literally, pretraining),
+                "finetune: ours": turn(ours, finetune_ours, finetuning),
+                "finetune: Trainer, same precision": turn(others, same_finetune, finetuning),
+                "finetune: Trainer, defaults": turn(others, huggingface.finetune, finetuning),
+                "matrix product": turn(ours, matrix_rate, pretraining),
+            },
+            args.rounds,
+        )
+
+
+def operations(setting: Setting, stage: str) -> float:
+    """Of the matrix products for a token, as ours needs them in ``stage``."""
+    pretraining = stage == "pretrain"
+    store = setting.unlabelled if pretraining else setting.train
+    lengths = store.lengths.clip(max=setting.maxlen) + NUM_MARKS
+    mask_prob = setting.params.pretrain.mask_prob
+    return operations_per_token(
+        BertShape(**setting.shape, eps=1e-3),
+        length=float((lengths**2).sum() / lengths.sum()),
+        targets=mask_prob * (1 - NUM_MARKS / lengths.mean()) if pretraining else 1 / lengths.mean(),
+        outputs=setting.shape["vocab_size"] if pretraining else setting.num_classes,
+    )
 
 
 def main() -> None:
@@ -140,47 +207,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
     args = parser.parse_args()
     setting = read_setting(args, args.precision)
-    pretraining = Task(args.batch_size, args.seconds)
-    finetuning = Task(args.finetune_batch_size, args.seconds)
-    unlabelled = [{"input_ids": ids} for ids in setting.inputs(setting.unlabelled)]
-    labelled = [
-        {"input_ids": ids, "label": int(label)}
-        for ids, label in zip(setting.inputs(setting.train), setting.targets, strict=True)
-    ]
-    same = {
-        "train_sampling_strategy": "group_by_length",
-        "bf16": setting.precision == "bf16",
-        "fp16": setting.precision == "fp16",
-    }
-    rates = in_turns(
-        {
-            "pretrain: ours": lambda: pretrain_ours(setting, pretraining),
-            "pretrain: Trainer, same precision": lambda: huggingface.pretrain(
-                setting, pretraining, unlabelled, **same
-            ),
-            "pretrain: Trainer, defaults": lambda: huggingface.pretrain(setting, pretraining, unlabelled),
-            "pretrain: read literally": lambda: pretrain_literally(setting, pretraining),
-            "finetune: ours": lambda: finetune_ours(setting, finetuning),
-            "finetune: Trainer, same precision": lambda: huggingface.finetune(
-                setting, finetuning, labelled, **same
-            ),
-            "finetune: Trainer, defaults": lambda: huggingface.finetune(setting, finetuning, labelled),
-            "matrix product": lambda: matrix_rate(setting, args.seconds),
-        },
-        args.rounds,
-    )
+    rates = take_turns(args)
     matrix = rates.pop("matrix product")
-    mask_prob = setting.params.pretrain.mask_prob
-    shape = BertShape(**setting.shape, eps=1e-3)
     figures: dict[str, float | str] = {"precision": setting.precision}
-    for stage, store, outputs in (
-        ("pretrain", setting.unlabelled, setting.shape["vocab_size"]),
-        ("finetune", setting.train, setting.num_classes),
-    ):
-        lengths = store.lengths.clip(max=setting.maxlen) + NUM_MARKS
-        targets = mask_prob * (1 - NUM_MARKS / lengths.mean()) if stage == "pretrain" else 1 / lengths.mean()
-        operations = operations_per_token(shape, float((lengths**2).sum() / lengths.sum()), targets, outputs)
-        rates[f"{stage}: floor"] = [rate / operations for rate in matrix]
+    for stage in ("pretrain", "finetune"):
+        rates[f"{stage}: floor"] = [rate / operations(setting, stage) for rate in matrix]
         ours = rates[f"{stage}: ours"]
         print_rates(
             "tokens per second",
