@@ -95,7 +95,10 @@ def _train(
         "bf16": setting.precision == "bf16",
         "fp16": setting.precision == "fp16",
     }
-    watch = Stopwatch(setting, model, task.seconds)
+    watch = Stopwatch(setting, task)
+    model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: watch.saw(kwargs["input_ids"]), with_kwargs=True
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,

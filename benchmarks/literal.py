@@ -87,6 +87,7 @@ class _LiteralBertModel(BertModel):
         labels: Tensor,
         permuted: Tensor,
         token_type_ids: Tensor | None = None,
+        _max_targets: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         hidden_states = self._backbone(x, attention_mask, token_type_ids)  # (B, S, d)
         logits = self._mlm_head.logits(hidden_states)  # (B, S, V)

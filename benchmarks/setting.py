@@ -21,14 +21,13 @@ from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
-WARM_UP_STEPS = 1
-
 
 class Task(NamedTuple):
     """How a training is timed."""
 
     batch_size: int  # texts, on average
     seconds: float  # of each contestant in each round
+    warm_up: float  # seconds before that, of a step at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,34 +100,34 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
 
 
 class Stopwatch:
-    """Counts the tokens that a model sees, and the seconds, from the end of the first few steps on."""
+    """Counts the tokens that a model sees, and the seconds, once it has warmed up."""
 
-    def __init__(self, setting: Setting, model: torch.nn.Module, seconds: float) -> None:
-        self._device, self._seconds = setting.device, seconds
+    def __init__(self, setting: Setting, task: Task) -> None:
+        self._device, self._task = setting.device, task
         self._pad_token_id = setting.tokenizer.pad_token_id
         self._seen: list[torch.Tensor] = []
-        self._start = 0.0
-        self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
-        self.steps = 0
+        self._start = time.perf_counter()
+        self._warm = False
 
-    def _count(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        input_ids = args[0] if args else kwargs["input_ids"]
+    def saw(self, input_ids: torch.Tensor) -> None:
+        """Call it with each batch, before the step."""
         self._seen.append((input_ids != self._pad_token_id).sum())  # on the device: nothing waits for it
 
     def step(self) -> bool:
         """Call it after each step; True when the time is up."""
-        self.steps += 1
-        if self.steps == WARM_UP_STEPS:
+        elapsed = time.perf_counter() - self._start
+        if not self._warm and elapsed >= self._task.warm_up:
             self._wait()
             self._seen.clear()
             self._start = time.perf_counter()
-        return self.steps > WARM_UP_STEPS and time.perf_counter() - self._start > self._seconds
+            self._warm = True
+            return False
+        return self._warm and elapsed > self._task.seconds
 
     def rate(self) -> float:
         """Tokens per second; call it once, at the end."""
         self._wait()
         elapsed = time.perf_counter() - self._start
-        self._hook.remove()
         return float(torch.stack(self._seen).sum()) / elapsed
 
     def _wait(self) -> None:
@@ -148,6 +147,7 @@ class Timed:
     def __iter__(self) -> Iterator[Any]:
         while True:
             for batch in self._loader:
+                self._watch.saw(batch[0])
                 yield batch
                 if self._watch.step():
                     return

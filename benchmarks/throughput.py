@@ -27,10 +27,12 @@ from torch.utils.data import DataLoader
 import huggingface
 from common import Rates, argument_parser, in_turns, print_rates, ratio, write_result
 from literal import LiteralCollator, LiteralPairs, read_literally
+from receiptbert.checkpoints import conditions
 from receiptbert.collation import Collator, collate_fn
 from receiptbert.datasets import NUM_MARKS, FinetuneDataset, PretrainDataset
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
+from receiptbert.loading import make_loader
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
@@ -40,7 +42,7 @@ from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.training import FinetuneTrainer, Trainer
 from setting import Setting, Stopwatch, Task, Timed, add_setting_options, read_setting
 
-MATRIX = 2048
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns, enough to keep the device busy
 
 
 def pretrain_ours(setting: Setting, task: Task) -> float:
@@ -49,10 +51,10 @@ def pretrain_ours(setting: Setting, task: Task) -> float:
     dataset = PretrainDataset(
         setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
     )
-    loader = DataLoader(
+    loader = make_loader(
         dataset,
-        batch_sampler=LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
-        collate_fn=Collator(setting.tokenizer, mask_prob=p.mask_prob),
+        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
+        Collator(setting.tokenizer, mask_prob=p.mask_prob),
     )
     model = BertModel(**setting.shape, **_dropout(p.dropout), sop_weight=p.sop_weight)
     optimizer = get_optimizer(model)
@@ -65,7 +67,7 @@ def pretrain_ours(setting: Setting, task: Task) -> float:
         max_grad_norm=p.max_grad_norm,
         precision=setting.precision,
     )
-    watch = Stopwatch(setting, model, task.seconds)
+    watch = Stopwatch(setting, task)
     trainer.train(Timed(loader, watch), n_epochs=1)
     return watch.rate()
 
@@ -73,11 +75,13 @@ def pretrain_ours(setting: Setting, task: Task) -> float:
 def finetune_ours(setting: Setting, task: Task) -> float:
     """Our finetuning for a while; tokens per second."""
     p = setting.params.finetune
-    dataset = FinetuneDataset(setting.train, setting.targets, setting.tokenizer, setting.maxlen)
-    loader = DataLoader(
+    dataset = FinetuneDataset(
+        setting.train, setting.targets, setting.tokenizer, setting.maxlen, device=setting.device
+    )
+    loader = make_loader(
         dataset,
-        batch_sampler=LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
-        collate_fn=partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
+        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
+        partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
     model = BertFinetuneModel(**setting.shape, **_dropout(p.dropout), num_classes=setting.num_classes)
     with only_tokens(model.to(setting.device), tokens_in(setting.train, setting.tokenizer)):
@@ -91,7 +95,7 @@ def finetune_ours(setting: Setting, task: Task) -> float:
             max_grad_norm=p.max_grad_norm,
             precision=setting.precision,
         )
-        watch = Stopwatch(setting, model, task.seconds)
+        watch = Stopwatch(setting, task)
         trainer.train({"train": Timed(loader, watch), "eval": []}, n_epochs=1)
         return watch.rate()
 
@@ -108,7 +112,7 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
     model = read_literally(BertModel(**setting.shape, **_dropout(setting.params.pretrain.dropout)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     model.to(setting.device).train()
-    watch = Stopwatch(setting, model, task.seconds)
+    watch = Stopwatch(setting, task)
     for batch in Timed(loader, watch):
         input_ids, token_type_ids, labels, permuted = (tensor.to(setting.device) for tensor in batch)
         mask = (input_ids != setting.tokenizer.pad_token_id).long()
@@ -124,7 +128,8 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
 def matrix_rate(setting: Setting, task: Task) -> float:
     """Operations per second of one large matrix product, at the precision of ours."""
     dtype = DTYPES[setting.precision]
-    a, b = (torch.randn(MATRIX, MATRIX, device=setting.device, dtype=dtype) for _ in range(2))
+    size = MATRIX[setting.device.type]
+    a, b = (torch.randn(size, size, device=setting.device, dtype=dtype) for _ in range(2))
     (a @ b)[0, 0].item()
     start, products = time.perf_counter(), 0
     while time.perf_counter() - start < task.seconds / 3:
@@ -132,7 +137,7 @@ def matrix_rate(setting: Setting, task: Task) -> float:
             c = a @ b
         c[0, 0].item()  # a GPU has to finish for it
         products += 4
-    return products * 2.0 * MATRIX**3 / (time.perf_counter() - start)
+    return products * 2.0 * size**3 / (time.perf_counter() - start)
 
 
 Contestant = Callable[[Setting, Task], float]
@@ -154,8 +159,10 @@ def perform(contestant: Contestant, task: Task) -> float:
 
 def take_turns(args: argparse.Namespace) -> dict[str, Rates]:
     """The rates of all contestants, round by round."""
-    pretraining = Task(args.batch_size, args.seconds)
-    finetuning = Task(args.finetune_batch_size, args.seconds)
+    pretraining, finetuning = (
+        Task(batch_size, args.seconds, args.warm_up)
+        for batch_size in (args.batch_size, args.finetune_batch_size)
+    )
     spawn = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(1, spawn, prepare, (args, True)) as ours,
@@ -205,11 +212,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="of pretraining")
     parser.add_argument("--finetune-batch-size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
+    parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before that")
     args = parser.parse_args()
     setting = read_setting(args, args.precision)
     rates = take_turns(args)
     matrix = rates.pop("matrix product")
-    figures: dict[str, float | str] = {"precision": setting.precision}
+    device = conditions(setting.device, setting.precision, "torch")["device"]
+    figures: dict[str, float | str] = {"device": device, "precision": setting.precision, "size": args.size}
     for stage in ("pretrain", "finetune"):
         rates[f"{stage}: floor"] = [rate / operations(setting, stage) for rate in matrix]
         ours = rates[f"{stage}: ours"]

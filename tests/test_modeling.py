@@ -257,3 +257,22 @@ def test_classifier_head_reads_cls_alone() -> None:
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="no multiple"):
         MultiHeadSelfAttention(10, 3)
+
+
+@pytest.mark.parametrize(("max_targets", "used"), [(9, 4), (4, 4), (2, 2)])
+def test_a_fixed_number_of_targets_gives_the_loss_of_those_that_fit(
+    pretrain_model: Any, max_targets: int, used: int
+) -> None:
+    model = pretrain_model()
+    input_ids = torch.randint(5, 20, (3, 6))
+    labels = torch.full((3, 6), -100)
+    for place in [(0, 2), (0, 5), (1, 1), (2, 4)][:used]:
+        labels[place] = 7
+    permuted = torch.tensor([True, False, True])
+    exact, _ = model(input_ids, None, labels, permuted)
+    for place in [(0, 2), (0, 5), (1, 1), (2, 4)][used:]:
+        labels[place] = 7  # one too many
+    fixed, _ = model(input_ids, None, labels, permuted, max_targets=max_targets)
+    assert fixed.item() == pytest.approx(exact.item(), rel=1e-5)
+    gradients = torch.autograd.grad(fixed, list(model.parameters()))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)

@@ -7,7 +7,7 @@ skipped and the scale halved. After 2,000 steps without that it is doubled.
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.machinery import PathFinder
 from typing import Any, Protocol
@@ -29,6 +29,10 @@ class Amp(Protocol):
 
     def casts(self) -> AbstractContextManager[Any]:
         """The context of a forward pass; outside it everything is computed as usual."""
+
+    @property
+    def scaled(self) -> Callable[[Tensor], Tensor] | None:
+        """Of a loss: the one whose gradients ``backward`` adds. None if it does more than that."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss`` to those at hand."""
@@ -112,8 +116,12 @@ class _TorchAmp:
         mixed = self._dtype != torch.float32
         return torch.autocast(self._device.type, self._dtype if mixed else None, enabled=mixed)
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss whose gradients ``step`` takes."""
+        return self._scaler.scale(loss)
+
     def backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaled(loss).backward()  # type: ignore[no-untyped-call]
 
     def unscale(self) -> None:
         self._scaler.unscale_(self._optimizer)
@@ -144,6 +152,8 @@ class _ApexAmp:
     would be computed in fp16 too, and the trained one evaluated with cast weights that it remembers from
     before they changed. So the casts are switched off but within ``casts``, as autocast does it.
     """
+
+    scaled = None  # apex unscales the gradients at the end of its backward pass
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self._optimizer = optimizer

@@ -46,6 +46,7 @@ class _FlatTexts:
         self._ids = torch.tensor(ids, dtype=torch.int32, device=self.device)  # (tokens + 1,)
         self._starts = torch.from_numpy(store.offsets[:-1]).to(self.device)  # (n,)
         self.lengths = torch.from_numpy(store.lengths)  # (n,), always on the CPU: see width
+        self._lengths = self.lengths.to(self.device)
         self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
 
     def texts(self, index: Tensor, maxlen: int | None) -> Tensor:
@@ -54,21 +55,32 @@ class _FlatTexts:
         It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
         which the right one is empty.
         """
-        shown = self.lengths[index].clamp(max=maxlen).to(self.device)
+        rows = self.to_device(index)
+        shown = self.lengths_of(rows).clamp(max=maxlen)
         none = torch.zeros_like(shown)
-        return self.pairs(index, self.width(index, maxlen), none, shown, shown, none.bool())[0]
+        return self.pairs(rows, self.width(index, maxlen), none, shown, shown, none.bool())[0]
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A copy on the device of the texts, if it is elsewhere; nobody waits for it."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def lengths_of(self, rows: Tensor) -> Tensor:
+        """Tokens of the texts ``rows`` (B,), both on the device."""
+        return self._lengths[rows]
 
     def width(self, index: Tensor, maxlen: int | None) -> int:
         """Columns of a batch; told from lengths on the CPU, so that no one waits for a GPU to tell."""
         return int(self.lengths[index].clamp(max=maxlen).max()) + NUM_MARKS
 
     def pairs(
-        self, index: Tensor, width: int, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
+        self, rows: Tensor, width: int, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted; all tensors are (B,).
+        """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted.
+
+        All tensors are (B,) and on the device.
 
         Args:
-            index: which texts.
+            rows: which texts.
             width: W.
             skipped: tokens left out at the beginning of each text.
             shown: tokens shown of each.
@@ -79,7 +91,7 @@ class _FlatTexts:
             ``input_ids`` and ``token_type_ids``, both (B, W).
         """
         column = torch.arange(width, device=self.device)  # (W,)
-        starts = (self._starts[index.to(self.device)] + skipped)[:, None]  # (B, 1), as the three below
+        starts = (self._starts[rows] + skipped)[:, None]  # (B, 1), as the three below
         shown, left, permuted = shown[:, None], left[:, None], permuted[:, None]
         first = torch.where(permuted, shown - left, left)  # length of the segment that stands first
         is_sep = column == first + 1
@@ -145,6 +157,15 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         """Tokens of each text, shape (n,)."""
         return self._texts.lengths
 
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return self._texts.device
+
+    def width(self, indices: Sequence[int]) -> int:
+        """Columns of a batch of these texts."""
+        return self._texts.width(torch.as_tensor(indices), self._maxlen)
+
     def set_maxlen(self, maxlen: int) -> None:
         """Set the most tokens that are shown of a text."""
         self._maxlen = maxlen
@@ -157,7 +178,8 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
     def __getitems__(self, indices: Sequence[int]) -> SegmentPairs:
         """A whole batch at once, as a ``DataLoader`` asks for it."""
         index = torch.as_tensor(indices)
-        lengths = self._texts.lengths[index].to(self._texts.device)
+        rows = self._texts.to_device(index)
+        lengths = self._texts.lengths_of(rows)
         shown = lengths.clamp(max=self._maxlen)
         skipped = _random_below(lengths - shown + 1)
         # The halves of an odd text differ by a token. Which of them is longer is left to chance:
@@ -165,7 +187,7 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         left = (shown + _random_below(torch.full_like(shown, 2))) // 2
         permuted = torch.rand(len(index), device=shown.device) < self._permute_prob
         width = self._texts.width(index, self._maxlen)
-        return SegmentPairs(*self._texts.pairs(index, width, skipped, shown, left, permuted), permuted)
+        return SegmentPairs(*self._texts.pairs(rows, width, skipped, shown, left, permuted), permuted)
 
 
 class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
@@ -177,6 +199,7 @@ class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
         tokenizer: the tokenizer of the model to train.
         maxlen: of a longer text, the first so many tokens are used.
         presort: order the texts by length, the shortest first, each with its own target.
+        device: where texts and targets are kept and batches are made.
     """
 
     def __init__(
@@ -186,6 +209,7 @@ class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
         tokenizer: WordpieceTokenizer,
         maxlen: int,
         presort: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         store = _tokenized(texts, tokenizer)
@@ -195,8 +219,8 @@ class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
         if presort:
             order = np.argsort(store.lengths, kind="stable")
             store, targets = store.take(order), targets[order]
-        self._texts = _FlatTexts(store, tokenizer)
-        self._targets = torch.from_numpy(targets)
+        self._texts = _FlatTexts(store, tokenizer, device)
+        self._targets = torch.from_numpy(targets).to(device)
         self._maxlen = maxlen
 
     def __len__(self) -> int:
@@ -207,6 +231,15 @@ class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
         """Tokens of each text, shape (n,)."""
         return self._texts.lengths
 
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return self._texts.device
+
+    def width(self, indices: Sequence[int]) -> int:
+        """Columns of a batch of these texts."""
+        return self._texts.width(torch.as_tensor(indices), self._maxlen)
+
     def __getitem__(self, idx: int) -> tuple[Tensor, int | Tensor]:
         """``input_ids`` (tokens + 2,) and the class, or the probabilities (C,)."""
         batch = self.__getitems__([range(len(self))[idx]])
@@ -216,7 +249,8 @@ class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> LabelledTexts:
         """A whole batch at once, as a ``DataLoader`` asks for it."""
         index = torch.as_tensor(indices)
-        return LabelledTexts(self._texts.texts(index, self._maxlen), self._targets[index])
+        targets = self._targets[self._texts.to_device(index)]
+        return LabelledTexts(self._texts.texts(index, self._maxlen), targets)
 
 
 class InferenceDataset(Dataset[Tensor]):

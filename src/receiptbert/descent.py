@@ -1,8 +1,9 @@
 """One step of gradient descent and its log, which both trainers share."""
 
 import math
+from abc import abstractmethod
 from itertools import count
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from receiptbert.amp import make_amp
-from receiptbert.distributed import average, is_leader, parallel
+from receiptbert.cuda_graphs import Compute, GraphedPasses
+from receiptbert.distributed import average, is_leader, num_processes, own_random_numbers, parallel
 from receiptbert.errors import UserError
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import say
@@ -47,6 +49,7 @@ class Descent(Generic[Model]):
         self._amp_backend = amp_backend
         self._amp = make_amp(amp_backend, self._model, optimizer, self._device, precision)
         self._parallel = parallel(self._model)  # for training; all else takes the model itself
+        self._graphs = self._make_graphs()
         self._step = 0
         self._pending: list[tuple[dict[str, float], dict[str, Tensor]]] = []
         self.history: list[dict[str, float]] = []
@@ -60,8 +63,59 @@ class Descent(Generic[Model]):
             return {}
         return {"skipped_steps": int(sum(record["skipped"] for record in self.history))}
 
+    @abstractmethod
+    def _compute(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, which is to be minimized, and what to note of it."""
+
+    def _fixed(self, *_inputs: Tensor) -> dict[str, Any]:
+        """Keyword arguments that spare ``_compute`` a look at the values of a batch like this."""
+        return {}
+
+    def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *moment: int) -> dict[str, Tensor]:
+        """Add the gradients of one of the ``num_batches`` of a step; what ``_compute`` notes of it.
+
+        Args:
+            inputs: the batch, on the device.
+            num_batches: whose mean loss is minimized.
+            moment: see ``own_random_numbers``.
+        """
+        kind = (num_batches, *(tensor.shape for tensor in inputs))
+        if self._graphs is not None:
+            self._graphs.begin()
+            if self._graphs.take(kind):
+                return self._graphs(kind, inputs, lambda: self._recordable(num_batches, inputs))
+        with own_random_numbers(self._device, *moment), self._amp.casts():
+            loss, noted = self._compute(*inputs)
+        self._backward(loss / num_batches)
+        return {name: value.detach() for name, value in noted.items()}
+
     def _backward(self, loss: Tensor) -> None:
         self._amp.backward(loss)
+
+    def _make_graphs(self) -> GraphedPasses | None:
+        """None where passes cannot be recorded: without a GPU, or where they do more than launch kernels.
+
+        Recorded ones have other shapes, and so other random numbers, and a resumed training records others.
+        """
+        if self._device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+            return None
+        if num_processes() > 1 or self._amp.scaled is None:
+            return None
+        if any(getattr(module, "activation_checkpointing", False) for module in self._model.modules()):
+            return None
+        return GraphedPasses(list(self._model.parameters()))
+
+    def _recordable(self, num_batches: int, batch: tuple[Tensor, ...]) -> Compute:
+        """A pass of batches of the shape of ``batch``."""
+        fixed = self._fixed(*batch)
+
+        def compute(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            with self._amp.casts():
+                loss, noted = self._compute(*inputs, **fixed)
+            assert self._amp.scaled is not None
+            return self._amp.scaled(loss / num_batches), noted
+
+        return compute
 
     def _descend(self, losses: dict[str, Tensor]) -> None:
         """Step with the gradients at hand, and note the ``losses``, of which the processes' mean is told."""

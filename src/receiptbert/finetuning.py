@@ -18,6 +18,7 @@ from receiptbert.distributed import in_shares, num_processes
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import Labelled, TrainingSet
+from receiptbert.loading import make_loader
 from receiptbert.metrics import make_scorer
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
@@ -76,13 +77,15 @@ class Finetuning:
         """Train one classifier; ``val`` tells the best epoch."""
         p = self._p
         model = self._make_model(seed)
-        train_data = FinetuneDataset(train.texts, train.targets, self.tokenizer, self._maxlen)
-        val_data = FinetuneDataset(*val, self.tokenizer, self._maxlen, presort=True)
+        train_data = FinetuneDataset(
+            train.texts, train.targets, self.tokenizer, self._maxlen, device=self._device
+        )
+        val_data = FinetuneDataset(*val, self.tokenizer, self._maxlen, presort=True, device=self._device)
         collate = partial(collate_fn, pad_idx=self.tokenizer.pad_token_id)
         lengths = train_data.lengths.clamp(max=self._maxlen)
         batches = LengthGroupedBatchSampler(lengths, train.batch_size, seed)
         dataloaders: dict[str, Batches] = {
-            "train": DataLoader(train_data, batch_sampler=batches, collate_fn=collate),
+            "train": make_loader(train_data, batches, collate),
             "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
         }
         steps = num_optimizer_steps(len(batches), train.epochs)

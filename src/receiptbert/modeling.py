@@ -49,12 +49,16 @@ class MlmHead(nn.Module):
 
     def forward(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """(B, S, d) and (B, S) true ids -> the mean cross entropy over the targets; 0 if there are none."""
-        # Logits at the targets alone: the product with the V x d matrix is the dearest of a small
-        # model, and six tokens in seven are no targets.
         is_target = labels != self.ignore_index
-        logits = self.logits(hidden_states[is_target])  # (targets, V)
-        loss = F.cross_entropy(logits, labels[is_target], reduction="sum")
-        return loss / is_target.sum().clamp(min=1)
+        return self.loss_at(hidden_states[is_target], labels[is_target])
+
+    def loss_at(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
+        """(T, d) and (T,) -> the same of tokens that were chosen, of which some may be no targets."""
+        # Logits at the targets alone: the product with the V x d matrix is the dearest of a small
+        # model, and most tokens are no targets.
+        logits = self.logits(hidden_states)  # (T, V)
+        loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
+        return loss / (labels != self.ignore_index).sum().clamp(min=1)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., d) -> (..., V)."""
@@ -162,6 +166,7 @@ class BertModel(nn.Module):
         labels: Tensor,
         permuted: Tensor,
         token_type_ids: Tensor | None = None,
+        max_targets: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimize, and its two parts: ``MLM`` and ``SOP``.
 
@@ -171,15 +176,25 @@ class BertModel(nn.Module):
             labels: (B, S) true ids at the targets, ``ignore_index`` elsewhere.
             permuted: (B,), whether the segments are swapped.
             token_type_ids: (B, S), 0 or 1.
+            max_targets: compute so many targets, whatever their number is, which a GPU would have to tell
+                first: the rest of fewer is ignored, and of more the last ones are.
         """
-        targets = (labels != self._mlm_head.ignore_index).flatten().nonzero().squeeze(1)  # (T,)
+        targets = self._targets(labels, max_targets)  # (T,)
         rows = torch.cat([cls_rows(x), targets])
         hidden_states = self._backbone(x, attention_mask, token_type_ids, rows)  # (B + T, d)
         at_cls, at_targets = hidden_states.split([len(x), len(targets)])
-        mlm_loss = self._mlm_head(at_targets, labels.flatten()[targets])
+        mlm_loss = self._mlm_head.loss_at(at_targets, labels.flatten()[targets])
         sop_loss = self._classifier_head(at_cls[:, None], permuted)
         parts = {"MLM": mlm_loss, "SOP": sop_loss}
         return self.total(parts), parts
+
+    def _targets(self, labels: Tensor, max_targets: int | None) -> Tensor:
+        """(B, S) labels -> (T,), the numbers of the targets among the B * S tokens."""
+        is_target = (labels != self._mlm_head.ignore_index).flatten()
+        if max_targets is None:
+            return is_target.nonzero().squeeze(1)
+        # Filled up with the first token, a [CLS], which never is a target.
+        return torch.nonzero_static(is_target, size=max_targets, fill_value=0).squeeze(1)
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
         """The loss to minimize, of its two parts."""

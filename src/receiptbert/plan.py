@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # a plan needs no torch
 
 # A step multiplies as much for the gradients of inputs and of weights as it does forward.
 TIMES_FORWARD = 3
+# Blocks that begin at a multiple of 2 MiB leave gaps, and what a large one leaves may not serve smaller ones.
+GAPS = 0.5  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 NUMBER = 4  # bytes
 GIB = 2**30
 
@@ -123,7 +125,8 @@ class Plan:
             "weights, gradients and moments": on_device * (state + weights + passing),
             "activations": on_device / self.processes * self._activations(),
         }
-        if self.on_cpu:  # what the step has freed is not given back to the system for it
+        if self.on_cpu:  # what the step has freed is not given back to the system
+            parts["gaps between blocks"] = GAPS * parts["activations"]
             parts["a checkpoint while it is written"] = 2 * state
         return parts
 

@@ -1,7 +1,6 @@
 """Pretrain an encoder on unlabelled texts: what the settings mean, put together."""
 
 import torch
-from torch.utils.data import DataLoader
 
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
@@ -12,19 +11,19 @@ from receiptbert.devices import free_memory
 from receiptbert.distributed import num_processes
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
+from receiptbert.loading import make_loader
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
+from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.training import Trainer, num_optimizer_steps
 
 EPS = 1e-3  # of the layer norms, as in the assignment
-
-Loader = DataLoader[tuple[torch.Tensor, torch.Tensor, bool]]
 
 
 class Pretraining:
@@ -106,11 +105,11 @@ class Pretraining:
         Raises:
             UserError: there is no room for it; names what would fit.
         """
-        p, plan, free = self._params.pretrain, self._plan(), free_memory(self._device)
-        announce(plan, free)
-        require_memory(plan, free, "pretrain", p.batch_size, p.num_accum_steps)
+        p, free = self._params.pretrain, free_memory(self._device)
+        announce(self.plan, free)
+        require_memory(self.plan, free, "pretrain", p.batch_size, p.num_accum_steps)
 
-    def _make_loader(self, texts: TokenStore) -> Loader:
+    def _make_loader(self, texts: TokenStore) -> Batches:
         p, facts = self._params.pretrain, self._facts
         dataset = PretrainDataset(
             texts, self._tokenizer, facts.min_length, facts.max_length, p.permute_prob, device=self._device
@@ -121,10 +120,10 @@ class Pretraining:
                 "pretraining needs ten at least, one of them unlike the others"
             )
         lengths = dataset.lengths.clamp(max=facts.max_length)
-        return DataLoader(
+        return make_loader(
             dataset,
-            batch_sampler=LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
-            collate_fn=Collator(
+            LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
+            Collator(
                 self._tokenizer,
                 mask_prob=p.mask_prob,
                 random_prob=p.random_prob,
@@ -147,7 +146,9 @@ class Pretraining:
         model.checkpoint_activations(self._params.runtime.activation_checkpointing)
         return model
 
-    def _plan(self) -> Plan:
+    @property
+    def plan(self) -> Plan:
+        """What the training will take."""
         p, longest = self._params.pretrain, self._shape.max_seqlen
         return Plan(
             shape=self._shape,

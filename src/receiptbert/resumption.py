@@ -7,7 +7,6 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from receiptbert.checkpoints import Checkpoints, State, conditions
 from receiptbert.descent import Descent, Model
@@ -83,7 +82,7 @@ class ResumableDescent(Descent[Model]):
     def _batches(self, dataloader: Batches, what: str, left: int) -> Iterator[Any]:
         """The batches of the running epoch that are not done yet; ``left`` is how many the training has."""
         if self._checkpoints is not None:
-            sampler = cast(LengthGroupedBatchSampler, cast(DataLoader[Any], dataloader).batch_sampler)
+            sampler = cast(LengthGroupedBatchSampler, cast(Any, dataloader).batch_sampler)
             if self._order is None:
                 self._order = sampler.state
             else:

@@ -19,7 +19,6 @@ from receiptbert.distributed import (
     averaging,
     from_leader,
     num_processes,
-    own_random_numbers,
     share_of,
     weight_of,
 )
@@ -28,6 +27,10 @@ from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import say
 from receiptbert.resumption import Batches, ResumableDescent
+
+# How many targets a batch has varies by one or two roots of their mean (whole words are chosen, not tokens):
+# so many roots more than one batch has will do for all batches of its shape.
+SPREAD = 10
 
 
 def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 1) -> int:
@@ -106,34 +109,40 @@ class Trainer(ResumableDescent[BertModel]):
         for group in _grouped(batches, self._num_accum_steps):
             noted: dict[str, Tensor] = {}
             for number, batch in enumerate(group, start=1):
+                inputs = tuple(tensor.to(self._device) for tensor in batch)
                 with averaging(self._parallel, number == len(group)):
-                    loss, parts, tokens = self._forward(batch)
-                    self._backward(loss / len(group))
-                for name, part in parts.items():
-                    noted[name] = noted.get(name, 0) + part.detach() / len(group)
-                noted["tokens"] = noted.get("tokens", 0) + tokens
+                    of_batch = self._pass(inputs, len(group), self._epoch, self._batch)
+                for name, value in of_batch.items():
+                    noted[name] = noted.get(name, 0) + (value if name == "tokens" else value / len(group))
             self._descend(noted)
         self._write_history()
 
-    def _forward(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _compute(self, *inputs: Tensor, max_targets: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, its parts by name, and the number of tokens, of all processes."""
-        input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
+        input_ids, token_type_ids, labels, permuted = inputs
         share = share_of(len(input_ids))
         own_ids, own_labels = input_ids[share.rows], labels[share.rows]
-        with own_random_numbers(self._device, self._epoch, self._batch), self._amp.casts():
-            loss, parts = self._parallel(
-                own_ids,
-                padding_mask(own_ids, self._pad_token_id),
-                own_labels,
-                permuted[share.rows],
-                token_type_ids[share.rows],
-            )
+        loss, parts = self._parallel(
+            own_ids,
+            padding_mask(own_ids, self._pad_token_id),
+            own_labels,
+            permuted[share.rows],
+            token_type_ids[share.rows],
+            max_targets,
+        )
         if num_processes() > 1:
-            no_target = self._model._mlm_head.ignore_index
-            of_targets = weight_of(own_labels != no_target, share, labels != no_target)
+            of_targets = weight_of(self._is_target(own_labels), share, self._is_target(labels))
             parts = {"MLM": parts["MLM"] * of_targets, "SOP": parts["SOP"] * share.weight}
             loss = self._model.total(parts)
-        return loss, parts, (input_ids != self._pad_token_id).sum().float()
+        return loss, parts | {"tokens": (input_ids != self._pad_token_id).sum().float()}
+
+    def _fixed(self, *inputs: Tensor) -> dict[str, Any]:
+        """Room for more targets than other batches of the same shape will have."""
+        number = int(self._is_target(inputs[2]).sum())
+        return {"max_targets": min(number + math.ceil(SPREAD * math.sqrt(number)), inputs[2].numel())}
+
+    def _is_target(self, labels: Tensor) -> Tensor:
+        return labels != self._model._mlm_head.ignore_index
 
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
         """MLM loss per target (nats), and SOP accuracy, over all of ``dataloader``, without dropout."""
@@ -150,7 +159,7 @@ class Trainer(ResumableDescent[BertModel]):
                 hidden_states = backbone(
                     input_ids, padding_mask(input_ids, self._pad_token_id), token_type_ids
                 )
-                batch_targets = int((labels != mlm_head.ignore_index).sum())
+                batch_targets = int(self._is_target(labels).sum())
                 mlm_loss += mlm_head(hidden_states, labels).item() * batch_targets
                 targets += batch_targets
                 correct += int(((sop_head(hidden_states).squeeze(-1) > 0) == permuted).sum())
@@ -275,16 +284,18 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         """One epoch; the mean loss of its batches."""
         self._model.train()
         first = len(self.history) - self._batch  # a resumed epoch has some steps behind it
-        for input_ids, targets in batches:
-            rows, weight = share_of(len(targets))
-            with own_random_numbers(self._device, self._epoch, self._batch), self._amp.casts():
-                loss = weight * self._criterion(
-                    *self._classify(self._parallel, input_ids[rows], targets[rows])
-                )
-            self._backward(loss)
-            self._descend({"loss": loss})
+        for batch in batches:
+            inputs = tuple(tensor.to(self._device) for tensor in batch)
+            self._descend(self._pass(inputs, 1, self._epoch, self._batch))
         self._write_history()
         return float(np.mean([record["loss"] for record in self.history[first:]]))
+
+    def _compute(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of this process's share."""
+        input_ids, targets = inputs
+        rows, weight = share_of(len(targets))
+        loss = weight * self._criterion(*self._classify(self._parallel, input_ids[rows], targets[rows]))
+        return loss, {"loss": loss}
 
     def _eval_step(self, dataloader: Batches) -> float:
         """The mean loss per text, without dropout."""

@@ -1,0 +1,98 @@
+"""One epoch of pretraining over generated lines, timed: what a corpus of millions of lines takes.
+
+    python benchmarks/epoch.py [--lines N] [--batch-size N] [-S KEY=VALUE] [--work DIR] [--json OUT]
+
+The lines come from the generator of the sample and go through the stages up to pretokenize; then pretraining
+runs as in its stage, from random weights to the end of the first epoch. Its seconds begin with the first
+batch; on a GPU those in which passes are recorded are among them. With ``--work DIR`` the prepared lines stay
+in DIR, for the next run.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+
+import torch
+
+from common import ROOT, STAGES, write_params, write_result
+from quality import run_stages
+from receiptbert.checkpoints import Checkpoints, conditions
+from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.devices import choose_device, keep_freed_memory
+from receiptbert.params import load_params
+from receiptbert.pretraining import Pretraining
+from receiptbert.progress import say
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+
+NO_LIMIT = 10**9  # steps
+
+
+def prepare(folder: Path, lines: int) -> None:
+    """Generate a corpus in ``folder`` and run the stages before pretraining, unless that has been done."""
+    if (folder / "data/tokenized/corpus.json").exists():
+        return
+    say(f"generating {lines:,} lines")
+    generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip"]
+    subprocess.run([*generator, "--unlabelled", str(lines)], cwd=folder, check=True)
+    run_stages(folder, STAGES[: STAGES.index("pretrain")])
+
+
+def pretrain(folder: Path) -> dict[str, float | str]:
+    """Pretrain with the settings in ``folder``; what it took, and the loss on the texts held out."""
+    params = load_params(folder / "params.yaml")
+    device = choose_device(params.runtime.device)
+    keep_freed_memory(device)
+    tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
+    texts = TokenStore.load(folder / "data/tokenized/unsupervised.safetensors", tokenizer)
+    facts = CorpusFacts.load(folder / "data/tokenized/corpus.json")
+    pretraining = Pretraining(params, texts, tokenizer, facts, device)
+    pretraining.require_memory()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Checkpoints(Path(scratch) / "pretrain", [], [], params.runtime.checkpoint_seconds) as checkpoints,
+    ):
+        start = time.perf_counter()
+        _, trainer = pretraining.train(f"{scratch}/runs", checkpoints)
+        seconds = time.perf_counter() - start
+    rate = trainer.tokens_seen / seconds
+    memory = torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None
+    return {
+        "seconds": seconds,
+        "steps": pretraining.steps,
+        "tokens_per_second": rate,
+        "operations_per_second": rate * pretraining.plan.operations_per_token,
+        "vocab_size": tokenizer.vocab_size,
+        **({"gpu_gib": memory} if memory is not None else {}),
+        **pretraining.evaluate(trainer),
+        **{key: str(value) for key, value in conditions(device, pretraining.precision, "torch").items()},
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lines", type=int, default=3_100_000)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--work", type=Path, help="keep the prepared lines there")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.work or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        one_epoch = ["pretrain.epochs=1", f"pretrain.max_steps={NO_LIMIT}"]
+        size = f"pretrain.batch_size={args.batch_size}"
+        write_params(folder, ["data.archive=corpus.zip", *one_epoch, size, *args.overrides])
+        prepare(folder, args.lines)
+        figures = pretrain(folder)
+    for name, value in figures.items():
+        print(f"{name:24}{value:,.4g}" if isinstance(value, float) else f"{name:24}{value}")
+    write_result(args.json, {"lines": args.lines, **figures})
+
+
+if __name__ == "__main__":
+    main()

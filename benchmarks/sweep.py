@@ -1,0 +1,299 @@
+"""Weighted F1 on val of other settings beside the shipped ones, over random splits; test is not scored.
+
+    python benchmarks/sweep.py [--corpus ZIP] [--splits N] [--jobs N] [--work DIR] [--json OUT]
+                               ["KEY=VALUE KEY=VALUE" ...]
+
+Each argument is a candidate: changes of ``params.yaml``, as ``dvc exp run -S`` takes them. The rows of train
+and val are split anew for each of N splits, whose numbers are the seeds too. Test serves to leave out its
+texts, on which no run may train, and is then gone.
+
+The F1 of a run is that of the best epoch on the very val that chose it. So it flatters, all candidates
+alike: it is there to compare them. Differences from the shipped settings are paired by split. Their standard
+error is too small, since the splits share most of their rows: two of it are no proof.
+
+Runs share what their settings leave equal: the tokenized texts, the pretraining. With ``--work DIR`` all is
+kept in DIR, and a sweep that was cut off goes on from there (its seconds are then those since; with several
+jobs they tell little anyway). After a change of the code that changes results, use a new folder.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import numpy as np
+import pandas as pd
+
+from common import argument_parser, read_archive, stage_command, write_params, write_result
+from quality import seeds
+from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN, UNSUPERVISED, VAL
+from receiptbert.errors import UserError
+from receiptbert.params import load_params
+from receiptbert.progress import say
+from receiptbert.reports import read_json, write_json
+
+SHIPPED = "shipped"
+VAL_SHARE = 4  # one of so many labelled rows is in val
+ARCHIVE, RECORD, LOG = "corpus.zip", "done.json", "log.txt"
+LAST_LINES = 10  # of the log of a stage that failed
+
+
+class Level(NamedTuple):
+    """What is made in one folder, and shared by all runs that have it in common."""
+
+    stages: list[str]
+    sections: list[str]  # of params.yaml, that matter beside those of the levels before
+    links: dict[str, list[str]]  # what the stages read of those levels
+
+
+LEVELS = {
+    "tokenized": Level(["unzip", "train_tokenizer", "pretokenize"], ["tokenizer", "pretokenize"], {}),
+    "pretrained": Level(["pretrain"], ["model", "pretrain"], {"tokenized": ["data", "models/tokenizer"]}),
+    "finetuned": Level(
+        ["finetune"], ["finetune"], {"tokenized": ["data"], "pretrained": ["models/pretrained"]}
+    ),
+}
+SCORES = ["val_weighted_f1", "val_loss", "teacher_val_weighted_f1", "mlm_loss"]  # the teachers' if there are
+Run = dict[str, float]  # the split, scores and seconds
+Row = dict[str, Any]  # of a candidate, see `summary`
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A candidate on a split."""
+
+    candidate: str
+    split: int
+    overrides: list[str]
+    folders: dict[str, Path]  # of each level
+
+
+def read_candidates(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """The changes that each candidate makes, by its name: none for the shipped settings, which are the first.
+
+    Raises:
+        UserError: a candidate changes what the sweep itself decides, or what is no setting of a model.
+    """
+    candidates: dict[str, list[str]] = {SHIPPED: []}
+    for overrides in map(str.split, arguments):
+        for key in (override.partition("=")[0] for override in overrides):
+            if key.startswith(("data.", "runtime.")) or key.endswith(".seed"):
+                raise UserError(f"{key} is not for a candidate to change")
+        candidates[" ".join(overrides) or SHIPPED] = overrides
+    return candidates
+
+
+def plan(candidates: Mapping[str, list[str]], splits: int, digest: str, work: Path) -> list[Trial]:
+    """The trials of a corpus with this digest, in the order in which they are best begun: split by split."""
+    trials = []
+    for split in range(splits):
+        for candidate, changes in candidates.items():
+            overrides = [f"data.archive={ARCHIVE}", *changes, *seeds(split)]
+            names = folder_names(digest, split, overrides)
+            folders = {level: work / name for level, name in names.items()}
+            trials.append(Trial(candidate, split, overrides, folders))
+    return trials
+
+
+def folder_names(digest: str, split: int, overrides: Sequence[str]) -> dict[str, str]:
+    """For each level a name that changes with all that its outputs depend on, but for the code."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_params(Path(scratch), overrides)
+        # As the stages see them: two ways to write a value are one.
+        params = load_params(Path(scratch) / "params.yaml")
+    settings = dataclasses.asdict(params)
+    # pretokenize reads this one setting of pretraining.
+    known = {"corpus": digest, "split": split, "mask_prob": params.pretrain.mask_prob}
+    names = {}
+    for name, level in LEVELS.items():
+        known |= {section: settings[section] for section in level.sections}
+        names[name] = f"{name}-{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}"
+    return names
+
+
+def split_anew(corpus: pd.DataFrame, split: int) -> pd.DataFrame:
+    """``corpus`` with other rows of train and val in train and val, and one row that stands for test.
+
+    A class is in train if it is in either: rows are exchanged where chance has put all of a class into val.
+    """
+    rows = corpus[corpus[SPLIT] != TEST].copy()
+    labelled = rows.index[rows[SPLIT] != UNSUPERVISED]
+    order = rows.loc[np.random.default_rng(split).permutation(labelled), LABEL]
+    size = len(order) // VAL_SHARE
+    val, train = order.iloc[:size], order.iloc[size:]
+    lacking = val[~val.isin(train) & ~val.duplicated()].index
+    spare = train[train.duplicated()].index[: len(lacking)]  # each class keeps its first row
+    rows.loc[labelled, SPLIT] = TRAIN
+    rows.loc[val.index.difference(lacking).union(spare), SPLIT] = VAL
+    # The stages want a row of test, though none before `evaluate` learns from it. It has a label of train, so
+    # that it adds no class, and a text that no receipt has: rows of test's texts would be left out.
+    stand_in = {TEXT: "no line of test is in a sweep", LABEL: train.iloc[0], SPLIT: TEST}
+    return pd.concat([rows, pd.DataFrame([stand_in])], ignore_index=True)
+
+
+def write_archive(corpus: pd.DataFrame, path: Path) -> None:
+    """``corpus`` as a zip that the pipeline reads."""
+    # Quoted whole, so that line breaks within texts come back as they were.
+    text = corpus.to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("data.csv", text)
+
+
+def make(trial: Trial, level: str, corpus: pd.DataFrame, jobs: int) -> bool:
+    """Run the stages of a level, if that is not done yet; whether they ended well. Says if one does not."""
+    folder, name = trial.folders[level], f"{trial.candidate}, split {trial.split}"
+    if (folder / RECORD).exists():
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    write_params(folder, trial.overrides)
+    if level == "tokenized":
+        write_archive(split_anew(corpus, trial.split), folder / ARCHIVE)
+    link(trial, level)
+    start = time.perf_counter()
+    for stage in LEVELS[level].stages:
+        if code := run_stage(stage, folder, jobs):
+            end = "\n  ".join((folder / LOG).read_text("utf-8", "replace").splitlines()[-LAST_LINES:])
+            say(f"{name}: {stage} ended with exit code {code}; the end of {folder / LOG}:\n  {end}")
+            return False
+    seconds = time.perf_counter() - start
+    write_json(folder / RECORD, {"seconds": seconds})
+    say(f"{name}: {level} in {seconds:,.0f} s")
+    return True
+
+
+def link(trial: Trial, level: str) -> None:
+    """Put what the stages read where they look for it."""
+    for source, names in LEVELS[level].links.items():
+        for name in names:
+            path = trial.folders[level] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # of a sweep that was cut off, maybe before DIR was moved
+            path.symlink_to((trial.folders[source] / name).resolve())
+
+
+def run_stage(stage: str, folder: Path, jobs: int) -> int:
+    """The exit code of a stage beside which others run; what it prints goes to the folder's log."""
+    # As DVC sets it: a stage that has it ends when we are killed.
+    environment = os.environ | {"DVC_STAGE": stage}
+    if jobs > 1:  # else each would take all cores
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    with (folder / LOG).open("ab") as log:
+        command = stage_command(stage)
+        return subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
+
+
+def sweep(trials: Sequence[Trial], corpus: pd.DataFrame, jobs: int, report: Callable[[], None]) -> int:
+    """Make all folders, each once, so many at the same time; how many of them failed.
+
+    A level is begun when the one before is done, so that no run holds up a job while it waits for another.
+    ``report`` is called after each finetuning.
+    """
+    failed: set[Path] = set()
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for level in LEVELS:
+            ready: dict[Path, Trial] = {}
+            for trial in trials:
+                if failed.isdisjoint(trial.folders.values()):
+                    ready.setdefault(trial.folders[level], trial)
+            futures = {pool.submit(make, trial, level, corpus, jobs): path for path, trial in ready.items()}
+            for future in as_completed(futures):
+                if not future.result():
+                    failed.add(futures[future])
+                elif level == "finetuned":
+                    report()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is begun
+    return len(failed)
+
+
+def read_run(trial: Trial) -> Run:
+    """What the stages of a trial found, and their seconds."""
+    pretrained, finetuned = (trial.folders[level] for level in ("pretrained", "finetuned"))
+    metrics = read_json(pretrained / "metrics/pretrain.json") | read_json(finetuned / "metrics/finetune.json")
+    return {
+        "split": trial.split,
+        **{name: metrics[name] for name in SCORES if name in metrics},
+        "pretrain_seconds": read_json(pretrained / RECORD)["seconds"],
+        "finetune_seconds": read_json(finetuned / RECORD)["seconds"],
+    }
+
+
+def summary(runs: Sequence[Run], shipped: Sequence[Run]) -> Row:
+    """Mean and deviation of the F1 on val as ``mean`` and ``std``, means of the rest, the difference from the
+    ``shipped`` runs of the same splits and its standard error (absent where there are too few), the runs."""
+    means = {name: statistics.fmean(run[name] for run in runs) for name in runs[0] if name != "split"}
+    f1 = {run["split"]: run["val_weighted_f1"] for run in runs}
+    pairs = [f1[run["split"]] - run["val_weighted_f1"] for run in shipped if run["split"] in f1]
+    deviation = statistics.stdev(f1.values()) if len(f1) > 1 else 0.0
+    row: Row = {"mean": means.pop("val_weighted_f1"), "std": deviation}
+    if pairs:
+        row["difference"] = statistics.fmean(pairs)
+    if len(pairs) > 1:
+        row["difference_error"] = statistics.stdev(pairs) / len(pairs) ** 0.5
+    return row | means | {"runs": list(runs)}
+
+
+def summaries(trials: Sequence[Trial]) -> dict[str, Row]:
+    """The candidates that have a finished run."""
+    runs: dict[str, list[Run]] = {trial.candidate: [] for trial in trials}
+    for trial in trials:
+        if (trial.folders["finetuned"] / RECORD).exists():
+            runs[trial.candidate].append(read_run(trial))
+    return {candidate: summary(found, runs[SHIPPED]) for candidate, found in runs.items() if found}
+
+
+def print_table(table: Mapping[str, Row]) -> None:
+    """A line for each candidate."""
+    width = max(map(len, [*table, "candidate"]))
+    heads = f"{'val loss':>10}{'teachers':>10}{'MLM loss':>10}{'pretrain':>10}{'finetune':>10}"
+    print(f"{'candidate':{width}}{'splits':>8}{'weighted F1':>18}{'beyond shipped':>20}{heads}")
+    for candidate, row in table.items():
+        difference = f"{row['difference']:+.4f}" if "difference" in row else ""
+        if "difference_error" in row:
+            difference += f" ± {row['difference_error']:.4f}"
+        teachers = f"{row['teacher_val_weighted_f1']:.4f}" if "teacher_val_weighted_f1" in row else ""
+        print(
+            f"{candidate:{width}}{len(row['runs']):8}{row['mean']:>9.4f} ± {row['std']:.4f}{difference:>20}"
+            f"{row['val_loss']:10.4f}{teachers:>10}{row['mlm_loss']:10.4f}"
+            f"{row['pretrain_seconds']:8.0f} s{row['finetune_seconds']:8.0f} s"
+        )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("candidates", nargs="*", metavar='"KEY=VALUE ..."', help="changes in one argument")
+    parser.add_argument("--splits", type=int, default=3, help="of train and val, for each candidate")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
+    args = parser.parse_args()
+    digest = hashlib.sha256(args.corpus.read_bytes()).hexdigest()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            trials = plan(read_candidates(args.candidates), args.splits, digest, args.work or Path(scratch))
+        except UserError as error:
+            parser.error(str(error))
+
+        def report() -> None:
+            write_result(args.json, {"corpus": args.corpus.name, "sha256": digest, **summaries(trials)})
+
+        failures = sweep(trials, read_archive(args.corpus), args.jobs, report)
+        print_table(summaries(trials))
+    if failures:
+        sys.exit(f"{failures} runs failed")
+
+
+if __name__ == "__main__":
+    main()

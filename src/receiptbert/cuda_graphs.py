@@ -1,0 +1,86 @@
+"""Passes through a model on a GPU, recorded once for each shape of a batch and replayed from then on.
+
+A GPU multiplies the matrices of a small model faster than Python can ask for it: hundreds of kernels a step,
+each launched by itself. A CUDA graph holds all of a forward and backward pass and is launched at once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Makes of the inputs the loss whose gradients are wanted, and what to note of the batch, by name.
+Compute = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+# Texts of like length come in a few dozen shapes. Each graph takes some memory, so that there is a limit.
+MAX_GRAPHS = 256
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]  # where the graph reads
+    names: list[str]
+    values: Tensor  # (names,), where it writes
+
+
+class GraphedPasses:
+    """Forward and backward passes whose gradients are added to those that the parameters have.
+
+    Args:
+        parameters: of the model. The gradients have places of their own, the same in every step.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        self._pool = torch.cuda.graph_pool_handle()  # activations of one graph lie where another's were
+        self._recorded: dict[Any, _Recorded] = {}
+        self._seen: set[Any] = set()
+
+    def begin(self) -> None:
+        """Call it before each pass, recorded or not: in a new step it makes all gradients zero."""
+        if self._parameters[0].grad is None:
+            torch._foreach_zero_(self._gradients)
+            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+                parameter.grad = gradient
+
+    def take(self, key: Any) -> bool:
+        """Whether this is the place for a pass of this kind; of those that came but once it is not.
+
+        The first is computed as usual, which also has the libraries make what they make when they first need
+        it, for this cannot be recorded.
+        """
+        taken = key in self._recorded or (key in self._seen and len(self._recorded) < MAX_GRAPHS)
+        self._seen.add(key)
+        return taken
+
+    def __call__(
+        self, key: Any, inputs: tuple[Tensor, ...], make_compute: Callable[[], Compute]
+    ) -> dict[str, Tensor]:
+        """Pass ``inputs`` of a kind that ``take`` takes; what there is to note of them.
+
+        Args:
+            key: what tells passes apart that cannot share a graph, the shapes of the inputs included.
+            make_compute: gives the pass to record. It must not look at values from Python.
+        """
+        if key not in self._recorded:
+            self._recorded[key] = self._record(inputs, make_compute())
+        recorded = self._recorded[key]
+        for place, tensor in zip(recorded.inputs, inputs, strict=True):
+            place.copy_(tensor)
+        recorded.graph.replay()
+        # A copy, since the next replay overwrites the values.
+        return dict(zip(recorded.names, recorded.values.clone().unbind(), strict=True))
+
+    def _record(self, inputs: tuple[Tensor, ...], compute: Compute) -> _Recorded:
+        graph = torch.cuda.CUDAGraph()
+        places = tuple(tensor.clone() for tensor in inputs)
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss, noted = compute(*places)
+            gradients = torch.autograd.grad(loss, self._parameters)
+            torch._foreach_add_(self._gradients, gradients)
+            values = torch.stack([value.detach().float() for value in noted.values()])
+        return _Recorded(graph, places, list(noted), values)

@@ -1,0 +1,72 @@
+"""Batches for a training: one after another on a CPU, many at once on a GPU."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from receiptbert.datasets import FinetuneDataset, PretrainDataset
+from receiptbert.sampling import LengthGroupedBatchSampler
+
+TEXTS_AT_ONCE = 2**14
+
+Collate = Callable[[Any], tuple[Tensor, ...]]
+
+
+class ManyAtOnce:
+    """The batches of a ``DataLoader``, made many at once.
+
+    On a GPU a batch is made by dozens of small kernels, each of which takes longer to launch than to run.
+
+    Args:
+        dataset: on a GPU.
+        batch_sampler: which texts make a batch.
+        collate_fn: takes what the dataset makes. Of its tensors the integers have a column for each token.
+    """
+
+    def __init__(
+        self,
+        dataset: PretrainDataset | FinetuneDataset,
+        batch_sampler: LengthGroupedBatchSampler,
+        collate_fn: Collate,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_sampler = batch_sampler
+        self._collate = collate_fn
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        batches = iter(self.batch_sampler)
+        number = max(1, TEXTS_AT_ONCE * len(self) // max(len(self.dataset), 1))
+        while some := list(islice(batches, number)):
+            tensors = self._collate(self.dataset.__getitems__([text for batch in some for text in batch]))
+            sizes = [len(batch) for batch in some]
+            split = zip(*(torch.split(tensor, sizes) for tensor in tensors), strict=True)
+            for batch, parts in zip(some, split, strict=True):
+                width = self.dataset.width(batch)
+                yield tuple(part[:, :width] if _is_of_tokens(part) else part for part in parts)
+
+
+def make_loader(
+    dataset: PretrainDataset | FinetuneDataset,
+    batch_sampler: LengthGroupedBatchSampler,
+    collate_fn: Collate,
+) -> DataLoader[Any] | ManyAtOnce:
+    """The batches of ``dataset``, on its device.
+
+    A resumed training begins to make them where it was cut off, and with other random numbers if that is in
+    the midst of many. So who wants the same numbers always gets one batch after another.
+    """
+    if dataset.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
+        return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=collate_fn)
+    return ManyAtOnce(dataset, batch_sampler, collate_fn)
+
+
+def _is_of_tokens(part: Tensor) -> bool:
+    """(B, W) ids, segments or labels, as against (B, C) probabilities of classes."""
+    return part.dim() == 2 and not part.is_floating_point()

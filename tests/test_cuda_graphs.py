@@ -1,0 +1,189 @@
+"""Passes replayed from a CUDA graph train as others do. Without a GPU each is only computed anew."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from receiptbert import (
+    Collator,
+    FinetuneDataset,
+    FinetuneTrainer,
+    PretrainDataset,
+    Scheduler,
+    Trainer,
+    WordpieceTokenizer,
+    collate_fn,
+    get_optimizer,
+)
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.cuda_graphs import Compute, GraphedPasses, _Recorded
+from receiptbert.descent import Descent
+from receiptbert.partial_embedding import only_tokens, tokens_in
+from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.token_store import TokenStore
+from tests.test_training import labelled
+
+Make = Callable[..., Any]
+History = list[dict[str, float]]
+
+
+class Replay:
+    """A graph that computes anew what one on a GPU would replay."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.replay = run
+
+
+class PassesOnCpu(GraphedPasses):
+    """All but the recording itself."""
+
+    def _record(self, inputs: tuple[torch.Tensor, ...], compute: Compute) -> _Recorded:
+        places = tuple(tensor.clone() for tensor in inputs)
+        with torch.random.fork_rng():  # recording draws no random numbers
+            noted = compute(*places)[1]
+        values = torch.zeros(len(noted))
+
+        def replay() -> None:
+            loss, noted = compute(*places)
+            torch._foreach_add_(self._gradients, torch.autograd.grad(loss, list(self._parameters)))
+            values.copy_(torch.stack([value.detach() for value in noted.values()]))
+
+        return _Recorded(cast(Any, Replay(replay)), places, list(noted), values)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+    else:
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(
+            Descent, "_make_graphs", lambda descent: PassesOnCpu(list(descent._model.parameters()))
+        )
+    return cast(str, request.param)
+
+
+DROPOUT = {
+    "input_dropout_prob": 0.1,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+
+
+class Cut(Exception):  # noqa: N818
+    """Stands for kill -9."""
+
+
+@pytest.fixture
+def pretrain(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, device: str
+) -> Callable[..., History]:
+    def run(
+        epochs: int = 8,
+        model: dict[str, float] | None = None,
+        before_step: Callable[[int], None] = lambda _: None,
+        **kwargs: Any,
+    ) -> History:
+        dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12, device=device)
+        sampler = LengthGroupedBatchSampler(dataset.lengths.clamp(max=12), 40)
+        collate = Collator(tokenizer, mask_prob=0.3, whole_words=True)
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+        bert = pretrain_model(**(model or {})).to(device)
+        optimizer = get_optimizer(bert)
+        schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, 8 * len(sampler))
+        torch.manual_seed(1)
+        trainer = Trainer(
+            bert, optimizer, schedule, tokenizer.pad_token_id, device, max_grad_norm=1.0, **kwargs
+        )
+        step = trainer._descend
+        trainer._descend = lambda noted: (before_step(trainer._step), step(noted))  # type: ignore[method-assign]
+        trainer.train(loader, epochs)
+        if trainer._graphs is not None:
+            assert len(trainer._graphs._recorded) > 1
+        return trainer.history
+
+    return run
+
+
+@pytest.fixture
+def finetune(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, device: str
+) -> Callable[..., History]:
+    def run(model: dict[str, float] | None = None, **kwargs: Any) -> History:
+        lines, targets = labelled(texts)
+        dataset = FinetuneDataset(lines, targets, tokenizer, maxlen=12, device=device)
+        sampler = LengthGroupedBatchSampler(dataset.lengths.clamp(max=12), 40)
+        collate = partial(collate_fn, pad_idx=tokenizer.pad_token_id)
+        loaders: dict[str, Any] = {
+            "train": DataLoader(dataset, batch_sampler=sampler, collate_fn=collate),
+            "eval": DataLoader(dataset, batch_size=33, collate_fn=collate),
+        }
+        bert = finetune_model(**(model or {})).to(device)
+        torch.manual_seed(1)
+        with only_tokens(bert, tokens_in(TokenStore.from_texts(lines, tokenizer), tokenizer)):
+            optimizer = get_optimizer(bert)
+            schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, 40)
+            trainer = FinetuneTrainer(bert, optimizer, schedule, tokenizer.pad_token_id, device, **kwargs)
+            trainer.train(loaders, 6)
+        return trainer.history
+
+    return run
+
+
+@pytest.fixture
+def as_usual(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], History]], History]:
+    def run(train: Callable[[], History]) -> History:
+        with monkeypatch.context() as patch:
+            patch.setattr(Descent, "_make_graphs", lambda _: None)
+            return train()
+
+    return run
+
+
+def values(history: History) -> Iterator[Any]:
+    """All of each step but the learning rate and the number."""
+    for record in history:
+        yield pytest.approx({name: record[name] for name in record}, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_accum_steps": 3},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+    ],
+    ids=["fp32", "accumulation", "bf16", "fp16"],
+)
+def test_pretraining_learns_the_same(
+    pretrain: Callable[..., History], as_usual: Callable[..., History], settings: dict[str, Any]
+) -> None:
+    assert pretrain(**settings) == list(values(as_usual(partial(pretrain, **settings))))
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": DROPOUT}, {"precision": "bf16"}, {"precision": "fp16"}])
+def test_finetuning_learns_the_same(
+    finetune: Callable[..., History], as_usual: Callable[..., History], settings: dict[str, Any]
+) -> None:
+    assert finetune(**settings) == list(values(as_usual(partial(finetune, **settings))))
+
+
+def test_a_training_that_was_cut_off_goes_on_as_if_it_were_not(
+    pretrain: Callable[..., History], tmp_path: Path
+) -> None:
+    def cut(step: int) -> None:
+        if step == 21:
+            raise Cut
+
+    whole = pretrain()
+    with Checkpoints(tmp_path / "pretrain", ["parameters"], [], seconds=0) as checkpoints:
+        with pytest.raises(Cut):
+            pretrain(before_step=cut, checkpoints=checkpoints)
+        assert pretrain(checkpoints=checkpoints) == list(values(whole))

@@ -1,0 +1,69 @@
+"""Many batches made at once are those that are made one after another."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from receiptbert import Collator, FinetuneDataset, PretrainDataset, WordpieceTokenizer, collate_fn
+from receiptbert.loading import ManyAtOnce, make_loader
+from receiptbert.sampling import LengthGroupedBatchSampler
+
+Batch = tuple[torch.Tensor, ...]
+
+
+@pytest.fixture
+def both() -> Callable[..., tuple[list[Batch], list[Batch]]]:
+    def make(dataset: Any, collate: Any) -> tuple[list[Batch], list[Batch]]:
+        lengths = dataset.lengths.clamp(max=12)
+        alone = make_loader(dataset, LengthGroupedBatchSampler(lengths, 20), collate)
+        together = ManyAtOnce(dataset, LengthGroupedBatchSampler(lengths, 20), collate)
+        assert len(alone) == len(together)
+        return list(alone), list(together)
+
+    return make
+
+
+@pytest.fixture(params=[1, 30, 70, 2**14], ids=["singly", "two", "several", "all"], autouse=True)
+def _texts_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiptbert.loading.TEXTS_AT_ONCE", request.param)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_of_finetuning(
+    both: Callable[..., Any], texts: list[str], tokenizer: WordpieceTokenizer, probabilities: bool
+) -> None:
+    # As many classes as a wide batch has columns: they are no tokens.
+    targets = np.random.default_rng(0).random((len(texts), 14)) if probabilities else np.arange(len(texts))
+    dataset = FinetuneDataset(texts, targets, tokenizer, maxlen=12)
+    alone, together = both(dataset, partial(collate_fn, pad_idx=tokenizer.pad_token_id))
+    for one, other in zip(alone, together, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+def test_of_pretraining(both: Callable[..., Any], texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    """What chance does differs: compared are true ids without regard to their order."""
+
+    def true_ids(batch: Batch) -> torch.Tensor:
+        input_ids, _, labels, _ = batch
+        return torch.where(labels == -100, input_ids, labels).sort(dim=1).values
+
+    dataset = PretrainDataset(texts, tokenizer, minlen=1, maxlen=60)
+    alone, together = both(dataset, Collator(tokenizer, mask_prob=0.3))
+    for one, other in zip(alone, together, strict=True):
+        assert [part.shape for part in one] == [part.shape for part in other]
+        assert torch.equal(true_ids(one), true_ids(other))
+        assert (other[1].sum(1) > 0).any()
+
+
+def test_a_resumed_epoch_begins_with_the_next_batch(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    dataset = FinetuneDataset(texts, np.arange(len(texts)), tokenizer, maxlen=12)
+    sampler = LengthGroupedBatchSampler(dataset.lengths, 20)
+    loader = ManyAtOnce(dataset, sampler, partial(collate_fn, pad_idx=tokenizer.pad_token_id))
+    state = sampler.state
+    whole = [targets.tolist() for _, targets in loader]
+    sampler.resume(state, 3)
+    assert [targets.tolist() for _, targets in loader] == whole[3:]
