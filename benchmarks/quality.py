@@ -1,7 +1,7 @@
 """Weighted F1 of this pipeline beside what a practitioner would try first, over several seeds.
 
     python benchmarks/quality.py [--corpus ZIP] [--seeds N] [--only NAME,...] [-S KEY=VALUE] [--work DIR]
-                                [--json OUT]
+                                [--jobs N] [--json OUT]
 
 ``scratch`` is the shipped shape without pretraining and without teachers, ``assignment`` the assignment's
 settings, ``undistilled`` the shipped settings without teachers. Every choice is made on val; test is scored
@@ -9,7 +9,8 @@ once at the end of a run. Runs that differ in finetuning alone share a pretraini
 
 A long table can be filled part by part: the rows that OUT has of the same corpus stay, and seeds that it has
 of the same settings are not run again. With ``--work DIR`` what is pretrained stays in DIR, and a table that
-was cut off goes on from the checkpoints there (its seconds are then those since). Settings are all that is
+was cut off goes on from the checkpoints there (its seconds are then those since; with several jobs they tell
+little). Settings are all that is
 compared; after a change of the code that changes results, begin a new file and a new folder.
 """
 
@@ -22,7 +23,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, takewhile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pandas as pd
@@ -183,39 +187,61 @@ def _digest(overrides: Sequence[str], *without: str) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
-def earlier_figures(path: Path | None, digest: str) -> dict[str, Row]:
-    """The rows of an earlier table of the corpus with this digest."""
-    if path is None or not path.exists():
-        return {}
-    figures = json.loads(path.read_text())
-    rows = {name: row for name, row in figures.items() if isinstance(row, dict)}
-    return rows if figures.get("sha256") == digest else {}
+class Table:
+    """The rows of all contestants, in a file.
 
+    Args:
+        corpus: the archive. Rows that the file has of another one are dropped.
+        path: of the file; None for none.
+    """
 
-def earlier_runs(row: Row | None, settings: str, seeds: int) -> list[Run]:
-    """The runs of ``row`` that were made with these ``settings``, with seeds from 0 on."""
-    return row["runs"][:seeds] if row is not None and row.get("settings") == settings else []
+    def __init__(self, corpus: Path, path: Path | None) -> None:
+        self._path = path
+        self._about = {"corpus": corpus.name, "sha256": hashlib.sha256(corpus.read_bytes()).hexdigest()}
+        self._rows: dict[str, Row] = {}
+        self._lock = Lock()
+        if path is not None and path.exists():
+            figures = json.loads(path.read_text())
+            if figures.get("sha256") == self._about["sha256"]:
+                self._rows = {name: row for name, row in figures.items() if isinstance(row, dict)}
 
+    def runs(self, name: str, settings: str) -> list[Run]:
+        """The runs of ``name`` that were made with these ``settings``, with seeds from 0 on."""
+        row = self._rows.get(name)
+        return row["runs"] if row is not None and row.get("settings") == settings else []
 
-def print_table(table: Mapping[str, Row]) -> None:
-    """A line for each contestant."""
-    heads = f"{'on val':>8}{'seeds':>7}{'seconds':>9}{'MB':>7}{'ECE':>7}"
-    print(f"{'':12}{'weighted F1':>16}{'macro F1':>16}{heads}")
-    for name, row in table.items():
-        weighted = f"{row['mean']:.3f} ± {row['std']:.3f}"
-        macro = f"{row['macro_f1']:.3f} ± {row['macro_std']:.3f}"
-        val = f"{row['val_weighted_f1']:.3f}" if "val_weighted_f1" in row else ""
-        error = f"{row['calibration_error']:.3f}" if "calibration_error" in row else ""
-        print(
-            f"{name:12}{weighted:>16}{macro:>16}{val:>8}{row['seeds']:7}"
-            f"{row['seconds']:9.0f}{row['megabytes']:7.1f}{error:>7}"
-        )
+    def write(self, name: str, settings: str, runs: Mapping[int, Run]) -> None:
+        """Put the runs of ``name`` into its row, those from seed 0 on without a gap, and write the file.
+
+        Hours of work: what is done is written at once.
+        """
+        with self._lock:
+            done = [runs[seed] for seed in takewhile(runs.__contains__, count())]
+            if done:
+                self._rows[name] = summary(done) | {"settings": settings}
+                self._rows = {known: self._rows[known] for known in NAMES if known in self._rows}
+                write_result(self._path, {**self._about, **self._rows})
+
+    def print(self) -> None:
+        """A line for each contestant."""
+        heads = f"{'on val':>8}{'seeds':>7}{'seconds':>9}{'MB':>7}{'ECE':>7}"
+        print(f"{'':12}{'weighted F1':>16}{'macro F1':>16}{heads}")
+        for name, row in self._rows.items():
+            weighted = f"{row['mean']:.3f} ± {row['std']:.3f}"
+            macro = f"{row['macro_f1']:.3f} ± {row['macro_std']:.3f}"
+            val = f"{row['val_weighted_f1']:.3f}" if "val_weighted_f1" in row else ""
+            error = f"{row['calibration_error']:.3f}" if "calibration_error" in row else ""
+            print(
+                f"{name:12}{weighted:>16}{macro:>16}{val:>8}{row['seeds']:7}"
+                f"{row['seconds']:9.0f}{row['megabytes']:7.1f}{error:>7}"
+            )
 
 
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds that are run side by side")
     parser.add_argument("--only", help=f"some of {','.join(NAMES)}")
     parser.add_argument(
         "-S",
@@ -231,21 +257,22 @@ def main() -> None:
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"--only: {unknown[0]} is none of {', '.join(NAMES)}")
     contest = Contest(args.corpus, read_archive(args.corpus), args.overrides)
-    digest = hashlib.sha256(args.corpus.read_bytes()).hexdigest()
-    table = earlier_figures(args.json, digest)
+    table = Table(args.corpus, args.json)
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
-        for name in names:
-            settings = settings_digest(name, args.overrides)
-            runs = earlier_runs(table.get(name), settings, args.seeds)
-            for seed in range(len(runs), args.seeds):
-                runs.append(contest.run(name, seed, work))
-                say(f"{name}, seed {seed}: weighted F1 on test {runs[-1]['weighted_f1']:.4f}")
-                # Hours of work: what is done is written at once.
-                table[name] = summary(runs) | {"settings": settings}
-                in_order = {known: table[known] for known in NAMES if known in table}
-                write_result(args.json, {"corpus": args.corpus.name, "sha256": digest, **in_order})
-    print_table(table)
+        settings = {name: settings_digest(name, args.overrides) for name in names}
+        runs = {name: dict(enumerate(table.runs(name, settings[name])[: args.seeds])) for name in names}
+
+        def run_seed(seed: int) -> None:
+            for name in names:  # one after another: what they share is in one folder
+                if seed not in runs[name]:
+                    runs[name][seed] = contest.run(name, seed, work)
+                    say(f"{name}, seed {seed}: weighted F1 on test {runs[name][seed]['weighted_f1']:.4f}")
+                    table.write(name, settings[name], runs[name])
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(run_seed, range(args.seeds)))
+    table.print()
 
 
 if __name__ == "__main__":

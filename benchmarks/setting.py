@@ -75,7 +75,6 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     rows = corpus[corpus[SPLIT] == TRAIN]
     labels = label_list(corpus)
     maxlen = int(np.quantile(unlabelled.lengths, params.pretokenize.max_length_quantile))
-    size = SIZES[args.size]
     device = choose_device(args.device)
     return Setting(
         params=params,
@@ -86,10 +85,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
         targets=np.array([labels.index(label) for label in rows[LABEL]]),
         num_classes=len(labels),
         shape={
-            "hidden_size": size.hidden_size,
-            "num_hidden_layers": size.num_hidden_layers,
-            "num_attention_heads": size.hidden_size // SIZE_PER_HEAD,
-            "intermediate_size": EXPANSION * size.hidden_size,
+            **shape_of(args.size),
             "act_func": params.model.act_func,
             "vocab_size": max(tokenizer.vocab_size, args.vocab_size or 0),
             "max_seqlen": maxlen + NUM_MARKS,
@@ -97,6 +93,17 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
         device=device,
         precision=choose_precision(precision, device, "--precision"),
     )
+
+
+def shape_of(size: str) -> dict[str, int]:
+    """What a size of ``SIZES`` says of a model's shape."""
+    hidden_size = SIZES[size].hidden_size
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": SIZES[size].num_hidden_layers,
+        "num_attention_heads": hidden_size // SIZE_PER_HEAD,
+        "intermediate_size": EXPANSION * hidden_size,
+    }
 
 
 class Stopwatch:

@@ -21,12 +21,15 @@ import onnx_runtime
 import parity
 import predict
 import quality
+import sizes
+import throughput
 import wheel
 from receiptbert import BertFinetuneModel, Classifier, WordpieceTokenizer, cli
 from receiptbert.corpus import label_list
 from receiptbert.hf_format import save_pretrained
 from receiptbert.onnx_export import CalibratedModel
 from receiptbert.params import load_params
+from setting import Setting, Task
 from tests.conftest import ROOT
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
@@ -328,6 +331,57 @@ def test_apex_beside_torch(
     assert apexs["largest_difference_to_torch"] == fp32["largest_difference_to_torch"] > 0
     assert torchs["largest_difference_to_torch"] == 0 == torchs["skipped_steps"]
     assert (figures["steps"], figures["device"]) == (6, "cpu")
+
+
+def test_sizes_beside_a_matrix_product(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sizes, "keep_freed_memory", lambda _: None)  # for good, in this whole process
+    monkeypatch.setitem(throughput.MATRIX, "cpu", 64)
+    settings = {}
+
+    def pretrain(setting: Setting, task: Task) -> float:
+        settings[setting.shape["hidden_size"], task.batch_size] = setting
+        return throughput.pretrain_ours(setting, task)
+
+    monkeypatch.setattr(sizes, "pretrain_ours", pretrain)
+    quick = ["--rounds", "1", "--seconds", "0.01", "--warm-up", "0", "--device", "cpu"]
+    options = [*quick, "--sizes", "tiny,mini", "--precisions", "fp32", "--batch-sizes", "8"]
+    result = tmp_path / "figures.json"
+    monkeypatch.setattr("sys.argv", ["sizes.py", "--corpus", str(archive), *options, "--json", str(result)])
+    sizes.main()
+    figures = json.loads(result.read_text())
+    assert list(figures["rows"]) == ["tiny, fp32, 8", "mini, fp32, 8"]
+    assert list(settings) == [(128, 8), (256, 8)]
+    assert settings[128, 8].shape["num_hidden_layers"] == 2 != settings[256, 8].shape["num_hidden_layers"]
+    for row, setting in zip(figures["rows"].values(), settings.values(), strict=True):
+        performed = row["tokens_per_second"] * throughput.operations(setting, "pretrain")
+        assert row["operations_per_second"] == pytest.approx(performed)
+        share = performed / figures["matrix_rates"]["fp32"]
+        assert row["share_of_matrix_rate"] == pytest.approx(share, abs=1e-4)  # rounded in the file
+        assert setting.params.pretrain.dropout == 0
+    assert (figures["device"], figures["torch_version"]) == ("cpu", torch.__version__)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["tiny", "fp32", "8"], ["mini", "fp32", "8"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precisions", "fp16"], "sizes.py: error: --precisions = fp16, which this cpu does not have"),
+        (["--precisions", "fp8"], "argument --precisions: 'fp8' is none of auto, fp32"),
+        (["--sizes", "tiny,mega"], "argument --sizes: 'mega' is none of tiny, mini"),
+        (["--batch-sizes", "8,0"], "argument --batch-sizes: '8,0' is not a list of numbers"),
+        (["--seconds", "0"], "--rounds and --seconds must be positive"),
+    ],
+)
+def test_sizes_refuses(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["sizes.py", "--device", "cpu", *options])
+    with pytest.raises(SystemExit) as refusal:
+        sizes.main()
+    assert message in f"{refusal.value}{capsys.readouterr().err}"
 
 
 def test_the_numbers_behind_the_answers(

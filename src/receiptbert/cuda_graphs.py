@@ -37,6 +37,8 @@ class GraphedPasses:
         self._parameters = parameters
         self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
         self._pool = torch.cuda.graph_pool_handle()  # activations of one graph lie where another's were
+        # What is recorded must not mix with what runs.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._recorded: dict[Any, _Recorded] = {}
         self._seen: set[Any] = set()
 
@@ -78,9 +80,12 @@ class GraphedPasses:
     def _record(self, inputs: tuple[Tensor, ...], compute: Compute) -> _Recorded:
         graph = torch.cuda.CUDAGraph()
         places = tuple(tensor.clone() for tensor in inputs)
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Not `torch.cuda.graph`: each time it gives back all free memory, which takes long to get anew.
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool)
             loss, noted = compute(*places)
             gradients = torch.autograd.grad(loss, self._parameters)
             torch._foreach_add_(self._gradients, gradients)
             values = torch.stack([value.detach().float() for value in noted.values()])
+            graph.capture_end()
         return _Recorded(graph, places, list(noted), values)
