@@ -10,8 +10,8 @@ once at the end of a run. Runs that differ in finetuning alone share a pretraini
 A long table can be filled part by part: the rows that OUT has of the same corpus stay, and seeds that it has
 of the same settings are not run again. With ``--work DIR`` what is pretrained stays in DIR, and a table that
 was cut off goes on from the checkpoints there (its seconds are then those since; with several jobs they tell
-little). Settings are all that is
-compared; after a change of the code that changes results, begin a new file and a new folder.
+little). Settings are all that is compared; after a change of the code that changes results, begin a new file
+and a new folder.
 """
 
 import dataclasses

@@ -133,9 +133,25 @@ def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:
     figures = run_benchmark("quality", [*options, "svm_char"], tmp_path)
     assert figures["majority"] == first["majority"]
     assert figures["svm_char"]["mean"] > figures["majority"]["mean"]
-    rows = quality.earlier_figures(tmp_path / "result.json", figures["sha256"])
-    assert list(rows) == ["majority", "svm_char"]
-    assert not quality.earlier_figures(tmp_path / "result.json", "the digest of another corpus")
+    table = quality.Table(archive, tmp_path / "result.json")
+    assert table.runs("svm_char", quality.settings_digest("svm_char")) == figures["svm_char"]["runs"]
+    of_another_corpus = quality.Table(ROOT / "data/sample.zip", tmp_path / "result.json")
+    assert not of_another_corpus.runs("svm_char", quality.settings_digest("svm_char"))
+
+
+def test_quality_of_several_seeds_side_by_side(archive: Path, tmp_path: Path) -> None:
+    options = ["--corpus", str(archive), "--seeds", "3", "--jobs", "2", "--only", "majority,svm_word"]
+    figures = run_benchmark("quality", options, tmp_path)
+    assert [figures[name]["seeds"] for name in ("majority", "svm_word")] == [3, 3]
+
+
+def test_a_table_keeps_seeds_that_lack_none_before_them(archive: Path, tmp_path: Path) -> None:
+    table = quality.Table(archive, tmp_path / "result.json")
+    run = {"weighted_f1": 0.5, "macro_f1": 0.4}
+    table.write("svm_word", "settings", {1: run})
+    assert not (tmp_path / "result.json").exists()
+    table.write("svm_word", "settings", {0: run, 1: run, 3: run})
+    assert len(quality.Table(archive, tmp_path / "result.json").runs("svm_word", "settings")) == 2
 
 
 def pretend_scores(folder: Path, f1: float) -> None:
@@ -198,14 +214,15 @@ def test_a_summary_of_seeds() -> None:
     )
 
 
-def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again() -> None:
+def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(archive: Path, tmp_path: Path) -> None:
     runs = [{"weighted_f1": f1, "macro_f1": 0.5} for f1 in (0.5, 0.6)]
-    row = quality.summary(runs) | {"settings": quality.settings_digest("default")}
-    assert quality.earlier_runs(row, quality.settings_digest("default"), 3) == runs
-    assert quality.earlier_runs(row, quality.settings_digest("default"), 1) == runs[:1]
-    assert quality.earlier_runs(row, quality.settings_digest("undistilled"), 3) == []
-    assert quality.earlier_runs(row, quality.settings_digest("default", ["model.size=small"]), 3) == []
-    assert quality.earlier_runs(None, quality.settings_digest("default"), 3) == []
+    settings = quality.settings_digest("default")
+    table = quality.Table(archive, tmp_path / "result.json")
+    table.write("default", settings, dict(enumerate(runs)))
+    assert table.runs("default", settings) == runs
+    assert table.runs("undistilled", settings) == []
+    assert quality.settings_digest("undistilled") != settings
+    assert table.runs("default", quality.settings_digest("default", ["model.size=small"])) == []
 
 
 def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,10 +50,9 @@ class GraphedPasses:
                 parameter.grad = gradient
 
     def take(self, key: Any) -> bool:
-        """Whether this is the place for a pass of this kind; of those that came but once it is not.
+        """Whether a pass of this kind belongs here; one that comes for the first time does not.
 
-        The first is computed as usual, which also has the libraries make what they make when they first need
-        it, for this cannot be recorded.
+        It may be the last of its kind. And what libraries make when they first need it cannot be recorded.
         """
         taken = key in self._recorded or (key in self._seen and len(self._recorded) < MAX_GRAPHS)
         self._seen.add(key)

@@ -38,8 +38,8 @@ def choose_device(
         raise UserError(f"{key} = {name} names no device; set auto") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"{key} = {name}, but torch {torch.__version__} finds no such GPU; set auto")
-    # cuDNN makes a plan of attention for each shape, which takes longer than a training on it, and for short
-    # texts torch's own kernel is faster.
+    # cuDNN makes a plan of attention for each new shape of a batch, which takes tens of milliseconds, and for
+    # short texts torch's own kernel is faster.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if deterministic and device.type == "cuda":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it is first used

@@ -138,8 +138,9 @@ class Trainer(ResumableDescent[BertModel]):
 
     def _fixed(self, *inputs: Tensor) -> dict[str, Any]:
         """Room for more targets than other batches of the same shape will have."""
-        number = int(self._is_target(inputs[2]).sum())
-        return {"max_targets": min(number + math.ceil(SPREAD * math.sqrt(number)), inputs[2].numel())}
+        labels = inputs[2]
+        number = int(self._is_target(labels).sum())
+        return {"max_targets": min(number + math.ceil(SPREAD * math.sqrt(number + 1)), labels.numel())}
 
     def _is_target(self, labels: Tensor) -> Tensor:
         return labels != self._model._mlm_head.ignore_index
