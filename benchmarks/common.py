@@ -204,11 +204,19 @@ def write_result(
 
 
 def processor() -> str:
-    """The kind of processor, and how many cores of it may be used."""
+    """The kind of processor, how many cores of it may be used, and the GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {cores} cores"
+    return ", ".join([name, f"{cores} cores", *_gpus()])
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    return done.stdout.splitlines() if done.returncode == 0 else []

@@ -35,6 +35,7 @@ from sklearn.metrics import f1_score
 from common import (
     STAGES,
     argument_parser,
+    processor,
     read_archive,
     shipped_params,
     stage_command,
@@ -67,7 +68,7 @@ OVERRIDES = {
 }
 NAMES = ["majority", *FEATURES, *OVERRIDES]
 Run = dict[str, float]  # scores, seconds and megabytes of one run
-Row = dict[str, Any]  # of a contestant: see `summary`, and `settings`
+Row = dict[str, Any]  # of a contestant: see `summary`; `settings` and `processor` tell what it is of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +219,7 @@ class Table:
         with self._lock:
             done = [runs[seed] for seed in takewhile(runs.__contains__, count())]
             if done:
-                self._rows[name] = summary(done) | {"settings": settings}
+                self._rows[name] = summary(done) | {"settings": settings, "processor": processor()}
                 self._rows = {known: self._rows[known] for known in NAMES if known in self._rows}
                 write_result(self._path, {**self._about, **self._rows})
 
