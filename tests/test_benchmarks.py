@@ -139,6 +139,15 @@ def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:
     assert not of_another_corpus.runs("svm_char", quality.settings_digest("svm_char"))
 
 
+def test_an_epoch_over_generated_lines(tmp_path: Path) -> None:
+    settings = ["model.size=tiny", "tokenizer.vocab_size=500", "runtime.device=cpu"]
+    options = ["--lines", "400", "--batch-size", "50", *(f"-S{setting}" for setting in settings)]
+    figures = run_benchmark("epoch", [*options, "--work", str(tmp_path / "work")], tmp_path)
+    assert figures["steps"] == -(-(400 - 40) // 50)  # a tenth is held out
+    assert figures["tokens_per_second"] > 0
+    assert figures["device"] == "cpu"
+
+
 def test_quality_of_several_seeds_side_by_side(archive: Path, tmp_path: Path) -> None:
     options = ["--corpus", str(archive), "--seeds", "3", "--jobs", "2", "--only", "majority,svm_word"]
     figures = run_benchmark("quality", options, tmp_path)
