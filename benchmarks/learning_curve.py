@@ -1,6 +1,6 @@
 """Weighted F1 on test as labels and unlabelled lines grow, beside the linear SVM; a table and a plot.
 
-    python benchmarks/learning_curve.py [--corpus ZIP] [--seeds N] [--json OUT] [--plot SVG]
+    python benchmarks/learning_curve.py [--corpus ZIP] [--seeds N] [--jobs N] [--json OUT] [--plot SVG]
 
 Shares of the labels and of the unlabelled lines are drawn at random, the same for every seed. The tokenizer
 is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
@@ -10,7 +10,8 @@ random weights, and there are no teachers.
 import statistics
 import tempfile
 from collections.abc import Mapping
-from itertools import chain, repeat
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import chain, product, repeat
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -97,10 +98,16 @@ def as_json(scores: Scores) -> Mapping[str, object]:
     }
 
 
+def name_of(unlabelled: float) -> str:
+    """Of the series with this share of the unlabelled lines."""
+    return f"BERT, {unlabelled:.0%} of the texts" if unlabelled else "BERT from scratch"
+
+
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point, with seeds from 0 on")
+    parser.add_argument("--jobs", type=int, default=1, help="pretrainings that are run side by side")
     parser.add_argument("--plot", type=Path, help="draw the curves there")
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
@@ -108,14 +115,18 @@ def main() -> None:
     for share in LABELS:
         contest = Contest(args.corpus, draw(corpus, TRAIN, share))
         scores[SVM][share] = [contest.svm("svm_char", seed)["weighted_f1"] for seed in range(args.seeds)]
-    for unlabelled in UNLABELLED:
-        series = f"BERT, {unlabelled:.0%} of the texts" if unlabelled else "BERT from scratch"
-        scores[series] = {share: [] for share in LABELS}
-        for seed in range(args.seeds):
-            for share, f1 in bert_scores(corpus, unlabelled, seed).items():
+    scores |= {name_of(unlabelled): {share: [] for share in LABELS} for unlabelled in UNLABELLED}
+
+    def run(unlabelled: float, seed: int) -> tuple[str, int, dict[float, float]]:
+        return name_of(unlabelled), seed, bert_scores(corpus, unlabelled, seed)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [pool.submit(run, *point) for point in product(UNLABELLED, range(args.seeds))]
+        for series, seed, found in (done.result() for done in as_completed(runs)):
+            for share, f1 in found.items():
                 scores[series][share].append(f1)
-            say(f"{series}, seed {seed}: " + ", ".join(f"{f1[-1]:.4f}" for f1 in scores[series].values()))
-        write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
+            say(f"{series}, seed {seed}: " + ", ".join(f"{f1:.4f}" for f1 in found.values()))
+            write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
     print_table(scores)
     if args.plot is not None:
         plot(scores, args.corpus.stem, args.plot)

@@ -234,6 +234,23 @@ def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(archive: 
     assert table.runs("default", quality.settings_digest("default", ["model.size=small"])) == []
 
 
+def test_points_of_a_learning_curve_side_by_side(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretend(_corpus: Any, unlabelled: float, seed: int) -> dict[float, float]:
+        return {labels: unlabelled / 2 + labels / 10 + seed / 100 for labels in learning_curve.LABELS}
+
+    monkeypatch.setattr(learning_curve, "bert_scores", pretend)
+    result = tmp_path / "result.json"
+    options = ["--corpus", str(archive), "--seeds", "2", "--jobs", "3", "--json", str(result)]
+    monkeypatch.setattr("sys.argv", ["learning_curve.py", *options])
+    learning_curve.main()
+    found = json.loads(result.read_text())["weighted_f1"]
+    assert list(found) == [learning_curve.SVM, *map(learning_curve.name_of, learning_curve.UNLABELLED)]
+    assert sorted(found["BERT, 30% of the texts"]["0.1"]) == pytest.approx([0.16, 0.17])
+    assert sorted(found["BERT from scratch"]["1.0"]) == pytest.approx([0.1, 0.11])
+
+
 def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = common.read_archive(archive)
     drawn = [learning_curve.draw(corpus, "train", share) for share in (0.1, 0.3)]
