@@ -1,6 +1,7 @@
 """What the benchmarks share: a corpus, fair timing, and how results are written."""
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pandas as pd
 from ruamel.yaml import YAML
@@ -115,6 +117,14 @@ def read_archive(archive: Path) -> pd.DataFrame:
         extract_corpus(archive, Path(scratch))
         corpus = read_corpus(Path(scratch) / DATA_NAME)
     return corpus[~in_test_too(corpus, fold(corpus[TEXT]))]
+
+
+def write_archive(corpus: pd.DataFrame, path: Path) -> None:
+    """``corpus`` as a zip that the pipeline reads."""
+    # Quoted whole, so that line breaks within texts come back as they were.
+    text = corpus.to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        archive.writestr(DATA_NAME, text)
 
 
 def train_tokenizer(corpus: pd.DataFrame) -> WordpieceTokenizer:

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import chain, product, repeat
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from common import STAGES, argument_parser, read_archive, write_params, write_result
+from common import STAGES, argument_parser, read_archive, write_archive, write_params, write_result
 from quality import OVERRIDES, Contest, read_scores, run_stages, seeds
 from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
@@ -39,12 +38,6 @@ def draw(corpus: pd.DataFrame, split: str, share: float) -> pd.DataFrame:
     rows = np.flatnonzero(corpus[SPLIT] == split)
     rows = np.random.default_rng(0).permutation(rows)
     return corpus.drop(corpus.index[rows[round(share * len(rows)) :]])
-
-
-def write_archive(corpus: pd.DataFrame, path: Path) -> None:
-    """``corpus`` as a zip that the pipeline reads."""
-    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
-        archive.writestr("data.csv", corpus.to_csv(index=False))
 
 
 def bert_scores(corpus: pd.DataFrame, unlabelled: float, seed: int) -> dict[float, float]:

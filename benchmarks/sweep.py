@@ -16,7 +16,6 @@ kept in DIR, and a sweep that was cut off goes on from there (its seconds are th
 jobs they tell little anyway). After a change of the code that changes results, use a new folder.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -30,12 +29,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pandas as pd
 
-from common import argument_parser, read_archive, stage_command, write_params, write_result
+from common import (
+    argument_parser,
+    read_archive,
+    stage_command,
+    write_archive,
+    write_params,
+    write_result,
+)
 from quality import seeds
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN, UNSUPERVISED, VAL
 from receiptbert.errors import UserError
@@ -140,14 +145,6 @@ def split_anew(corpus: pd.DataFrame, split: int) -> pd.DataFrame:
     # that it adds no class, and a text that no receipt has: rows of test's texts would be left out.
     stand_in = {TEXT: "no line of test is in a sweep", LABEL: train.iloc[0], SPLIT: TEST}
     return pd.concat([rows, pd.DataFrame([stand_in])], ignore_index=True)
-
-
-def write_archive(corpus: pd.DataFrame, path: Path) -> None:
-    """``corpus`` as a zip that the pipeline reads."""
-    # Quoted whole, so that line breaks within texts come back as they were.
-    text = corpus.to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
-        archive.writestr("data.csv", text)
 
 
 def make(trial: Trial, level: str, corpus: pd.DataFrame, jobs: int) -> bool:

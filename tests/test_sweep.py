@@ -87,7 +87,7 @@ def test_a_class_is_in_train_if_it_is_in_either(split: int) -> None:
 def test_the_archive_of_a_split_is_one_that_the_stages_read(archive: Path, tmp_path: Path) -> None:
     anew = sweep.split_anew(common.read_archive(archive), 0)
     anew.loc[0, "text"] = 'of two\r\nlines, "quoted"'
-    sweep.write_archive(anew, tmp_path / "anew.zip")
+    common.write_archive(anew, tmp_path / "anew.zip")
     pd.testing.assert_frame_equal(common.read_archive(tmp_path / "anew.zip"), anew)
 
 
