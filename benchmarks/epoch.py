@@ -3,9 +3,9 @@
     python benchmarks/epoch.py [--lines N] [--batch-size N] [-S KEY=VALUE] [--work DIR] [--json OUT]
 
 The lines come from the generator of the sample and go through the stages up to pretokenize; then pretraining
-runs as in its stage, from random weights to the end of the first epoch. Its seconds begin with the first
-batch; on a GPU those in which passes are recorded are among them. With ``--work DIR`` the prepared lines stay
-in DIR, for the next run.
+runs as in its stage, from random weights to the end of the first epoch. On a GPU the seconds in which passes
+are recorded are among those of the epoch. With ``--work DIR`` the prepared lines stay in DIR, for the
+next run, whatever ``--lines`` it is given.
 """
 
 import subprocess
@@ -61,6 +61,7 @@ def pretrain(folder: Path) -> dict[str, float | str]:
     rate = trainer.tokens_seen / seconds
     memory = torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None
     return {
+        "lines": len(texts),
         "seconds": seconds,
         "steps": pretraining.steps,
         "tokens_per_second": rate,
@@ -91,7 +92,7 @@ def main() -> None:
         figures = pretrain(folder)
     for name, value in figures.items():
         print(f"{name:24}{value:,.4g}" if isinstance(value, float) else f"{name:24}{value}")
-    write_result(args.json, {"lines": args.lines, **figures})
+    write_result(args.json, figures)
 
 
 if __name__ == "__main__":

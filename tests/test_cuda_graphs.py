@@ -87,7 +87,6 @@ def pretrain(
 ) -> Callable[..., History]:
     def run(
         epochs: int = 8,
-        model: dict[str, float] | None = None,
         before_step: Callable[[int], None] = lambda _: None,
         **kwargs: Any,
     ) -> History:
@@ -95,7 +94,7 @@ def pretrain(
         sampler = LengthGroupedBatchSampler(dataset.lengths.clamp(max=12), 40)
         collate = Collator(tokenizer, mask_prob=0.3, whole_words=True)
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-        bert = pretrain_model(**(model or {})).to(device)
+        bert = pretrain_model().to(device)
         optimizer = get_optimizer(bert)
         schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, 8 * len(sampler))
         torch.manual_seed(1)
@@ -132,6 +131,8 @@ def finetune(
             schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, 40)
             trainer = FinetuneTrainer(bert, optimizer, schedule, tokenizer.pad_token_id, device, **kwargs)
             trainer.train(loaders, 6)
+        if trainer._graphs is not None:
+            assert len(trainer._graphs._recorded) > 1
         return trainer.history
 
     return run
