@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from common import ROOT, in_turns, ratio, write_result
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
-from receiptbert.datasets import NUM_MARKS, InferenceDataset
+from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertLayer, BertShape
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.hf_format import load_classifier
 from receiptbert.modeling import BertModel
 

@@ -26,7 +26,7 @@ from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.sizes import SIZES
-from receiptbert.training import Trainer
+from receiptbert.trainer import Trainer
 from setting import Setting, read_setting
 
 LAST = 50  # steps whose mean is shown

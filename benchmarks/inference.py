@@ -23,12 +23,12 @@ from transformers import pipeline
 from common import argument_parser, in_turns, print_rates, ratio, write_result
 from receiptbert.collation import collate_fn
 from receiptbert.datasets import FinetuneDataset
+from receiptbert.finetune_trainer import FinetuneTrainer
 from receiptbert.hf_format import load_classifier, save_pretrained
 from receiptbert.inference import BATCH_SIZE, inference_loader, predict
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.sampling import LengthGroupedBatchSampler
-from receiptbert.training import FinetuneTrainer
 from setting import Setting, add_setting_options, read_setting
 
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from common import ROOT, argument_parser, in_turns, print_rates, ratio, read_archive, write_result
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
-from receiptbert.datasets import NUM_MARKS
 from receiptbert.errors import UserError
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx

@@ -23,7 +23,7 @@ from common import ROOT, argument_parser, read_archive, write_result
 from receiptbert import Classifier
 from receiptbert.calibration import Answers, expected_calibration_error
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT
-from receiptbert.datasets import NUM_MARKS
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.onnx_export import OnnxModel, export_onnx

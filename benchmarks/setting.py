@@ -13,8 +13,8 @@ import torch
 from common import read_archive, shipped_params, train_tokenizer
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
 from receiptbert.corpus_facts import min_text_length
-from receiptbert.datasets import NUM_MARKS
 from receiptbert.devices import choose_device
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
 from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES

@@ -29,9 +29,11 @@ from common import Rates, argument_parser, in_turns, print_rates, ratio, write_r
 from literal import LiteralCollator, LiteralPairs, read_literally
 from receiptbert.checkpoints import conditions
 from receiptbert.collation import Collator, collate_fn
-from receiptbert.datasets import NUM_MARKS, FinetuneDataset, PretrainDataset
+from receiptbert.datasets import FinetuneDataset, PretrainDataset
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
+from receiptbert.finetune_trainer import FinetuneTrainer
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.loading import make_loader
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
@@ -39,7 +41,7 @@ from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import operations_per_token
 from receiptbert.precision import DTYPES
 from receiptbert.sampling import LengthGroupedBatchSampler
-from receiptbert.training import FinetuneTrainer, Trainer
+from receiptbert.trainer import Trainer
 from setting import Setting, Stopwatch, Task, Timed, add_setting_options, read_setting
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns, enough to keep the device busy

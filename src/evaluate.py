@@ -2,10 +2,10 @@
 
 import pipeline
 from receiptbert.corpus import SPLIT, TEST, TEXT, majority_class, read_corpus
-from receiptbert.datasets import NUM_MARKS
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled

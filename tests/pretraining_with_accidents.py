@@ -8,7 +8,7 @@ from torch import Tensor
 import pipeline
 import pretrain
 from receiptbert.launching import one_voice
-from receiptbert.training import Trainer
+from receiptbert.trainer import Trainer
 
 backward = Trainer._backward
 

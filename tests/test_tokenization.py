@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from receiptbert import WordpieceTokenizer
 from receiptbert.errors import UserError
-from receiptbert.tokenization import SPECIAL_TOKENS
+from receiptbert.vocabulary import SPECIAL_TOKENS
 from tests.conftest import ROOT
 
 
@@ -92,7 +92,7 @@ def test_same_vocabulary_in_every_process(texts: list[str], tmp_path: Path) -> N
 def test_a_rare_character_beyond_the_alphabet_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiptbert.tokenization.MAX_ALPHABET", 3)
+    monkeypatch.setattr("receiptbert.vocabulary.MAX_ALPHABET", 3)
     tokenizer = train(["aaa bbb cc d"] * 3, tmp_path)
     assert tokenizer("d") == [tokenizer.unk_token_id]
     assert tokenizer("c") != [tokenizer.unk_token_id]

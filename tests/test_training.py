@@ -30,8 +30,8 @@ from receiptbert import (
     make_scorer,
 )
 from receiptbert.inference import inference_loader, padding_mask
+from receiptbert.optimization import num_optimizer_steps
 from receiptbert.sampling import LengthGroupedBatchSampler
-from receiptbert.training import num_optimizer_steps
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 Make = Callable[..., Any]

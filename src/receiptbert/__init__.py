@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see
     from receiptbert.encoder import BertLayer as BertLayer
     from receiptbert.encoder import FeedForward as FeedForward
     from receiptbert.encoder import MultiHeadSelfAttention as MultiHeadSelfAttention
+    from receiptbert.finetune_trainer import FinetuneTrainer as FinetuneTrainer
     from receiptbert.hf_format import load_weights as load_weights
     from receiptbert.initialization import init_layer as init_layer
     from receiptbert.metrics import make_scorer as make_scorer
@@ -30,21 +31,21 @@ if TYPE_CHECKING:  # what a type checker and an editor see
     from receiptbert.optimization import Scheduler as Scheduler
     from receiptbert.optimization import get_optimizer as get_optimizer
     from receiptbert.tokenization import WordpieceTokenizer as WordpieceTokenizer
-    from receiptbert.training import FinetuneTrainer as FinetuneTrainer
-    from receiptbert.training import Trainer as Trainer
+    from receiptbert.trainer import Trainer as Trainer
 
 _EXPORTS = {
     "classifier": ["Classifier"],
     "collation": ["Collator", "collate_fn"],
     "datasets": ["FinetuneDataset", "InferenceDataset", "PretrainDataset"],
     "encoder": ["Bert", "BertEmbeddings", "BertLayer", "FeedForward", "MultiHeadSelfAttention"],
+    "finetune_trainer": ["FinetuneTrainer"],
     "hf_format": ["load_weights"],
     "initialization": ["init_layer"],
     "metrics": ["make_scorer"],
     "modeling": ["BertFinetuneModel", "BertModel", "ClassifierHead", "MlmHead"],
     "optimization": ["Scheduler", "get_optimizer"],
     "tokenization": ["WordpieceTokenizer"],
-    "training": ["FinetuneTrainer", "Trainer"],
+    "trainer": ["Trainer"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_MODULE_OF)

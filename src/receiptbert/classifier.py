@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from receiptbert.datasets import NUM_MARKS
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.hf_format import load_classifier, read_config, read_temperature
 from receiptbert.inference import BATCH_SIZE, inference_loader, logits_by_batch
 from receiptbert.modeling import BertFinetuneModel

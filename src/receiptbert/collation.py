@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from receiptbert.datasets import LabelledTexts, SegmentPairs
-from receiptbert.tokenization import CONTINUATION, WordpieceTokenizer
+from receiptbert.tokenization import WordpieceTokenizer
+from receiptbert.vocabulary import CONTINUATION
 
 
 class Collator:

@@ -1,7 +1,7 @@
 """Datasets of the assignment: texts for pretraining, for finetuning, and for prediction."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from receiptbert.flat_texts import FlatTexts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
 # Texts as a user has them, or tokenized beforehand.
 Texts: TypeAlias = Sequence[str] | TokenStore
 
-# [CLS] and [SEP]: how many positions a model needs beyond the longest text.
-NUM_MARKS = 2
+Item = TypeVar("Item")
 
 
 class SegmentPairs(NamedTuple):
@@ -34,79 +34,30 @@ class LabelledTexts(NamedTuple):
     targets: Tensor  # (B,) int64, or (B, C) float32: probabilities of the classes
 
 
-class _FlatTexts:
-    """Texts as flat tensors on a device, out of which whole batches are cut: no Python code runs per text."""
+class _Batched(Dataset[Item]):
+    """What makes batches on a device and tells their shape beforehand."""
 
-    def __init__(
-        self, store: TokenStore, tokenizer: WordpieceTokenizer, device: torch.device | str = "cpu"
-    ) -> None:
-        self.device = torch.device(device)
-        # The extra [PAD] at the end lets padding be looked up like any other token.
-        ids = np.append(store.ids, tokenizer.pad_token_id)
-        self._ids = torch.tensor(ids, dtype=torch.int32, device=self.device)  # (tokens + 1,)
-        self._starts = torch.from_numpy(store.offsets[:-1]).to(self.device)  # (n,)
-        self.lengths = torch.from_numpy(store.lengths)  # (n,), always on the CPU: see width
-        self._lengths = self.lengths.to(self.device)
-        self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    def __init__(self, texts: FlatTexts, maxlen: int) -> None:
+        super().__init__()
+        self._texts = texts
+        self._maxlen = maxlen
 
-    def texts(self, index: Tensor, maxlen: int | None) -> Tensor:
-        """``[CLS] text [SEP]`` of the texts ``index`` (B,), each cut to ``maxlen`` tokens; (B, W).
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, shape (n,)."""
+        return self._texts.lengths
 
-        It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
-        which the right one is empty.
-        """
-        rows = self.to_device(index)
-        shown = self.lengths_of(rows).clamp(max=maxlen)
-        none = torch.zeros_like(shown)
-        return self.pairs(rows, self.width(index, maxlen), none, shown, shown, none.bool())[0]
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return self._texts.device
 
-    def to_device(self, tensor: Tensor) -> Tensor:
-        """A copy on the device of the texts, if it is elsewhere; nobody waits for it."""
-        return tensor.to(self.device, non_blocking=True)
-
-    def lengths_of(self, rows: Tensor) -> Tensor:
-        """Tokens of the texts ``rows`` (B,), both on the device."""
-        return self._lengths[rows]
-
-    def width(self, index: Tensor, maxlen: int | None) -> int:
-        """Columns of a batch; told from lengths on the CPU, so that no one waits for a GPU to tell."""
-        return int(self.lengths[index].clamp(max=maxlen).max()) + NUM_MARKS
-
-    def pairs(
-        self, rows: Tensor, width: int, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted.
-
-        All tensors are (B,) and on the device.
-
-        Args:
-            rows: which texts.
-            width: W.
-            skipped: tokens left out at the beginning of each text.
-            shown: tokens shown of each.
-            left: how many of these make the left segment.
-            permuted: whether the right segment stands first.
-
-        Returns:
-            ``input_ids`` and ``token_type_ids``, both (B, W).
-        """
-        column = torch.arange(width, device=self.device)  # (W,)
-        starts = (self._starts[rows] + skipped)[:, None]  # (B, 1), as the three below
-        shown, left, permuted = shown[:, None], left[:, None], permuted[:, None]
-        first = torch.where(permuted, shown - left, left)  # length of the segment that stands first
-        is_sep = column == first + 1
-        is_second = (column > first + 1) & (column <= shown + 1)  # (B, W)
-        # Place among the text's tokens as they are shown; swapping two halves is rotating the text.
-        place = column - torch.where(column > first + 1, 2, 1)
-        source = starts + (place + torch.where(permuted, left, 0)) % shown.clamp(min=1)
-        source = torch.where(column <= shown + 1, source, len(self._ids) - 1)
-        input_ids = self._ids[source].long()
-        input_ids[:, 0] = self._cls
-        input_ids[is_sep] = self._sep
-        return input_ids, is_second.long()
+    def width(self, indices: Sequence[int]) -> int:
+        """Columns of a batch of these texts."""
+        return self._texts.width(torch.as_tensor(indices), self._maxlen)
 
 
-class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
+class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
     """Texts as pairs of segments in true or swapped order (sentence order prediction, ALBERT).
 
     Args:
@@ -133,16 +84,14 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         presort: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__()
         store = _tokenized(corpus, tokenizer, verbose)
         store = store.take(store.lengths >= max(minlen, 1))
         if presort:
             store = store.sorted_by_length()
+        super().__init__(FlatTexts(store, tokenizer, device), maxlen)
         self._corpus = store
         self._tokenizer = tokenizer
         self._permute_prob = permute_prob
-        self._maxlen = maxlen
-        self._texts = _FlatTexts(store, tokenizer, device)
 
     def __len__(self) -> int:
         return len(self._corpus)
@@ -151,20 +100,6 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
     def tokenizer(self) -> WordpieceTokenizer:
         """The tokenizer of the corpus."""
         return self._tokenizer
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each text, shape (n,)."""
-        return self._texts.lengths
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches are made."""
-        return self._texts.device
-
-    def width(self, indices: Sequence[int]) -> int:
-        """Columns of a batch of these texts."""
-        return self._texts.width(torch.as_tensor(indices), self._maxlen)
 
     def set_maxlen(self, maxlen: int) -> None:
         """Set the most tokens that are shown of a text."""
@@ -190,7 +125,7 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, bool]]):
         return SegmentPairs(*self._texts.pairs(rows, width, skipped, shown, left, permuted), permuted)
 
 
-class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
+class FinetuneDataset(_Batched[tuple[Tensor, int | Tensor]]):
     """Texts with their classes, or with how probable each class is.
 
     Args:
@@ -211,7 +146,6 @@ class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
         presort: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__()
         store = _tokenized(texts, tokenizer)
         targets = np.asarray(targets, dtype=np.float32 if np.ndim(targets) == 2 else np.int64)
         if len(store) != len(targets):
@@ -219,26 +153,11 @@ class FinetuneDataset(Dataset[tuple[Tensor, int | Tensor]]):
         if presort:
             order = np.argsort(store.lengths, kind="stable")
             store, targets = store.take(order), targets[order]
-        self._texts = _FlatTexts(store, tokenizer, device)
+        super().__init__(FlatTexts(store, tokenizer, device), maxlen)
         self._targets = torch.from_numpy(targets).to(device)
-        self._maxlen = maxlen
 
     def __len__(self) -> int:
         return len(self._targets)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each text, shape (n,)."""
-        return self._texts.lengths
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches are made."""
-        return self._texts.device
-
-    def width(self, indices: Sequence[int]) -> int:
-        """Columns of a batch of these texts."""
-        return self._texts.width(torch.as_tensor(indices), self._maxlen)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int | Tensor]:
         """``input_ids`` (tokens + 2,) and the class, or the probabilities (C,)."""
@@ -271,7 +190,7 @@ class InferenceDataset(Dataset[Tensor]):
         super().__init__()
         self._inputs = cast(Sequence[list[int]], texts) if tokenizer is None else []
         self._texts = (
-            None if tokenizer is None else _FlatTexts(_tokenized(cast(Texts, texts), tokenizer), tokenizer)
+            None if tokenizer is None else FlatTexts(_tokenized(cast(Texts, texts), tokenizer), tokenizer)
         )
         self._num_texts = len(texts)
         self._maxlen = maxlen

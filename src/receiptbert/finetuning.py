@@ -12,16 +12,18 @@ from torch.utils.data import DataLoader
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import collate_fn
-from receiptbert.datasets import NUM_MARKS, FinetuneDataset
+from receiptbert.datasets import FinetuneDataset
 from receiptbert.devices import free_memory
 from receiptbert.distributed import in_shares, num_processes
+from receiptbert.finetune_trainer import FinetuneTrainer
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import Labelled, TrainingSet
 from receiptbert.loading import make_loader
 from receiptbert.metrics import make_scorer
 from receiptbert.modeling import BertFinetuneModel
-from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.optimization import Scheduler, get_optimizer, num_optimizer_steps
 from receiptbert.params import FinetuneParams, RuntimeParams
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan, announce, require_memory
@@ -29,7 +31,6 @@ from receiptbert.precision import choose_precision
 from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
-from receiptbert.training import FinetuneTrainer, num_optimizer_steps
 
 
 class Finetuned(NamedTuple):

@@ -13,7 +13,7 @@ from receiptbert.inference import inference_loader
 from receiptbert.tokenization import WordpieceTokenizer
 
 if TYPE_CHECKING:
-    from receiptbert.training import FinetuneTrainer
+    from receiptbert.finetune_trainer import FinetuneTrainer
 
 Classes = npt.NDArray[np.int64]
 

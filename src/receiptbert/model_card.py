@@ -15,8 +15,8 @@ from torch import nn
 
 from receiptbert.calibration import BINS
 from receiptbert.corpus import SPLITS
-from receiptbert.datasets import NUM_MARKS
 from receiptbert.evaluation import Evaluation
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
 from receiptbert.modeling import BertFinetuneModel
 

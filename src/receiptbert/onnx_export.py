@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from receiptbert.datasets import NUM_MARKS
 from receiptbert.errors import UserError
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel

@@ -1,5 +1,7 @@
 """AdamW with decay groups, and the triangular learning rate schedule."""
 
+import math
+
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -28,6 +30,11 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01) -> AdamW:
         {"params": not_decayed_parameters, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(grouped_parameters, fused=True)
+
+
+def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 1) -> int:
+    """Steps of the optimizer in a whole training: the schedule's length."""
+    return math.ceil(num_batches / num_accum_steps) * n_epochs
 
 
 class Scheduler:

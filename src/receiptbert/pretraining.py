@@ -6,14 +6,15 @@ from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import Collator
 from receiptbert.corpus_facts import CorpusFacts
-from receiptbert.datasets import NUM_MARKS, PretrainDataset
+from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import free_memory
 from receiptbert.distributed import num_processes
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
+from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.loading import make_loader
 from receiptbert.modeling import BertModel
-from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.optimization import Scheduler, get_optimizer, num_optimizer_steps
 from receiptbert.params import Params
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
@@ -21,7 +22,7 @@ from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
-from receiptbert.training import Trainer, num_optimizer_steps
+from receiptbert.trainer import Trainer
 
 EPS = 1e-3  # of the layer norms, as in the assignment
 

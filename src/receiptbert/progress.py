@@ -66,3 +66,8 @@ def say(line: str) -> None:
         return
     with suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
+
+
+def readable(record: dict[str, float]) -> str:
+    """``record`` in a line for a person."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in record.items())

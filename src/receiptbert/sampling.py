@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from receiptbert.datasets import NUM_MARKS
+from receiptbert.flat_texts import NUM_MARKS
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):

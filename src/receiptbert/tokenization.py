@@ -1,7 +1,6 @@
 """WordPiece: the tokenizer of BERT, trained on our own texts to the same bytes every time."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -12,12 +11,9 @@ import numpy.typing as npt
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from receiptbert.errors import UserError
-from receiptbert.files import naming
-from receiptbert.progress import in_terminal
+from receiptbert.vocabulary import SPECIAL_TOKENS, learn_vocabulary
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MARKS = ["pad", "unk", "cls", "sep", "mask"]  # what the configuration calls them
-CONTINUATION = "##"
 CONFIG = "tokenizer_config.json"
 # What of it concerns a BERT tokenizer, and what an older one means by leaving it out.
 DEFAULTS: dict[str, Any] = {
@@ -27,8 +23,6 @@ DEFAULTS: dict[str, Any] = {
     "tokenize_chinese_chars": True,
     **{f"{name}_token": token for name, token in zip(MARKS, SPECIAL_TOKENS, strict=True)},
 }
-# As in the reference trainer: a thousand characters are kept, what is rarer becomes [UNK].
-MAX_ALPHABET = 1000
 # Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
 CHUNK = 10_000
 
@@ -75,15 +69,10 @@ class WordpieceTokenizer:
             vocab_size: entries wanted, special tokens included. A small corpus gives fewer.
             min_frequency: a pair of pieces seen less often is not joined.
         """
-        corpus_path = Path(corpus_save_path)
         trainer = BertWordPieceTokenizer(
             clean_text=clean_text, strip_accents=strip_accents, lowercase=lowercase
         )
-        try:
-            words = _write_lines(corpus, corpus_path)
-            tokens = _train(trainer, corpus_path, words, vocab_size, min_frequency)
-        finally:
-            corpus_path.unlink(missing_ok=True)
+        tokens = learn_vocabulary(trainer, corpus, Path(corpus_save_path), vocab_size, min_frequency)
         folder = Path(tokenizer_save_path)
         folder.mkdir(parents=True, exist_ok=True)
         vocab_path = folder / f"{tokenizer_name}-vocab.txt"
@@ -231,76 +220,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = {name: saved.get(name, default) for name, default in DEFAULTS.items()}
     # Older versions of transformers wrote a special token as a mapping.
     return {name: value["content"] if isinstance(value, dict) else value for name, value in config.items()}
-
-
-def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
-    """Write the texts one a line and count their words."""
-    counts: Counter[str] = Counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), path.open("w", encoding="utf-8") as file:
-        for text in corpus:
-            words = text.split()
-            counts.update(words)
-            file.write(" ".join(words) + "\n")
-    return counts
-
-
-def _train(
-    trainer: BertWordPieceTokenizer,
-    corpus_path: Path,
-    words: Counter[str],
-    vocab_size: int,
-    min_frequency: int,
-) -> list[str]:
-    """The vocabulary in the order of its ids, the same on every run.
-
-    Left alone, the trainer numbers the continuation characters (``##а``) in the order in which a hash map
-    yields the words, and breaks ties between equally frequent pairs by those numbers, so that every run
-    gives another vocabulary. Numbers given beforehand are kept: a first training, which may join nothing
-    and needs each word but once, tells which such characters there are; the second gets them, sorted, as if
-    they were special tokens.
-    """
-    alphabet = _alphabet(trainer, words)
-
-    def train(path: Path, size: int, first: list[str]) -> dict[str, int]:
-        trainer.train(
-            str(path),
-            vocab_size=size,
-            min_frequency=min_frequency,
-            limit_alphabet=len(alphabet),
-            initial_alphabet=alphabet,
-            special_tokens=first,
-            # Without a terminal its bar is nothing but empty lines.
-            show_progress=size > 0 and in_terminal(),
-        )
-        return cast(dict[str, int], trainer.get_vocab())
-
-    words_path = corpus_path.with_suffix(".words")
-    try:
-        with naming(words_path):
-            words_path.write_text("\n".join(words), encoding="utf-8")
-        known = train(words_path, 0, SPECIAL_TOKENS)
-    finally:
-        words_path.unlink(missing_ok=True)
-    continuations = sorted(token for token in known if token.startswith(CONTINUATION))
-    vocabulary = train(corpus_path, vocab_size, SPECIAL_TOKENS + continuations)
-    if len(vocabulary) > vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size = {vocab_size} is too small: the characters of the corpus alone "
-            f"need {len(vocabulary)} entries"
-        )
-    return sorted(vocabulary, key=vocabulary.__getitem__)
-
-
-def _alphabet(trainer: BertWordPieceTokenizer, words: Counter[str]) -> list[str]:
-    """The most frequent characters after normalization, ties broken by code point (not by a hash map)."""
-    characters: Counter[str] = Counter()
-    for word, count in words.items():
-        for character in word:
-            characters[character] += count
-    counts: Counter[str] = Counter()
-    for character, count in characters.items():
-        for normalized in trainer.normalize(character):
-            counts[normalized] += count
-    by_frequency = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
-    return sorted(by_frequency[:MAX_ALPHABET])

@@ -1,0 +1,83 @@
+"""Tokenized texts as flat tensors on a device, out of which batches are cut."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from receiptbert.token_store import TokenStore
+from receiptbert.tokenization import WordpieceTokenizer
+
+# [CLS] and [SEP]: how many positions a model needs beyond the longest text.
+NUM_MARKS = 2
+
+
+class FlatTexts:
+    """Texts of which whole batches are made: no Python code runs per text."""
+
+    def __init__(
+        self, store: TokenStore, tokenizer: WordpieceTokenizer, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        # The extra [PAD] at the end lets padding be looked up like any other token.
+        ids = np.append(store.ids, tokenizer.pad_token_id)
+        self._ids = torch.tensor(ids, dtype=torch.int32, device=self.device)  # (tokens + 1,)
+        self._starts = torch.from_numpy(store.offsets[:-1]).to(self.device)  # (n,)
+        self.lengths = torch.from_numpy(store.lengths)  # (n,), always on the CPU: see width
+        self._lengths = self.lengths.to(self.device)
+        self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+
+    def texts(self, index: Tensor, maxlen: int | None) -> Tensor:
+        """``[CLS] text [SEP]`` of the texts ``index`` (B,), each cut to ``maxlen`` tokens; (B, W).
+
+        It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
+        which the right one is empty.
+        """
+        rows = self.to_device(index)
+        shown = self.lengths_of(rows).clamp(max=maxlen)
+        none = torch.zeros_like(shown)
+        return self.pairs(rows, self.width(index, maxlen), none, shown, shown, none.bool())[0]
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A copy on the device of the texts, if it is elsewhere; nobody waits for it."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def lengths_of(self, rows: Tensor) -> Tensor:
+        """Tokens of the texts ``rows`` (B,), both on the device."""
+        return self._lengths[rows]
+
+    def width(self, index: Tensor, maxlen: int | None) -> int:
+        """Columns of a batch; told from lengths on the CPU, so that no one waits for a GPU to tell."""
+        return int(self.lengths[index].clamp(max=maxlen).max()) + NUM_MARKS
+
+    def pairs(
+        self, rows: Tensor, width: int, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted.
+
+        All tensors are (B,) and on the device.
+
+        Args:
+            rows: which texts.
+            width: W.
+            skipped: tokens left out at the beginning of each text.
+            shown: tokens shown of each.
+            left: how many of these make the left segment.
+            permuted: whether the right segment stands first.
+
+        Returns:
+            ``input_ids`` and ``token_type_ids``, both (B, W).
+        """
+        column = torch.arange(width, device=self.device)  # (W,)
+        starts = (self._starts[rows] + skipped)[:, None]  # (B, 1), as the three below
+        shown, left, permuted = shown[:, None], left[:, None], permuted[:, None]
+        first = torch.where(permuted, shown - left, left)  # length of the segment that stands first
+        is_sep = column == first + 1
+        is_second = (column > first + 1) & (column <= shown + 1)  # (B, W)
+        # Place among the text's tokens as they are shown; swapping two halves is rotating the text.
+        place = column - torch.where(column > first + 1, 2, 1)
+        source = starts + (place + torch.where(permuted, left, 0)) % shown.clamp(min=1)
+        source = torch.where(column <= shown + 1, source, len(self._ids) - 1)
+        input_ids = self._ids[source].long()
+        input_ids[:, 0] = self._cls
+        input_ids[is_sep] = self._sep
+        return input_ids, is_second.long()

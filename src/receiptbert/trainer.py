@@ -1,0 +1,160 @@
+"""The training loop of pretraining."""
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.descent import RECENT_STEPS
+from receiptbert.distributed import averaging, num_processes, share_of, weight_of
+from receiptbert.inference import padding_mask
+from receiptbert.modeling import BertModel
+from receiptbert.optimization import Scheduler
+from receiptbert.progress import readable, say
+from receiptbert.resumption import Batches, ResumableDescent
+
+# How many targets a batch has varies by one or two roots of their mean (whole words are chosen, not tokens):
+# so many roots more than one batch has will do for all batches of its shape.
+SPREAD = 10
+
+
+class Trainer(ResumableDescent[BertModel]):
+    """Pretraining.
+
+    Args:
+        model: a ``BertModel``.
+        optimizer: see ``get_optimizer``.
+        scheduler: stepped after each step of the optimizer.
+        pad_token_id: tells padding from tokens.
+        device: where to train.
+        num_accum_steps: batches whose gradients are averaged for one step. The batches left over at the
+            end of an epoch make a step of their own.
+        logdir: folder for TensorBoard: both losses, the gradient norm and the learning rate at each step.
+        max_grad_norm: longer gradients are cut to this norm.
+        precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
+        amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
+        checkpoints: where to leave the state and take it up again; the batches must then come from a
+            ``LengthGroupedBatchSampler``.
+    """
+
+    def __init__(
+        self,
+        model: BertModel,
+        optimizer: Optimizer,
+        scheduler: Scheduler,
+        pad_token_id: int,
+        device: torch.device | str,
+        num_accum_steps: int = 1,
+        logdir: str | None = None,
+        max_grad_norm: float | None = None,
+        precision: str = "fp32",
+        amp_backend: str = "torch",
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        super().__init__(
+            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, checkpoints
+        )
+        self._pad_token_id = pad_token_id
+        self._num_accum_steps = num_accum_steps
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens trained on so far, special tokens counted, padding not."""
+        return int(sum(record["tokens"] for record in self.history))
+
+    def train(self, dataloader: Batches, n_epochs: int, max_steps: int | None = None) -> None:
+        """Train for ``n_epochs`` passes over ``dataloader``, which gives what ``Collator`` makes.
+
+        Args:
+            max_steps: end after so many steps of this trainer, should they come first.
+        """
+        with self._resumable():
+            while self._epoch < n_epochs:
+                limit = None if max_steps is None else (max_steps - self._step) * self._num_accum_steps
+                if limit == 0:
+                    break
+                left = (n_epochs - self._epoch) * len(dataloader) - self._batch
+                left = left if limit is None else min(left, limit)
+                name = f"epoch {self._epoch + 1}"
+                self._train_step(islice(self._batches(dataloader, f"{name} of {n_epochs}", left), limit))
+                recent = self.history[-RECENT_STEPS:]
+                means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
+                say(f"{name}: {readable(means)} over the last {len(recent)} steps")
+                self._end_epoch()
+        self._flush_log()
+
+    def _train_step(self, batches: Iterable[Any]) -> None:
+        """One epoch."""
+        self._model.train()
+        for group in _grouped(batches, self._num_accum_steps):
+            noted: dict[str, Tensor] = {}
+            for number, batch in enumerate(group, start=1):
+                inputs = tuple(tensor.to(self._device) for tensor in batch)
+                with averaging(self._parallel, number == len(group)):
+                    of_batch = self._pass(inputs, len(group), self._epoch, self._batch)
+                for name, value in of_batch.items():
+                    noted[name] = noted.get(name, 0) + (value if name == "tokens" else value / len(group))
+            self._descend(noted)
+        self._write_history()
+
+    def _compute(self, *inputs: Tensor, max_targets: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, its parts by name, and the number of tokens, of all processes."""
+        input_ids, token_type_ids, labels, permuted = inputs
+        share = share_of(len(input_ids))
+        own_ids, own_labels = input_ids[share.rows], labels[share.rows]
+        loss, parts = self._parallel(
+            own_ids,
+            padding_mask(own_ids, self._pad_token_id),
+            own_labels,
+            permuted[share.rows],
+            token_type_ids[share.rows],
+            max_targets,
+        )
+        if num_processes() > 1:
+            of_targets = weight_of(self._is_target(own_labels), share, self._is_target(labels))
+            parts = {"MLM": parts["MLM"] * of_targets, "SOP": parts["SOP"] * share.weight}
+            loss = self._model.total(parts)
+        return loss, parts | {"tokens": (input_ids != self._pad_token_id).sum().float()}
+
+    def _fixed(self, *inputs: Tensor) -> dict[str, Any]:
+        """Room for more targets than other batches of the same shape will have."""
+        labels = inputs[2]
+        number = int(self._is_target(labels).sum())
+        return {"max_targets": min(number + math.ceil(SPREAD * math.sqrt(number + 1)), labels.numel())}
+
+    def _is_target(self, labels: Tensor) -> Tensor:
+        return labels != self._model._mlm_head.ignore_index
+
+    def evaluate(self, dataloader: Batches) -> dict[str, float]:
+        """MLM loss per target (nats), and SOP accuracy, over all of ``dataloader``, without dropout."""
+        self._model.eval()
+        backbone, mlm_head, sop_head = (
+            self._model._backbone,
+            self._model._mlm_head,
+            self._model._classifier_head,
+        )
+        mlm_loss = targets = correct = texts = 0.0
+        with torch.inference_mode():
+            for batch in dataloader:
+                input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
+                hidden_states = backbone(
+                    input_ids, padding_mask(input_ids, self._pad_token_id), token_type_ids
+                )
+                batch_targets = int(self._is_target(labels).sum())
+                mlm_loss += mlm_head(hidden_states, labels).item() * batch_targets
+                targets += batch_targets
+                correct += int(((sop_head(hidden_states).squeeze(-1) > 0) == permuted).sum())
+                texts += len(permuted)
+        return {"mlm_loss": mlm_loss / max(targets, 1), "sop_accuracy": correct / max(texts, 1)}
+
+
+def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items; the last may be shorter."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group

@@ -1,0 +1,116 @@
+"""Learn a WordPiece vocabulary, the same in every run."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+from tokenizers import BertWordPieceTokenizer
+
+from receiptbert.errors import UserError
+from receiptbert.files import naming
+from receiptbert.progress import in_terminal
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CONTINUATION = "##"
+# As in the reference trainer: a thousand characters are kept, what is rarer becomes [UNK].
+MAX_ALPHABET = 1000
+
+
+def learn_vocabulary(
+    trainer: BertWordPieceTokenizer,
+    corpus: Iterable[str],
+    corpus_path: Path,
+    vocab_size: int,
+    min_frequency: int,
+) -> list[str]:
+    """The vocabulary of ``corpus`` in the order of its ids.
+
+    Args:
+        trainer: whose normalization it is to have.
+        corpus: raw texts, read once.
+        corpus_path: where to put the texts, one a line, while training.
+        vocab_size: entries wanted, special tokens included.
+        min_frequency: a pair of pieces seen less often is not joined.
+
+    Raises:
+        UserError: the characters alone need more entries.
+    """
+    try:
+        words = _write_lines(corpus, corpus_path)
+        return _train(trainer, corpus_path, words, vocab_size, min_frequency)
+    finally:
+        corpus_path.unlink(missing_ok=True)
+
+
+def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
+    """Write the texts one a line and count their words."""
+    counts: Counter[str] = Counter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), path.open("w", encoding="utf-8") as file:
+        for text in corpus:
+            words = text.split()
+            counts.update(words)
+            file.write(" ".join(words) + "\n")
+    return counts
+
+
+def _train(
+    trainer: BertWordPieceTokenizer,
+    corpus_path: Path,
+    words: Counter[str],
+    vocab_size: int,
+    min_frequency: int,
+) -> list[str]:
+    """The vocabulary in the order of its ids, the same on every run.
+
+    Left alone, the trainer numbers the continuation characters (``##а``) in the order in which a hash map
+    yields the words, and breaks ties between equally frequent pairs by those numbers, so that every run
+    gives another vocabulary. Numbers given beforehand are kept: a first training, which may join nothing
+    and needs each word but once, tells which such characters there are; the second gets them, sorted, as if
+    they were special tokens.
+    """
+    alphabet = _alphabet(trainer, words)
+
+    def train(path: Path, size: int, first: list[str]) -> dict[str, int]:
+        trainer.train(
+            str(path),
+            vocab_size=size,
+            min_frequency=min_frequency,
+            limit_alphabet=len(alphabet),
+            initial_alphabet=alphabet,
+            special_tokens=first,
+            # Without a terminal its bar is nothing but empty lines.
+            show_progress=size > 0 and in_terminal(),
+        )
+        return cast(dict[str, int], trainer.get_vocab())
+
+    words_path = corpus_path.with_suffix(".words")
+    try:
+        with naming(words_path):
+            words_path.write_text("\n".join(words), encoding="utf-8")
+        known = train(words_path, 0, SPECIAL_TOKENS)
+    finally:
+        words_path.unlink(missing_ok=True)
+    continuations = sorted(token for token in known if token.startswith(CONTINUATION))
+    vocabulary = train(corpus_path, vocab_size, SPECIAL_TOKENS + continuations)
+    if len(vocabulary) > vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size = {vocab_size} is too small: the characters of the corpus alone "
+            f"need {len(vocabulary)} entries"
+        )
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def _alphabet(trainer: BertWordPieceTokenizer, words: Counter[str]) -> list[str]:
+    """The most frequent characters after normalization, ties broken by code point (not by a hash map)."""
+    characters: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            characters[character] += count
+    counts: Counter[str] = Counter()
+    for character, count in characters.items():
+        for normalized in trainer.normalize(character):
+            counts[normalized] += count
+    by_frequency = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    return sorted(by_frequency[:MAX_ALPHABET])
