@@ -21,7 +21,7 @@ from receiptbert import (
     get_optimizer,
 )
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.cuda_graphs import Compute, GraphedPasses, _Recorded
+from receiptbert.cuda_graphs import Compute, GraphedPasses, _Recorded, can_record
 from receiptbert.descent import Descent
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -68,6 +68,20 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
             Descent, "_make_graphs", lambda descent: PassesOnCpu(list(descent._model.parameters()))
         )
     return cast(str, request.param)
+
+
+def test_passes_are_recorded_where_they_do_no_more_than_launch_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    assert can_record(gpu, activation_checkpointing=False)
+    assert not can_record(gpu, activation_checkpointing=True)
+    assert not can_record(torch.device("cpu"), activation_checkpointing=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("receiptbert.cuda_graphs.num_processes", lambda: 2)
+        assert not can_record(gpu, activation_checkpointing=False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not can_record(gpu, activation_checkpointing=False)
 
 
 DROPOUT = {

@@ -42,6 +42,7 @@ PLAN = Plan(
     dropout=0.0,
     mixed=False,
     on_cpu=True,
+    recorded=False,
     activation_checkpointing=False,
     steps=1_000,
 )
@@ -136,6 +137,8 @@ def test_memory_by_hand() -> None:
     gaps = PLAN.memory["activations"] / 2
     checkpoint = 6 * weights  # twice while it is written
     assert PLAN.total_memory == pytest.approx(on_gpu.total_memory + gaps + checkpoint)
+    recorded = weights + 2.4 * PLAN.memory["activations"] + 0.4 * 2**30
+    assert replace(on_gpu, recorded=True).total_memory == pytest.approx(on_gpu.total_memory + recorded)
     assert replace(PLAN, texts=2 * B).memory["activations"] == 2 * PLAN.memory["activations"]
     assert FINETUNING.memory["weights, gradients and moments"] == 5 * 4 * FINETUNING.num_parameters
 
@@ -165,6 +168,24 @@ def test_memory_is_about_what_was_measured(
     )
     plan = replace(PLAN, shape=shape, texts=texts, length=9.52, longest=23, dropout=dropout)
     assert plan.total_memory / 2**20 == pytest.approx(measured, rel=0.12)
+
+
+@pytest.mark.parametrize(("texts", "measured"), [(256, 1.6), (1_024, 4.34)])
+def test_memory_of_a_gpu_is_about_what_was_measured(texts: int, measured: float) -> None:
+    """In GiB, on an H200 in bf16: docs/LOG.md, Memory."""
+    shape = BertShape(
+        vocab_size=30_000,
+        max_seqlen=23,
+        hidden_size=256,
+        num_hidden_layers=4,
+        intermediate_size=1024,
+        num_attention_heads=4,
+        act_func="gelu",
+        eps=1e-3,
+    )
+    plan = replace(PLAN, shape=shape, texts=texts, length=9.0, longest=23, mixed=True)
+    on_gpu = replace(plan, on_cpu=False, recorded=True)
+    assert on_gpu.total_memory / 2**30 == pytest.approx(measured, rel=0.05)
 
 
 SWITCH = "runtime.activation_checkpointing=true"

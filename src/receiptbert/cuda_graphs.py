@@ -11,11 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from receiptbert.distributed import num_processes
+
 # Makes of the inputs the loss whose gradients are wanted, and what to note of the batch, by name.
 Compute = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 # Texts of like length come in a few dozen shapes. Each graph takes some memory, so that there is a limit.
 MAX_GRAPHS = 256
+
+
+def can_record(device: torch.device, activation_checkpointing: bool) -> bool:
+    """Whether passes do no more than launch a GPU's kernels.
+
+    Recorded ones have other shapes, and so other random numbers, and a resumed training records others: not
+    where a GPU is to give the same bits in every run.
+    """
+    if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+        return False
+    return num_processes() == 1 and not activation_checkpointing
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from receiptbert.amp import make_amp
-from receiptbert.cuda_graphs import Compute, GraphedPasses
-from receiptbert.distributed import average, is_leader, num_processes, own_random_numbers, parallel
+from receiptbert.cuda_graphs import Compute, GraphedPasses, can_record
+from receiptbert.distributed import average, is_leader, own_random_numbers, parallel
 from receiptbert.errors import UserError
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import say
@@ -93,15 +93,10 @@ class Descent(Generic[Model]):
         self._amp.backward(loss)
 
     def _make_graphs(self) -> GraphedPasses | None:
-        """None where passes cannot be recorded: without a GPU, or where they do more than launch kernels.
-
-        Recorded ones have other shapes, and so other random numbers, and a resumed training records others.
-        """
-        if self._device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
-            return None
-        if num_processes() > 1 or self._amp.scaled is None:
-            return None
-        if any(getattr(module, "activation_checkpointing", False) for module in self._model.modules()):
+        """None where passes cannot be recorded."""
+        modules = self._model.modules()
+        checkpointing = any(getattr(module, "activation_checkpointing", False) for module in modules)
+        if not can_record(self._device, checkpointing) or self._amp.scaled is None:
             return None
         return GraphedPasses(list(self._model.parameters()))
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import collate_fn
+from receiptbert.cuda_graphs import can_record
 from receiptbert.datasets import FinetuneDataset
 from receiptbert.devices import free_memory
 from receiptbert.distributed import in_shares, num_processes
@@ -133,6 +134,7 @@ class Finetuning:
             dropout=self._p.dropout,
             mixed=self.precision != "fp32",
             on_cpu=self._device.type == "cpu",
+            recorded=can_record(self._device, self._runtime.activation_checkpointing),
             activation_checkpointing=self._runtime.activation_checkpointing,
             steps=steps,
         )

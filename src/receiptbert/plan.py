@@ -20,6 +20,9 @@ TIMES_FORWARD = 3
 GAPS = 0.5  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 NUMBER = 4  # bytes
 GIB = 2**30
+# Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps.
+APART = 2.4  # of the activations, and so many bytes beside; fitted likewise, to an H200
+BESIDE = 0.4 * GIB
 
 
 def parameters(shape: "BertShape", num_classes: int | None) -> dict[str, int]:
@@ -75,6 +78,7 @@ class Plan:
         dropout: how often an activation becomes zero.
         mixed: whether matrix products have half precision.
         on_cpu: else on a GPU.
+        recorded: whether a GPU's passes are, see ``cuda_graphs``.
         activation_checkpointing: see ``Bert``.
         steps: of the optimizer.
     """
@@ -89,6 +93,7 @@ class Plan:
     dropout: float
     mixed: bool
     on_cpu: bool
+    recorded: bool
     activation_checkpointing: bool
     steps: int
 
@@ -128,6 +133,8 @@ class Plan:
         if self.on_cpu:  # what the step has freed is not given back to the system
             parts["gaps between blocks"] = GAPS * parts["activations"]
             parts["a checkpoint while it is written"] = 2 * state
+        if self.recorded:  # a graph holds all gradients before it adds them to the step's
+            parts["recorded passes"] = weights + APART * parts["activations"] + BESIDE
         return parts
 
     @property
@@ -197,7 +204,7 @@ def require_memory(
     if free is None or plan.total_memory <= free:
         return
     switch = [] if plan.activation_checkpointing else ["runtime.activation_checkpointing=true"]
-    leaner = replace(plan, activation_checkpointing=True)
+    leaner = replace(plan, activation_checkpointing=True, recorded=False)
     advice = [_smaller_batch(plan, free, stage, batch_size, num_accum_steps)]
     if switch and leaner.total_memory <= free:
         advice += switch

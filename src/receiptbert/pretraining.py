@@ -6,6 +6,7 @@ from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import Collator
 from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.cuda_graphs import can_record
 from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import free_memory
 from receiptbert.distributed import num_processes
@@ -162,6 +163,7 @@ class Pretraining:
             dropout=p.dropout,
             mixed=self.precision != "fp32",
             on_cpu=self._device.type == "cpu",
+            recorded=can_record(self._device, self._params.runtime.activation_checkpointing),
             activation_checkpointing=self._params.runtime.activation_checkpointing,
             steps=self.steps,
         )
