@@ -1,17 +1,22 @@
 """Weighted F1 on test as labels and unlabelled lines grow, beside the linear SVM; a table and a plot.
 
-    python benchmarks/learning_curve.py [--corpus ZIP] [--seeds N] [--jobs N] [--json OUT] [--plot SVG]
+    python benchmarks/learning_curve.py [--corpus ZIP] [--seeds N] [--jobs N] [--work DIR] [--json OUT]
+                                        [--plot SVG]
 
 Shares of the labels and of the unlabelled lines are drawn at random, the same for every seed. The tokenizer
 is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
 random weights, and there are no teachers.
+
+The curve of all unlabelled lines is the first; each is written when all its seeds are done. With ``--work
+DIR`` all is kept in DIR, and a run that was cut off goes on from there. After a change of the corpus, of the
+settings or of the code, use a new folder.
 """
 
 import statistics
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import chain, product, repeat
+from itertools import product
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,9 +28,11 @@ from common import STAGES, argument_parser, read_archive, write_archive, write_p
 from quality import OVERRIDES, Contest, read_scores, run_stages, seeds
 from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
+from receiptbert.reports import read_json, write_json
 
 LABELS = [1.0, 0.3, 0.1]
-UNLABELLED = [0.0, 0.1, 0.3, 1.0]
+UNLABELLED = [1.0, 0.0, 0.1, 0.3]
+PRETRAINING = STAGES[: STAGES.index("finetune")]
 # What depends on the labels; tokenizer and pretraining are kept.
 AFTER_LABELS = ["unzip", "pretokenize", "finetune", "evaluate"]
 SVM = "linear SVM"
@@ -40,20 +47,31 @@ def draw(corpus: pd.DataFrame, split: str, share: float) -> pd.DataFrame:
     return corpus.drop(corpus.index[rows[round(share * len(rows)) :]])
 
 
-def bert_scores(corpus: pd.DataFrame, unlabelled: float, seed: int) -> dict[float, float]:
-    """Weighted F1 on test for each share of the labels, after one pretraining on ``unlabelled``."""
+def bert_scores(corpus: pd.DataFrame, unlabelled: float, seed: int, work: Path) -> dict[float, float]:
+    """Weighted F1 on test for each share of the labels, after one pretraining on ``unlabelled``.
+
+    Args:
+        work: where the folder of the pretraining is, or is made.
+    """
     # From scratch nothing is pretrained, but the tokenizer needs texts and the encoder a shape.
     overrides = OVERRIDES["scratch"] if not unlabelled else []
-    corpus = draw(corpus, UNSUPERVISED, unlabelled or min(UNLABELLED[1:]))
-    scores = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_params(folder, [*overrides, *seeds(seed), "data.archive=corpus.zip"])
-        for stages, labels in zip(chain([STAGES], repeat(AFTER_LABELS)), LABELS, strict=False):
+    corpus = draw(corpus, UNSUPERVISED, unlabelled or min(filter(None, UNLABELLED)))
+    folder = work / f"{unlabelled}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_params(folder, [*overrides, *seeds(seed), "data.archive=corpus.zip"])
+    record = folder / "scores.json"  # by the share; appears when the pretraining is done
+    if not record.exists():
+        write_archive(corpus, folder / "corpus.zip")
+        run_stages(folder, PRETRAINING)
+        write_json(record, {})
+    scores = read_json(record)
+    for labels in LABELS:
+        if str(labels) not in scores:
             write_archive(draw(corpus, TRAIN, labels), folder / "corpus.zip")
-            run_stages(folder, stages)
-            scores[labels] = read_scores(folder)["weighted_f1"]
-    return scores
+            run_stages(folder, AFTER_LABELS)
+            scores[str(labels)] = read_scores(folder)["weighted_f1"]
+            write_json(record, scores)
+    return {labels: scores[str(labels)] for labels in LABELS}
 
 
 def plot(scores: Scores, title: str, path: Path) -> None:
@@ -101,6 +119,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point, with seeds from 0 on")
     parser.add_argument("--jobs", type=int, default=1, help="pretrainings that are run side by side")
+    parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
     parser.add_argument("--plot", type=Path, help="draw the curves there")
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
@@ -108,18 +127,24 @@ def main() -> None:
     for share in LABELS:
         contest = Contest(args.corpus, draw(corpus, TRAIN, share))
         scores[SVM][share] = [contest.svm("svm_char", seed)["weighted_f1"] for seed in range(args.seeds)]
-    scores |= {name_of(unlabelled): {share: [] for share in LABELS} for unlabelled in UNLABELLED}
+    curves: dict[float, dict[int, dict[float, float]]] = {unlabelled: {} for unlabelled in UNLABELLED}
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
+        work = args.work or Path(scratch)
 
-    def run(unlabelled: float, seed: int) -> tuple[str, int, dict[float, float]]:
-        return name_of(unlabelled), seed, bert_scores(corpus, unlabelled, seed)
+        def run(unlabelled: float, seed: int) -> tuple[float, int, dict[float, float]]:
+            return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
         runs = [pool.submit(run, *point) for point in product(UNLABELLED, range(args.seeds))]
-        for series, seed, found in (done.result() for done in as_completed(runs)):
-            for share, f1 in found.items():
-                scores[series][share].append(f1)
-            say(f"{series}, seed {seed}: " + ", ".join(f"{f1:.4f}" for f1 in found.values()))
-            write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
+        for unlabelled, seed, found in (done.result() for done in as_completed(runs)):
+            curve = curves[unlabelled]
+            curve[seed] = found
+            say(f"{name_of(unlabelled)}, seed {seed}: " + ", ".join(f"{f1:.4f}" for f1 in found.values()))
+            if len(curve) == args.seeds:
+                scores[name_of(unlabelled)] = {
+                    share: [curve[seed][share] for seed in range(args.seeds)] for share in LABELS
+                }
+                write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
+    scores = {series: scores[series] for series in [SVM, *map(name_of, UNLABELLED)]}
     print_table(scores)
     if args.plot is not None:
         plot(scores, args.corpus.stem, args.plot)

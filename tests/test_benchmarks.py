@@ -237,7 +237,7 @@ def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(archive: 
 def test_points_of_a_learning_curve_side_by_side(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pretend(_corpus: Any, unlabelled: float, seed: int) -> dict[float, float]:
+    def pretend(_corpus: Any, unlabelled: float, seed: int, _work: Path) -> dict[float, float]:
         return {labels: unlabelled / 2 + labels / 10 + seed / 100 for labels in learning_curve.LABELS}
 
     # A tenth of so few labels is too little for a linear model.
@@ -248,9 +248,9 @@ def test_points_of_a_learning_curve_side_by_side(
     monkeypatch.setattr("sys.argv", ["learning_curve.py", *options])
     learning_curve.main()
     found = json.loads(result.read_text())["weighted_f1"]
-    assert list(found) == [learning_curve.SVM, *map(learning_curve.name_of, learning_curve.UNLABELLED)]
-    assert sorted(found["BERT, 30% of the texts"]["0.1"]) == pytest.approx([0.16, 0.17])
-    assert sorted(found["BERT from scratch"]["1.0"]) == pytest.approx([0.1, 0.11])
+    assert set(found) == {learning_curve.SVM, *map(learning_curve.name_of, learning_curve.UNLABELLED)}
+    assert found["BERT, 30% of the texts"]["0.1"] == pytest.approx([0.16, 0.17])
+    assert found["BERT from scratch"]["1.0"] == pytest.approx([0.1, 0.11])
 
 
 def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +268,15 @@ def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.Mon
         pretend_scores(folder, (splits == "train").mean())
 
     monkeypatch.setattr(learning_curve, "run_stages", pretend)
-    f1 = learning_curve.bert_scores(corpus, 0.3, seed=0)
-    assert calls == [(tuple(stages), 90) for stages in (common.STAGES, *[learning_curve.AFTER_LABELS] * 2)]
+    f1 = learning_curve.bert_scores(corpus, 0.3, 0, tmp_path)
+    stages = [learning_curve.PRETRAINING, *[learning_curve.AFTER_LABELS] * 3]
+    assert calls == [(tuple(some), 90) for some in stages]
     assert f1[1.0] > f1[0.3] > f1[0.1] > 0
+
+    (tmp_path / "0.3-0/scores.json").write_text(json.dumps({"1.0": 0.5, "0.3": 0.4}))  # cut off there
+    calls.clear()
+    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path) == {1.0: 0.5, 0.3: 0.4, 0.1: f1[0.1]}
+    assert calls == [(tuple(learning_curve.AFTER_LABELS), 90)]
 
     figures = []
     for name in ("one.svg", "other.svg"):
