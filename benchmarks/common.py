@@ -19,7 +19,15 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from receiptbert.archive import DATA_NAME, extract_corpus
-from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, in_test_too, read_corpus
+from receiptbert.corpus import (
+    SPLIT,
+    TEXT,
+    TRAIN,
+    UNSUPERVISED,
+    fold,
+    in_test_too,
+    read_corpus,
+)
 from receiptbert.params import Params, load_params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
@@ -41,9 +49,11 @@ def argument_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def shipped_params() -> Params:
-    """The settings of ``params.yaml``."""
-    return load_params(ROOT / "params.yaml")
+def shipped_params(overrides: Sequence[str] = ()) -> Params:
+    """The settings of ``params.yaml``, with ``overrides`` as for ``write_params``."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_params(Path(scratch), overrides)
+        return load_params(Path(scratch) / "params.yaml")
 
 
 def stage_command(stage: str) -> list[str]:

@@ -60,13 +60,14 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``read_setting``."""
     parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
     parser.add_argument("--vocab-size", type=int, help="entries of the model, if more than the corpus fills")
+    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
 
 
 def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     """Tokenize the corpus and put the task together; ``precision`` is as in ``choose_precision``."""
-    params = shipped_params()
+    params = shipped_params(args.overrides)
     corpus = read_archive(args.corpus)
     tokenizer = train_tokenizer(corpus)
     lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()

@@ -36,6 +36,7 @@ import pandas as pd
 from common import (
     argument_parser,
     read_archive,
+    shipped_params,
     stage_command,
     write_archive,
     write_params,
@@ -44,7 +45,6 @@ from common import (
 from quality import seeds
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN, UNSUPERVISED, VAL
 from receiptbert.errors import UserError
-from receiptbert.params import load_params
 from receiptbert.progress import say
 from receiptbert.reports import read_json, write_json
 
@@ -113,10 +113,7 @@ def plan(candidates: Mapping[str, list[str]], splits: int, digest: str, work: Pa
 
 def folder_names(digest: str, split: int, overrides: Sequence[str]) -> dict[str, str]:
     """For each level a name that changes with all that its outputs depend on, but for the code."""
-    with tempfile.TemporaryDirectory() as scratch:
-        write_params(Path(scratch), overrides)
-        # As the stages see them: two ways to write a value are one.
-        params = load_params(Path(scratch) / "params.yaml")
+    params = shipped_params(overrides)  # as the stages see them: two ways to write a value are one
     settings = dataclasses.asdict(params)
     # pretokenize reads this one setting of pretraining.
     known = {"corpus": digest, "split": split, "mask_prob": params.pretrain.mask_prob}

@@ -1,6 +1,6 @@
 """Training throughput: ours, Hugging Face's Trainer, the assignment read literally, and the floor.
 
-    python benchmarks/throughput.py [--json OUT]
+    python benchmarks/throughput.py [-S KEY=VALUE ...] [--json OUT]
 
 Real tokens per second (special tokens counted, padding not), the median of rounds in turns. All contestants
 have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized beforehand; it
