@@ -39,6 +39,7 @@ class Descent(Generic[Model]):
     ) -> None:
         self._device = torch.device(device)
         self._model = model.to(self._device)
+        self._parameters = list(model.parameters())  # to walk through all modules takes a millisecond
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._logdir = logdir
@@ -98,7 +99,7 @@ class Descent(Generic[Model]):
         checkpointing = any(getattr(module, "activation_checkpointing", False) for module in modules)
         if not can_record(self._device, checkpointing) or self._amp.scaled is None:
             return None
-        return GraphedPasses(list(self._model.parameters()))
+        return GraphedPasses(self._parameters)
 
     def _recordable(self, num_batches: int, batch: tuple[Tensor, ...]) -> Compute:
         """A pass of batches of the shape of ``batch``."""
@@ -142,7 +143,7 @@ class Descent(Generic[Model]):
 
     def _clip(self) -> Tensor:
         """Cut the gradients to ``max_grad_norm``; the norm that they had."""
-        parameters = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+        parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
         # Looking at the norm is free on a CPU and saves a pass over all gradients; a GPU would have to wait.
         if self._device.type != "cpu" or norm > self._max_grad_norm:
