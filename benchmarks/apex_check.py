@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--device", default="auto")
-    parser.set_defaults(vocab_size=None)  # that of the corpus
+    parser.set_defaults(vocab_size=None, overrides=[])  # entries as many as the corpus has
     args = parser.parse_args()
     try:
         check_amp_backend("apex", "fp16", choose_device(args.device, key="--device"))

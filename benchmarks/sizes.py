@@ -79,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each pretraining in each round")
     parser.add_argument("--warm-up", type=float, default=1.5, help="seconds before that")
     parser.add_argument("--device", default="auto")
-    parser.set_defaults(vocab_size=30_000)  # as a corpus of millions of lines fills it
+    parser.set_defaults(vocab_size=30_000, overrides=[])  # as a corpus of millions of lines fills it
     args = parser.parse_args()
     if args.rounds < 1 or args.seconds <= 0:
         parser.error("--rounds and --seconds must be positive")
