@@ -143,6 +143,20 @@ def test_memory_by_hand() -> None:
     assert FINETUNING.memory["weights, gradients and moments"] == 5 * 4 * FINETUNING.num_parameters
 
 
+def shape_of(hidden_size: int, layers: int, entries: int) -> BertShape:
+    """As the published sizes are made, for texts as long as the sample's."""
+    return BertShape(
+        vocab_size=entries,
+        max_seqlen=23,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        intermediate_size=4 * hidden_size,
+        num_attention_heads=hidden_size // 64,
+        act_func="gelu",
+        eps=1e-3,
+    )
+
+
 @pytest.mark.parametrize(
     ("hidden_size", "layers", "entries", "texts", "dropout", "measured"),
     [
@@ -156,16 +170,7 @@ def test_memory_is_about_what_was_measured(
     hidden_size: int, layers: int, entries: int, texts: int, dropout: float, measured: int
 ) -> None:
     """In MiB, on a CPU, with texts as long as the sample's: docs/LOG.md, Memory."""
-    shape = BertShape(
-        vocab_size=entries,
-        max_seqlen=23,
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        intermediate_size=4 * hidden_size,
-        num_attention_heads=hidden_size // 64,
-        act_func="gelu",
-        eps=1e-3,
-    )
+    shape = shape_of(hidden_size, layers, entries)
     plan = replace(PLAN, shape=shape, texts=texts, length=9.52, longest=23, dropout=dropout)
     assert plan.total_memory / 2**20 == pytest.approx(measured, rel=0.12)
 
@@ -173,16 +178,7 @@ def test_memory_is_about_what_was_measured(
 @pytest.mark.parametrize(("texts", "measured"), [(256, 1.6), (1_024, 4.34)])
 def test_memory_of_a_gpu_is_about_what_was_measured(texts: int, measured: float) -> None:
     """In GiB, on an H200 in bf16: docs/LOG.md, Memory."""
-    shape = BertShape(
-        vocab_size=30_000,
-        max_seqlen=23,
-        hidden_size=256,
-        num_hidden_layers=4,
-        intermediate_size=1024,
-        num_attention_heads=4,
-        act_func="gelu",
-        eps=1e-3,
-    )
+    shape = shape_of(256, 4, 30_000)
     plan = replace(PLAN, shape=shape, texts=texts, length=9.0, longest=23, mixed=True)
     on_gpu = replace(plan, on_cpu=False, recorded=True)
     assert on_gpu.total_memory / 2**30 == pytest.approx(measured, rel=0.05)
