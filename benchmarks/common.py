@@ -19,15 +19,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from receiptbert.archive import DATA_NAME, extract_corpus
-from receiptbert.corpus import (
-    SPLIT,
-    TEXT,
-    TRAIN,
-    UNSUPERVISED,
-    fold,
-    in_test_too,
-    read_corpus,
-)
+from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, in_test_too, read_corpus
 from receiptbert.params import Params, load_params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
