@@ -53,6 +53,12 @@ def stage_command(stage: str) -> list[str]:
     return [sys.executable, str(ROOT / f"src/{stage}.py")]
 
 
+def stage_environment(jobs: int) -> dict[str, str]:
+    """Variables for a stage beside which others run, ``jobs`` in all: each has its share of the cores."""
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    return share | os.environ
+
+
 def write_params(folder: Path, overrides: Sequence[str]) -> None:
     """Write the shipped parameters into ``folder``, changed as ``dvc exp run -S section.key=value`` would."""
     yaml = YAML()

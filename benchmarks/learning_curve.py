@@ -47,11 +47,14 @@ def draw(corpus: pd.DataFrame, split: str, share: float) -> pd.DataFrame:
     return corpus.drop(corpus.index[rows[round(share * len(rows)) :]])
 
 
-def bert_scores(corpus: pd.DataFrame, unlabelled: float, seed: int, work: Path) -> dict[float, float]:
+def bert_scores(
+    corpus: pd.DataFrame, unlabelled: float, seed: int, work: Path, jobs: int
+) -> dict[float, float]:
     """Weighted F1 on test for each share of the labels, after one pretraining on ``unlabelled``.
 
     Args:
         work: where the folder of the pretraining is, or is made.
+        jobs: how many share the cores.
     """
     # From scratch nothing is pretrained, but the tokenizer needs texts and the encoder a shape.
     overrides = OVERRIDES["scratch"] if not unlabelled else []
@@ -62,13 +65,13 @@ def bert_scores(corpus: pd.DataFrame, unlabelled: float, seed: int, work: Path) 
     record = folder / "scores.json"  # by the share; appears when the pretraining is done
     if not record.exists():
         write_archive(corpus, folder / "corpus.zip")
-        run_stages(folder, PRETRAINING)
+        run_stages(folder, PRETRAINING, jobs)
         write_json(record, {})
     scores = read_json(record)
     for labels in LABELS:
         if str(labels) not in scores:
             write_archive(draw(corpus, TRAIN, labels), folder / "corpus.zip")
-            run_stages(folder, AFTER_LABELS)
+            run_stages(folder, AFTER_LABELS, jobs)
             scores[str(labels)] = read_scores(folder)["weighted_f1"]
             write_json(record, scores)
     return {labels: scores[str(labels)] for labels in LABELS}
@@ -132,7 +135,7 @@ def main() -> None:
         work = args.work or Path(scratch)
 
         def run(unlabelled: float, seed: int) -> tuple[float, int, dict[float, float]]:
-            return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work)
+            return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work, args.jobs)
 
         runs = [pool.submit(run, *point) for point in product(UNLABELLED, range(args.seeds))]
         for unlabelled, seed, found in (done.result() for done in as_completed(runs)):

@@ -39,6 +39,7 @@ from common import (
     read_archive,
     shipped_params,
     stage_command,
+    stage_environment,
     write_params,
     write_result,
 )
@@ -78,6 +79,7 @@ class Contest:
     archive: Path
     corpus: pd.DataFrame
     overrides: Sequence[str] = ()  # of the shipped settings, in every run of the pipeline
+    jobs: int = 1  # runs that share the cores
 
     def run(self, name: str, seed: int, work: Path) -> Run:
         """One run of the contestant ``name``; the pipeline's are in folders in ``work``."""
@@ -121,7 +123,7 @@ class Contest:
 
     def _run_stages(self, folder: Path, overrides: Sequence[str], stages: Sequence[str]) -> None:
         write_params(folder, [*overrides, f"data.archive={self.archive.resolve()}"])
-        run_stages(folder, stages)
+        run_stages(folder, stages, self.jobs)
 
     def _rows(self, split: str) -> pd.DataFrame:
         return self.corpus[self.corpus[SPLIT] == split]
@@ -139,10 +141,11 @@ def seeds(seed: int) -> list[str]:
     return [f"pretrain.seed={seed}", f"finetune.seed={seed}"]
 
 
-def run_stages(folder: Path, stages: Sequence[str]) -> None:
-    """Run the scripts of ``stages`` in ``folder``, as DVC would."""
+def run_stages(folder: Path, stages: Sequence[str], jobs: int = 1) -> None:
+    """Run the scripts of ``stages`` in ``folder``, as DVC would, as one of ``jobs`` that share the cores."""
     for stage in stages:
-        done = subprocess.run(stage_command(stage), cwd=folder, stdout=sys.stderr)
+        command = stage_command(stage)
+        done = subprocess.run(command, cwd=folder, env=stage_environment(jobs), stdout=sys.stderr)
         if done.returncode:
             sys.exit(f"{stage} ended with exit code {done.returncode}; the rows that are done are written")
 
@@ -257,7 +260,7 @@ def main() -> None:
     names = args.only.split(",") if args.only else NAMES
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"--only: {unknown[0]} is none of {', '.join(NAMES)}")
-    contest = Contest(args.corpus, read_archive(args.corpus), args.overrides)
+    contest = Contest(args.corpus, read_archive(args.corpus), args.overrides, args.jobs)
     table = Table(args.corpus, args.json)
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)

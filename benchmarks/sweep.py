@@ -19,7 +19,6 @@ jobs they tell little anyway). After a change of the code that changes results, 
 import dataclasses
 import hashlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from common import (
     read_archive,
     shipped_params,
     stage_command,
+    stage_environment,
     write_archive,
     write_params,
     write_result,
@@ -179,9 +179,7 @@ def link(trial: Trial, level: str) -> None:
 def run_stage(stage: str, folder: Path, jobs: int) -> int:
     """The exit code of a stage beside which others run; what it prints goes to the folder's log."""
     # As DVC sets it: a stage that has it ends when we are killed.
-    environment = os.environ | {"DVC_STAGE": stage}
-    if jobs > 1:  # else each would take all cores
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    environment = stage_environment(jobs) | {"DVC_STAGE": stage}
     with (folder / LOG).open("ab") as log:
         command = stage_command(stage)
         return subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode

@@ -177,7 +177,7 @@ def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
 ) -> None:
     calls = []
 
-    def pretend(folder: Path, stages: Sequence[str]) -> None:
+    def pretend(folder: Path, stages: Sequence[str], _jobs: int) -> None:
         params = load_params(folder / "params.yaml")
         assert params.pretrain.seed == params.finetune.seed
         assert params.finetune.epochs == 3
@@ -223,6 +223,15 @@ def test_a_summary_of_seeds() -> None:
     )
 
 
+def test_stages_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    threads = [common.stage_environment(jobs).get("OMP_NUM_THREADS") for jobs in (1, 3, 16)]
+    assert threads == [None, "2", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # whoever sets it knows better
+    assert common.stage_environment(3)["OMP_NUM_THREADS"] == "5"
+
+
 def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(archive: Path, tmp_path: Path) -> None:
     runs = [{"weighted_f1": f1, "macro_f1": 0.5} for f1 in (0.5, 0.6)]
     settings = quality.settings_digest("default")
@@ -237,7 +246,7 @@ def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(archive: 
 def test_points_of_a_learning_curve_side_by_side(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pretend(_corpus: Any, unlabelled: float, seed: int, _work: Path) -> dict[float, float]:
+    def pretend(_corpus: Any, unlabelled: float, seed: int, *_: Any) -> dict[float, float]:
         return {labels: unlabelled / 2 + labels / 10 + seed / 100 for labels in learning_curve.LABELS}
 
     # A tenth of so few labels is too little for a linear model.
@@ -262,20 +271,21 @@ def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     calls = []
 
-    def pretend(folder: Path, stages: Sequence[str]) -> None:
+    def pretend(folder: Path, stages: Sequence[str], jobs: int) -> None:
         splits = common.read_archive(folder / "corpus.zip")["split"]
         calls.append((tuple(stages), (splits == "unsupervised").sum()))
+        assert jobs == 2
         pretend_scores(folder, (splits == "train").mean())
 
     monkeypatch.setattr(learning_curve, "run_stages", pretend)
-    f1 = learning_curve.bert_scores(corpus, 0.3, 0, tmp_path)
+    f1 = learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2)
     stages = [learning_curve.PRETRAINING, *[learning_curve.AFTER_LABELS] * 3]
     assert calls == [(tuple(some), 90) for some in stages]
     assert f1[1.0] > f1[0.3] > f1[0.1] > 0
 
     (tmp_path / "0.3-0/scores.json").write_text(json.dumps({"1.0": 0.5, "0.3": 0.4}))  # cut off there
     calls.clear()
-    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path) == {1.0: 0.5, 0.3: 0.4, 0.1: f1[0.1]}
+    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2) == {1.0: 0.5, 0.3: 0.4, 0.1: f1[0.1]}
     assert calls == [(tuple(learning_curve.AFTER_LABELS), 90)]
 
     figures = []
