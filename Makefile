@@ -8,10 +8,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test check bench format sample clean
+.PHONY: help env repro test check bench format sample clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+env: .venv/ready  ## environment in .venv
 
 repro: .venv/ready  ## environment, all stages on the sample (or on data.archive), metrics
 	dvc repro
@@ -25,7 +27,9 @@ check: .venv/ready  ## formatter, linter, types
 	ruff check .
 	mypy
 
+# What quality.py finds in its file it does not run again.
 bench: .venv/ready  ## quality and speed beside what a user would take instead
+	rm -f benchmarks/results/quality_sample.json
 	python benchmarks/quality.py --seeds 1 --only majority,svm_word,svm_char,svm_both --json benchmarks/results/quality_sample.json
 	for name in tokenization throughput inference scale; do \
 		python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \

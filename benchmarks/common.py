@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, in_test_too, read_corpus
-from receiptbert.params import Params, load_params
+from receiptbert.params import Params, TokenizerParams, load_params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
 from receiptbert.tokenization import WordpieceTokenizer
@@ -135,13 +135,16 @@ def write_archive(corpus: pd.DataFrame, path: Path) -> None:
         archive.writestr(DATA_NAME, text)
 
 
-def train_tokenizer(corpus: pd.DataFrame) -> WordpieceTokenizer:
+def tokenizer_texts(corpus: pd.DataFrame) -> list[str]:
+    """What the pipeline would train a tokenizer on."""
+    return list(corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT])
+
+
+def train_tokenizer(corpus: pd.DataFrame, settings: TokenizerParams) -> WordpieceTokenizer:
     """The tokenizer that the pipeline would train."""
-    settings = shipped_params().tokenizer
-    texts = corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT]
     with tempfile.TemporaryDirectory() as scratch:
         return WordpieceTokenizer.from_corpus(
-            texts,
+            tokenizer_texts(corpus),
             Path(scratch) / "corpus.txt",
             scratch,
             "benchmark",

@@ -60,7 +60,14 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``read_setting``."""
     parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
     parser.add_argument("--vocab-size", type=int, help="entries of the model, if more than the corpus fills")
-    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "-S",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as dvc exp run -S, for what is read here: not for shape, batch size or device",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
 
@@ -69,7 +76,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     """Tokenize the corpus and put the task together; ``precision`` is as in ``choose_precision``."""
     params = shipped_params(args.overrides)
     corpus = read_archive(args.corpus)
-    tokenizer = train_tokenizer(corpus)
+    tokenizer = train_tokenizer(corpus, params.tokenizer)
     lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
     unlabelled = TokenStore.from_texts(lines, tokenizer)
     unlabelled = unlabelled.take(unlabelled.lengths >= min_text_length(params.pretrain.mask_prob))

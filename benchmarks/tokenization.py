@@ -3,9 +3,9 @@
     python benchmarks/tokenization.py [--json OUT]
 
 Pretokenizing is ``TokenStore.from_texts``, raw lines to arrays; beside it one bare call of the library's
-``encode_batch_fast``, whose results stay objects of its own, and a loop over ``encode``. All lines of the
-corpus are distinct or not as they come. Training has a yardstick too: the library's trainer fed with the
-same file, whose vocabulary is another one in every run.
+``encode_batch_fast``, whose results stay objects of its own, and a loop over ``encode``. The lines are those
+of unsupervised and train, distinct or not as they come. Training has a yardstick too: the library's trainer
+fed with the same lines, whose vocabulary is another one in every run.
 """
 
 import tempfile
@@ -22,10 +22,11 @@ from common import (
     ratio,
     read_archive,
     shipped_params,
+    tokenizer_texts,
     train_tokenizer,
     write_result,
 )
-from receiptbert.corpus import SPLIT, TEXT, UNSUPERVISED
+from receiptbert.params import TokenizerParams
 from receiptbert.token_store import TokenStore
 
 
@@ -35,8 +36,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
-    texts = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
-    tokenizer = train_tokenizer(corpus)
+    texts = tokenizer_texts(corpus)
+    settings = shipped_params().tokenizer
+    tokenizer = train_tokenizer(corpus, settings)
     backend = tokenizer._backend
 
     def rate(work: Callable[[], object]) -> Callable[[], float]:
@@ -54,8 +56,8 @@ def main() -> None:
             "loop over encode": rate(
                 lambda: [backend.encode(text, add_special_tokens=False).ids for text in texts]
             ),
-            "training: ours": rate(lambda: train_tokenizer(corpus)),
-            "training: library": rate(lambda: _train_barely(texts)),
+            "training: ours": rate(lambda: train_tokenizer(corpus, settings)),
+            "training: library": rate(lambda: _train_barely(texts, settings)),
         },
         args.rounds,
     )
@@ -73,8 +75,7 @@ def main() -> None:
     )
 
 
-def _train_barely(texts: list[str]) -> None:
-    settings = shipped_params().tokenizer
+def _train_barely(texts: list[str], settings: TokenizerParams) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "corpus.txt"
         path.write_text("\n".join(texts), encoding="utf-8")
