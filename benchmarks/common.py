@@ -41,6 +41,12 @@ def argument_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_overrides(parser: argparse.ArgumentParser, what: str = "") -> None:
+    """``-S``, for ``write_params``; ``what`` says more of it."""
+    text = f"as dvc exp run -S{what}"
+    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
 def shipped_params(overrides: Sequence[str] = ()) -> Params:
     """The settings of ``params.yaml``, with ``overrides`` as for ``write_params``."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from common import ROOT, STAGES, write_params, write_result
+from common import ROOT, STAGES, add_overrides, write_params, write_result
 from quality import run_stages
 from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus_facts import CorpusFacts
@@ -78,7 +78,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, default=3_100_000)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    add_overrides(parser)
     parser.add_argument("--work", type=Path, help="keep the prepared lines there")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common import ROOT, write_params, write_result
+from common import ROOT, add_overrides, write_params, write_result
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.corpus import TEST, TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--project", type=Path, default=ROOT, help="where the stages up to pretrain have run")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    add_overrides(parser)
     args = parser.parse_args()
     device = choose_device(args.device, key="--device")
     with tempfile.TemporaryDirectory() as name:

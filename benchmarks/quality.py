@@ -34,6 +34,7 @@ from sklearn.metrics import f1_score
 
 from common import (
     STAGES,
+    add_overrides,
     argument_parser,
     processor,
     read_archive,
@@ -247,14 +248,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
     parser.add_argument("--jobs", type=int, default=1, help="seeds that are run side by side")
     parser.add_argument("--only", help=f"some of {','.join(NAMES)}")
-    parser.add_argument(
-        "-S",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as dvc exp run -S",
-    )
+    add_overrides(parser)
     parser.add_argument("--work", type=Path, help="keep there what is pretrained, to go on from")
     args = parser.parse_args()
     names = args.only.split(",") if args.only else NAMES

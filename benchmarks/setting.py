@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from common import read_archive, shipped_params, train_tokenizer
+from common import add_overrides, read_archive, shipped_params, train_tokenizer
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
 from receiptbert.corpus_facts import min_text_length
 from receiptbert.devices import choose_device
@@ -60,14 +60,7 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``read_setting``."""
     parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
     parser.add_argument("--vocab-size", type=int, help="entries of the model, if more than the corpus fills")
-    parser.add_argument(
-        "-S",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as dvc exp run -S, for what is read here: not for shape, batch size or device",
-    )
+    add_overrides(parser, ", for what is read here: not for shape, batch size or device")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
 
