@@ -5,6 +5,7 @@ from receiptbert.corpus import SPLIT, TEST, TEXT, majority_class, read_corpus
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
+from receiptbert.files import whole
 from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
@@ -39,7 +40,8 @@ def evaluate(params: Params) -> None:
     for name, table in result.plots().items():
         write_csv(pipeline.PLOTS / f"{name}.csv", table.header, table.rows)
     card = model_card(result, model, read_json(pipeline.METRICS / "data.json"))
-    (pipeline.METRICS / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    with whole(pipeline.METRICS / "MODEL_CARD.md") as partial:
+        partial.write_text(card, encoding="utf-8")
     scores = result.scores
     print(
         f"test: weighted F1 {scores['weighted_f1']:.4f}, accuracy {scores['accuracy']:.4f}, "

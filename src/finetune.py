@@ -9,7 +9,7 @@ from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.devices import choose_device, keep_freed_memory
-from receiptbert.distillation import UNLABELLED, distil, read_teaching_texts
+from receiptbert.distillation import distil, mixture, read_teaching_texts
 from receiptbert.distributed import is_leader
 from receiptbert.files import whole
 from receiptbert.finetuning import Finetuning
@@ -32,8 +32,9 @@ def finetune(params: Params) -> None:
     token_ids, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, finetuning.tokenizer)
     train = TrainingSet(token_ids, targets, p.epochs, p.batch_size, p.label_smoothing)
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
+    texts = read_teaching_texts(pipeline.CORPUS, train, p.seed) if p.teachers else None
     # Before the teachers have trained for hours: the final model's batches are the largest.
-    largest_batch = (1 + UNLABELLED) * p.batch_size if p.teachers else p.batch_size
+    largest_batch = mixture(train, len(texts.unlabelled)).batch_size if texts else p.batch_size
     finetuning.require_memory(train, largest_batch)
     inputs = [pipeline.CORPUS, pipeline.TOKENIZED, source]
     names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
@@ -48,8 +49,7 @@ def finetune(params: Params) -> None:
         ]
         (final, logdir), *teachers = zip(checkpoints, logdirs, strict=True)
         teachers_scores: dict[str, float] = {}
-        if teachers:
-            texts = read_teaching_texts(pipeline.CORPUS, train, p.seed)
+        if texts:
             train, teachers_scores = distil(finetuning, train, val, texts, p.seed, teachers)
         model, epochs, best, skipped_steps = finetuning.train(train, val, p.seed, logdir, final)
         logits = finetuning.logits(model, val[0])

@@ -64,7 +64,8 @@ def report(stores: dict[str, TokenStore], facts: CorpusFacts, tokenizer: Wordpie
         "max_length": facts.max_length,
         "tokens_per_text": {split: float(store.lengths.mean()) for split, store in stores.items()},
         "unknown_tokens": {
-            split: float((store.ids == tokenizer.unk_token_id).mean()) for split, store in stores.items()
+            split: float((store.ids == tokenizer.unk_token_id).sum() / max(len(store.ids), 1))
+            for split, store in stores.items()
         },
         "unsupervised_texts_below_min_length": int((lengths < facts.min_length).sum()),
         "texts_above_max_length": {

@@ -12,6 +12,7 @@ from receiptbert.corpus import (
     TRAIN,
     UNSUPERVISED,
     describe,
+    describe_classes,
     fold,
     in_test_too,
     label_list,
@@ -47,6 +48,7 @@ def unzip(params: Params) -> None:
         if leaked.any():
             corpus = corpus[~leaked]
             require_splits(corpus, f"{called[DATA_NAME]}, without the texts that test has too,")
+            counts |= describe_classes(corpus)
             # Quoted whole, so that line breaks within texts come back as they were.
             corpus.to_csv(folder / DATA_NAME, index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
     write_json(pipeline.METRICS / "data.json", counts)
@@ -56,8 +58,8 @@ def unzip(params: Params) -> None:
     for message in warnings(counts):
         say(f"unzip: warning: {message}")
     if categories and (unnamed := [label for label in label_list(corpus) if label not in categories]):
-        others = f"{unnamed[0]} and {len(unnamed) - 1} others"
-        say(f"unzip: warning: {called[CATEGORIES_NAME]} has no name for label {others}")
+        others = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
+        say(f"unzip: warning: {called[CATEGORIES_NAME]} has no name for label {unnamed[0]}{others}")
 
 
 def warnings(counts: dict[str, Any]) -> list[str]:

@@ -24,6 +24,12 @@ def test_one_csv_under_any_name_and_categories(tmp_path: Path) -> None:
     assert written(tmp_path / "raw") == {"data.csv": CSV, "categories.csv": "label,name\n1,Dairy\n"}
 
 
+def test_members_that_an_old_tool_of_windows_named(tmp_path: Path) -> None:
+    members = {"deep\\data.csv": CSV, "deep\\categories.csv": "label,name\n1,Dairy\n"}
+    extract_corpus(make_zip(tmp_path / "a.zip", members | {".git\\x.csv": "x"}), tmp_path / "raw")
+    assert written(tmp_path / "raw") == {"data.csv": CSV, "categories.csv": "label,name\n1,Dairy\n"}
+
+
 def test_junk_is_ignored(tmp_path: Path) -> None:
     junk = {"__MACOSX/._data.csv": "x", ".hidden.csv": "x", "readme.txt": "x", ".git/data.csv": "x"}
     extract_corpus(make_zip(tmp_path / "a.zip", junk | {"data.csv": CSV}), tmp_path / "raw")

@@ -146,12 +146,17 @@ def test_models_that_cannot_classify_are_refused(
     ]:
         with pytest.raises(UserError, match=message):
             Classifier.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"^device = meta, which was never tried; set auto, cpu or cuda"):
+        Classifier.from_pretrained(checkpoint, device="meta")
     with pytest.raises(UserError, match=r"^device = abacus names no device"):
         Classifier.from_pretrained(checkpoint, device="abacus")
     with pytest.raises(UserError, match=r"^precision = fp8 is not among auto, fp32"):
         Classifier.from_pretrained(checkpoint, precision="fp8")
     with pytest.raises(ValueError, match="batch_size = 0"):
         Classifier.from_pretrained(checkpoint, batch_size=0)
+    change_config(checkpoint, corpus_labels=["1", "2"])
+    with pytest.raises(UserError, match=r"config\.json has 3 classes and 2 corpus_labels"):
+        Classifier.from_pretrained(checkpoint)
 
 
 def test_unnamed_classes_are_called_as_transformers_calls_them(checkpoint: Path, texts: list[str]) -> None:

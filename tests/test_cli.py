@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -250,6 +251,15 @@ def test_a_run_that_fails_leaves_what_was_there(
     assert calls[-1] == [f".out.csv.{os.getpid()}.part", "in.csv", "out.csv"]
     assert Path("out.csv").read_text() == "earlier"
     assert files() == ["in.csv", "out.csv"]
+
+
+def test_a_kill_ends_it_as_a_kill_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("in.csv", ["а"])
+    monkeypatch.setattr(Classifier, "__call__", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as end:
+        run("in.csv", "-o", "out.csv")
+    assert end.value.code == 128 + signal.SIGTERM
+    assert files() == ["in.csv"]
 
 
 def test_the_input_may_be_replaced(run: Run) -> None:

@@ -163,3 +163,19 @@ def test_no_text_is_lost_whatever_the_lengths(lengths: list[int], batch_size: in
     batches = list(sampler)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert len(batches) == len(sampler)
+
+
+def test_an_index_counts_from_either_end_and_not_beyond(
+    texts: list[str], tokenizer: WordpieceTokenizer
+) -> None:
+    dataset = PretrainDataset(texts, tokenizer, minlen=2, maxlen=100, permute_prob=0)
+    last = len(dataset) - 1
+    assert sum(dataset[-1][0] != tokenizer.pad_token_id) == dataset.lengths[last] + 2
+    for index in (last + 1, -last - 2):
+        with pytest.raises(IndexError):
+            dataset[index]
+
+
+def test_nothing_is_cut_where_no_length_is_given(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
+    dataset = InferenceDataset(texts, None, tokenizer)
+    assert [len(ids) for ids in dataset] == [len(tokenizer(text)) + 2 for text in texts]

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn
-from receiptbert.distillation import distillation_pool, draw_unlabelled
+from receiptbert.distillation import distillation_pool, draw_unlabelled, mixture
 from receiptbert.labelled import TrainingSet
 from receiptbert.token_store import TokenStore
 from tests.test_training import finetune_parts, labelled
@@ -26,17 +28,18 @@ def store(token: int, num_texts: int) -> TokenStore:
     return TokenStore(ids, np.concatenate([[0], np.cumsum(lengths)]), None, "v")
 
 
-@pytest.mark.parametrize(
-    ("num_unlabelled", "repeats", "epochs"), [(60, 3, 4), (120, 6, 2), (40, 2, 6), (3, 1, 12), (480, 24, 1)]
-)
-def test_a_third_of_the_pool_is_labelled_and_each_text_has_its_own_target(
-    num_unlabelled: int, repeats: int, epochs: int
+MIXTURES = [(60, 3, 4, 96), (120, 6, 2, 96), (40, 2, 6, 96), (3, 1, 12, 42), (480, 12, 1, 160)]
+
+
+@pytest.mark.parametrize(("num_unlabelled", "repeats", "epochs", "batch_size"), MIXTURES)
+def test_the_pool_holds_all_texts_each_with_its_own_target(
+    num_unlabelled: int, repeats: int, epochs: int, batch_size: int
 ) -> None:
     probabilities = np.random.default_rng(0).random((num_unlabelled, 3), dtype=np.float32)
     pool = distillation_pool(training_set(10, 12), store(2, num_unlabelled), probabilities)
     assert len(pool.texts) == len(pool.targets) == 10 * repeats + num_unlabelled
     assert pool.targets.dtype == np.float32
-    assert (pool.epochs, pool.batch_size, pool.label_smoothing) == (epochs, 96, 0.0)
+    assert (pool.epochs, pool.batch_size, pool.label_smoothing) == (epochs, batch_size, 0.0)
     seen = {1: [0] * 10, 2: [0] * num_unlabelled}
     for ids, target in zip((pool.texts[i] for i in range(len(pool.texts))), pool.targets, strict=True):
         token, number = int(ids[0]), len(ids) - 1
@@ -49,13 +52,30 @@ def test_a_third_of_the_pool_is_labelled_and_each_text_has_its_own_target(
     assert seen == {1: [repeats] * 10, 2: [1] * num_unlabelled}
 
 
+@given(
+    num_labelled=st.integers(1, 3000),
+    num_unlabelled=st.integers(0, 40_000),
+    passes=st.integers(1, 24),
+    batch_size=st.integers(8, 256),
+)
+def test_a_training_on_the_pool_is_as_long_as_one_on_the_labels(
+    num_labelled: int, num_unlabelled: int, passes: int, batch_size: int
+) -> None:
+    blank = TokenStore(np.empty(0, np.uint16), np.zeros(num_labelled + 1, int), None, "v")
+    targets = np.zeros(num_labelled, int)
+    found = mixture(TrainingSet(blank, targets, passes, batch_size, 0.3), num_unlabelled)
+    assert found.repeats * found.epochs == passes
+    steps = found.epochs * (found.repeats * num_labelled + num_unlabelled) / found.batch_size
+    assert steps == pytest.approx(passes * num_labelled / batch_size, rel=0.5 / batch_size)
+
+
 def test_no_more_unlabelled_texts_are_drawn_than_there_is_time_for() -> None:
     texts = [str(i) for i in range(1000)]
     drawn = draw_unlabelled(texts, training_set(10, 12), seed=0)
     assert len(drawn) == len(set(drawn)) == 2 * 10 * 12
     assert set(drawn) <= set(texts)
     assert drawn == draw_unlabelled(texts, training_set(10, 12), seed=0)
-    assert drawn != draw_unlabelled(texts, training_set(10, 12), seed=-1)
+    assert drawn != draw_unlabelled(texts, training_set(10, 12), seed=1)
     assert sorted(draw_unlabelled(texts, training_set(50, 12), seed=0)) == sorted(texts)
 
 

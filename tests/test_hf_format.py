@@ -242,7 +242,10 @@ def test_checkpoints_that_cannot_be_used_are_refused(
     for change, message in [
         ({"model_type": "gpt2"}, "checkpoint of type gpt2"),
         ({"hidden_act": "silu"}, "activation silu"),
+        ({"hidden_act": ["gelu"]}, r"activation \['gelu'\]"),
         ({"type_vocab_size": 3}, "3 segment embeddings"),
+        ({"position_embedding_type": "relative_key"}, "positions are 'relative_key'; only 'absolute'"),
+        ({"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12'; it must be a number"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=message):

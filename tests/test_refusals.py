@@ -5,11 +5,13 @@ for anything. Nothing bad may leave output behind.
 """
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from receiptbert import archive
@@ -361,3 +363,34 @@ def test_texts_of_test_are_trained_on_only_if_asked(bare_project: Path) -> None:
 
 def test_the_tables_are_as_long_as_promised() -> None:
     assert len(ARCHIVES) + len(CSVS) + len(CATEGORIES) >= 60
+
+
+def test_classes_are_counted_without_the_rows_that_are_left_out(
+    bare_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_zip(bare_project / "in.zip", {"data.csv": CSV + "SOAP,3,train\nrum,3,test\n"})
+    run_here(STAGES["unzip"], bare_project)
+    assert "warning: 1 classes have no train row and cannot be learned" in capsys.readouterr().err
+    counts = json.loads((bare_project / "metrics/data.json").read_text())
+    assert counts["rows"]["train"] == 3
+    assert counts["classes"]["train"] == 2
+    assert counts["classes_absent_from_train"] == 1
+
+
+def test_a_label_without_a_name_is_told(bare_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for names, expected in [("1,Dairy", "label 2"), ("7,Tea", "label 1 and 1 more")]:
+        categories = f"label,name\n{names}\n"
+        make_zip(bare_project / "in.zip", {"data.csv": CSV, "categories.csv": categories})
+        run_here(STAGES["unzip"], bare_project)
+        line = f"unzip: warning: in.zip: categories.csv has no name for {expected}"
+        assert line in capsys.readouterr().err.splitlines()
+
+
+def test_blank_texts_alone_have_no_unknown_tokens(tiny_project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    corpus = pd.read_csv(folder / "data/raw/data.csv", dtype=str, keep_default_na=False)
+    corpus.loc[corpus["split"] == "test", "text"] = " "
+    corpus.to_csv(folder / "data/raw/data.csv", index=False)
+    run_here(STAGES["pretokenize"], folder)
+    assert json.loads((folder / "metrics/tokens.json").read_text())["unknown_tokens"]["test"] == 0

@@ -13,7 +13,7 @@ from receiptbert.metrics import (
     score_intervals,
     scores,
 )
-from receiptbert.progress import track
+from receiptbert.progress import say, track
 from receiptbert.reports import mean_curve, read_json, write_csv, write_json
 
 
@@ -143,6 +143,14 @@ def test_progress_of_chunks_whose_number_nobody_knows(
         "reading: 5 letters, 0.2 a second",
         "reading: 6 letters in 60 s",
     ]
+
+
+def test_with_stderr_closed_nothing_goes_among_the_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    say("half done")
+    assert capsys.readouterr().out == ""
 
 
 def test_quick_work_is_not_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:

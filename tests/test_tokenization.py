@@ -150,6 +150,13 @@ def test_padding_and_cutting_set_by_others_are_switched_off(
     assert ids.tolist() == [i for text in texts for i in tokenizer(text)]
 
 
+def test_a_special_token_that_is_null_is_the_usual_one(tokenizer: WordpieceTokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"mask_token": None}))
+    assert WordpieceTokenizer.from_pretrained(tmp_path).mask_token_id == tokenizer.mask_token_id
+
+
 def test_older_checkpoints_have_a_vocabulary_and_settings(tmp_path: Path) -> None:
     """No tokenizer.json; special tokens as mappings, and under names of their own."""
     tokens = ["<pad>", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ЧАЙ", "чай"]

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,21 @@ def test_accumulated_batches_are_one_step(
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
     trainer.train([batch] * 5, 1)
     assert len(trainer.history) == 3 + 3
+
+
+def test_each_accumulated_batch_has_random_numbers_of_its_own(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = []
+
+    def note(_: torch.device, *moment: int) -> AbstractContextManager[None]:
+        moments.append(moment)
+        return nullcontext()
+
+    monkeypatch.setattr("receiptbert.descent.own_random_numbers", note)
+    batch = next(iter(pretrain_loader(texts, tokenizer)))
+    pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2).train([batch] * 5, 2)
+    assert len(set(moments)) == 10
 
 
 @pytest.mark.parametrize(

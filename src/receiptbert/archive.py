@@ -92,7 +92,7 @@ def _kind(archive: Path) -> str | None:
 def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The data CSV and the categories CSV, if there is one, by the names under which we write them."""
     for member in opened.infolist():
-        path = PurePosixPath(member.filename.replace("\\", "/"))
+        path = _path(member.filename)
         if path.is_absolute() or ".." in path.parts:
             raise UserError(f"{archive}: {member.filename} would lead outside; make the archive anew")
     tables = [member for member in opened.infolist() if _is_table(member.filename)]
@@ -110,12 +110,17 @@ def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile
     return {DATA_NAME: data[0]} | ({CATEGORIES_NAME: categories[0]} if categories else {})
 
 
+def _path(name: str) -> PurePosixPath:
+    """Of a member; old tools of Windows write backslashes."""
+    return PurePosixPath(name.replace("\\", "/"))
+
+
 def _base_name(member: zipfile.ZipInfo) -> str:
-    return PurePosixPath(member.filename).name.lower()
+    return _path(member.filename).name.lower()
 
 
 def _is_table(name: str) -> bool:
-    path = PurePosixPath(name)
+    path = _path(name)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.suffix.lower() == ".csv" and not hidden and not name.endswith("/")
 

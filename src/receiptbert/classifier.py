@@ -51,7 +51,8 @@ NOTHING_TO_READ = Prediction("", "", 0.0)
 class Classifier:
     """A finetuned model, its tokenizer and its classes; ``from_pretrained`` makes one.
 
-    It can be pickled for worker processes, and called from several threads at once: a call changes nothing.
+    It can be pickled for worker processes, and called from several threads at once: a call changes nothing
+    but the state of torch's random numbers.
 
     Args:
         model: on ``device``.
@@ -111,7 +112,13 @@ class Classifier:
         precision = choose_precision(precision, where, "precision")
         model, tokenizer, categories = load_classifier(folder)
         config = read_config(folder)
-        classes = list(zip(config.get("corpus_labels", categories), categories, strict=True))
+        labels = config.get("corpus_labels", categories)
+        if len(labels) != len(categories):
+            raise UserError(
+                f"{folder}: config.json has {len(categories)} classes and {len(labels)} corpus_labels; "
+                "take the checkpoint again from where it came"
+            )
+        classes = list(zip(labels, categories, strict=True))
         return cls(
             model.to(where), tokenizer, classes, read_temperature(folder), where, precision, batch_size
         )

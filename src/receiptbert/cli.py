@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
-from receiptbert.errors import one_line_errors
+from receiptbert.errors import Interrupted, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.predicting import INPUTS, OUTPUTS, predict
 from receiptbert.progress import say
@@ -52,7 +53,7 @@ if it gives the classes that torch gives, and probabilities within 0.0001 of tor
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; on bad input, end the process with one line and status 1."""
     args = make_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill`, too, leaves nothing half done
+    signal.signal(signal.SIGTERM, _terminated)  # `kill`, too, leaves nothing half done
     try:
         with one_line_errors(PROGRAM, _explain):
             args.run(args)
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Whoever read our output has seen enough (`| head`). Python would still flush stdout, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a program that the signal ends
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(number)
 
 
 def _explain(error: Exception) -> str | None:

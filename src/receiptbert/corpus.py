@@ -156,9 +156,6 @@ def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
     splits_per_text = split.groupby(folded).nunique()
     shared = set(splits_per_text.index[splits_per_text > 1])
     labels_per_text = labels[labels != ""].groupby(folded).nunique()
-    train_labels = corpus.loc[split == TRAIN, LABEL]
-    counts = train_labels.value_counts()
-    unseen = set(corpus.loc[corpus[LABEL] != "", LABEL]) - set(train_labels)
     return {
         "rows": {name: int((split == name).sum()) for name in SPLITS},
         "distinct_texts": {name: int(folded[split == name].nunique()) for name in SPLITS},
@@ -166,6 +163,17 @@ def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
         "texts_in_several_splits": len(shared),
         "test_rows_seen_elsewhere": int(folded[split == TEST].isin(shared).sum()),
         "texts_with_several_labels": int((labels_per_text > 1).sum()),
+        **describe_classes(corpus),
+    }
+
+
+def describe_classes(corpus: pd.DataFrame) -> dict[str, Any]:
+    """What ``describe`` tells of the classes of ``corpus``."""
+    split = corpus[SPLIT]
+    train_labels = corpus.loc[split == TRAIN, LABEL]
+    counts = train_labels.value_counts()
+    unseen = set(corpus.loc[corpus[LABEL] != "", LABEL]) - set(train_labels)
+    return {
         "classes": {name: int(corpus.loc[split == name, LABEL].nunique()) for name in LABELLED},
         "classes_absent_from_train": len(unseen),
         "train_rows_per_class": {

@@ -51,7 +51,7 @@ class GraphedPasses:
         self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
         self._pool = torch.cuda.graph_pool_handle()  # activations of one graph lie where another's were
         # What is recorded must not mix with what runs.
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(parameters[0].device)  # type: ignore[no-untyped-call]
         self._recorded: dict[Any, _Recorded] = {}
         self._seen: set[Any] = set()
 
@@ -93,6 +93,7 @@ class GraphedPasses:
         graph = torch.cuda.CUDAGraph()
         places = tuple(tensor.clone() for tensor in inputs)
         # Not `torch.cuda.graph`: each time it gives back all free memory, which takes long to get anew.
+        # The stream's GPU, which `stream` makes the current one, need not be the first.
         with torch.cuda.stream(self._stream):
             graph.capture_begin(self._pool)
             loss, noted = compute(*places)

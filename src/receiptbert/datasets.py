@@ -107,7 +107,7 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
 
     def __getitem__(self, idx: int) -> tuple[Tensor, Tensor, bool]:
         """``input_ids`` (W,), ``token_type_ids`` (W,), and whether the segments are swapped."""
-        pair = self.__getitems__([idx])
+        pair = self.__getitems__([range(len(self))[idx]])
         return pair.input_ids[0], pair.token_type_ids[0], bool(pair.permuted[0])
 
     def __getitems__(self, indices: Sequence[int]) -> SegmentPairs:

@@ -28,7 +28,7 @@ def choose_device(
         key: the setting that ``name`` comes from, for the message.
 
     Raises:
-        UserError: there is no such device.
+        UserError: there is no such device, or it is neither a CPU nor a GPU of CUDA.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,6 +36,8 @@ def choose_device(
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"{key} = {name} names no device; set auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"{key} = {name}, which was never tried; set auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"{key} = {name}, but torch {torch.__version__} finds no such GPU; set auto")
     # cuDNN makes a plan of attention for each new shape of a batch, which takes tens of milliseconds, and for

@@ -21,7 +21,15 @@ from receiptbert.metrics import f1
 from receiptbert.progress import say
 from receiptbert.token_store import TokenStore
 
-UNLABELLED = 2  # texts without a label to each with one
+UNLABELLED = 2  # texts without a label to each with one, as nearly as whole passes over both allow
+
+
+class Mixture(NamedTuple):
+    """How a training goes over labelled and unlabelled texts together."""
+
+    repeats: int  # of each labelled text in a pass
+    epochs: int
+    batch_size: int  # texts, on average
 
 
 class TeachingTexts(NamedTuple):
@@ -71,31 +79,45 @@ def distil(
     say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")
 
     store = TokenStore.from_texts(texts.unlabelled, finetuning.tokenizer)
-    answers, scores = [], []
+    answers = np.zeros_like(linear_answers)  # of the BERTs, their mean; then of those and the linear teacher
+    scores = []
     for number, (checkpoints, logdir) in enumerate(teachers, start=1):
         say(f"teacher {number} of {len(teachers)}")
         teacher = finetuning.train(train, val, seed + number, logdir, checkpoints)
-        answers.append(softmax(finetuning.logits(teacher.model, store), axis=1))
+        answers += softmax(finetuning.logits(teacher.model, store), axis=1) / len(teachers)
         scores.append(teacher.best["f1"])
+    answers += linear_answers
+    answers /= 2
     say(f"final model: {len(train.texts):,} labelled and {len(store):,} unsupervised texts")
-    pool = distillation_pool(train, store, (np.mean(answers, axis=0) + linear_answers) / 2)
+    pool = distillation_pool(train, store, answers)
     return pool, {"teacher_val_weighted_f1": float(np.mean(scores)), "linear_val_weighted_f1": linear_f1}
 
 
 def draw_unlabelled(texts: Sequence[str], labelled: TrainingSet, seed: int) -> list[str]:
     """As many of ``texts``, chosen at random, as a training on ``labelled`` has time for, or all of them."""
-    # NumPy takes no negative seed.
-    order = np.random.default_rng(seed % 2**32).permutation(len(texts))
+    order = np.random.default_rng(seed).permutation(len(texts))
     return [texts[i] for i in order[: UNLABELLED * len(labelled.texts) * labelled.epochs]]
+
+
+def mixture(labelled: TrainingSet, num_unlabelled: int) -> Mixture:
+    """As many passes over each label, and as many steps, as a training on ``labelled`` alone has.
+
+    What is left to choose is how often the unlabelled texts come: the passes over them divide those over
+    the labels. A batch has as many labelled texts as before, and unlabelled ones on top.
+    """
+    num_labelled, passes = len(labelled.texts), labelled.epochs
+    wanted = UNLABELLED * num_labelled * passes / max(num_unlabelled, 1)
+    divisors = [number for number in range(1, passes + 1) if passes % number == 0]
+    epochs = min(divisors, key=lambda number: abs(number - wanted))
+    repeats = passes // epochs
+    batch_size = round(labelled.batch_size * (1 + num_unlabelled / (num_labelled * repeats)))
+    return Mixture(repeats, epochs, batch_size)
 
 
 def distillation_pool(
     labelled: TrainingSet, unlabelled: TokenStore, probabilities: Probabilities
 ) -> TrainingSet:
-    """The labelled texts among the unlabelled ones, as a training that sees each label as often as before.
-
-    The labelled texts are repeated until they are about a third of the pool, and the passes over it are so
-    much fewer. With batches three times as large, the number of steps stays about the same too.
+    """The labelled texts, repeated as ``mixture`` says, among the unlabelled ones.
 
     Args:
         labelled: n texts with class ids, and how a model is trained on them alone.
@@ -106,7 +128,7 @@ def distillation_pool(
         n * repeats + U texts with probabilities as targets; those of labelled texts are smoothed.
     """
     num_labelled, num_classes = len(labelled.texts), probabilities.shape[1]
-    repeats = max(1, round(len(unlabelled) / (UNLABELLED * num_labelled)))
+    repeats, epochs, batch_size = mixture(labelled, len(unlabelled))
     certain = np.eye(num_classes, dtype=np.float32)[labelled.targets]  # (n, C)
     smoothed = (1 - labelled.label_smoothing) * certain + labelled.label_smoothing / num_classes
     rows = np.concatenate(
@@ -114,8 +136,8 @@ def distillation_pool(
     )
     return TrainingSet(
         labelled.texts.followed_by(unlabelled).take(rows),
-        np.concatenate([smoothed, probabilities])[rows].astype(np.float32),
-        epochs=max(1, round(labelled.epochs / repeats)),
-        batch_size=(1 + UNLABELLED) * labelled.batch_size,
+        np.concatenate([np.tile(smoothed, (repeats, 1)), probabilities], dtype=np.float32),
+        epochs,
+        batch_size,
         label_smoothing=0.0,
     )

@@ -1,9 +1,10 @@
 """One training in several processes, each of which computes a share of every batch.
 
 All processes hold the whole model and draw the same batches with the same random numbers. Each computes the
-gradients of its own rows, the gradients are averaged, and all take the same step. So weights, optimizer,
-schedule and random numbers are equal everywhere: the first process, the leader, speaks and writes for all,
-and a checkpoint of its state is one of the whole training, for any number of processes.
+gradients of its own rows, the gradients are averaged, and all take the same step. So weights, optimizer
+and schedule are equal everywhere, and so are the random numbers that batches are drawn with: the first
+process, the leader, speaks and writes for all, and a checkpoint of its state is one of the whole training,
+for any number of processes.
 
 With a process that is alone nothing here does anything. How several come to be: ``launching``.
 """

@@ -29,6 +29,10 @@ ADVICE = {
 }
 
 
+# Of torch's messages that have no class of their own.
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def explain(error: Exception, stage: str = "", params: "Params | None" = None) -> str | None:
     """One line that says what went wrong and how to mend it; None for what can only be a bug of ours.
 
@@ -49,7 +53,7 @@ def explain(error: Exception, stage: str = "", params: "Params | None" = None) -
 def _is_out_of_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")  # half of the stages do without it
     on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    return on_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return on_gpu or isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _amounts(message: str) -> str:

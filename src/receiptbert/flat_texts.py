@@ -11,6 +11,11 @@ from receiptbert.tokenization import WordpieceTokenizer
 NUM_MARKS = 2
 
 
+def cut(lengths: Tensor, maxlen: int | None) -> Tensor:
+    """How many tokens are shown of texts of these ``lengths``, of any shape; None for all."""
+    return lengths if maxlen is None else lengths.clamp(max=maxlen)
+
+
 class FlatTexts:
     """Texts of which whole batches are made: no Python code runs per text."""
 
@@ -19,8 +24,9 @@ class FlatTexts:
     ) -> None:
         self.device = torch.device(device)
         # The extra [PAD] at the end lets padding be looked up like any other token.
-        ids = np.append(store.ids, tokenizer.pad_token_id)
-        self._ids = torch.tensor(ids, dtype=torch.int32, device=self.device)  # (tokens + 1,)
+        ids = np.empty(len(store.ids) + 1, dtype=np.int32)
+        ids[:-1], ids[-1] = store.ids, tokenizer.pad_token_id
+        self._ids = torch.from_numpy(ids).to(self.device)  # (tokens + 1,)
         self._starts = torch.from_numpy(store.offsets[:-1]).to(self.device)  # (n,)
         self.lengths = torch.from_numpy(store.lengths)  # (n,), always on the CPU: see width
         self._lengths = self.lengths.to(self.device)
@@ -33,7 +39,7 @@ class FlatTexts:
         which the right one is empty.
         """
         rows = self.to_device(index)
-        shown = self.lengths_of(rows).clamp(max=maxlen)
+        shown = cut(self.lengths_of(rows), maxlen)
         none = torch.zeros_like(shown)
         return self.pairs(rows, self.width(index, maxlen), none, shown, shown, none.bool())[0]
 
@@ -47,7 +53,7 @@ class FlatTexts:
 
     def width(self, index: Tensor, maxlen: int | None) -> int:
         """Columns of a batch; told from lengths on the CPU, so that no one waits for a GPU to tell."""
-        return int(self.lengths[index].clamp(max=maxlen).max()) + NUM_MARKS
+        return int(cut(self.lengths[index], maxlen).max()) + NUM_MARKS
 
     def pairs(
         self, rows: Tensor, width: int, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor

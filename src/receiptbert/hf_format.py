@@ -38,7 +38,12 @@ SHAPE = {
     "eps": "layer_norm_eps",
 }
 # What old checkpoints mean by leaving these out.
-DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}
+DEFAULTS = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "position_embedding_type": "absolute",
+}
 
 
 def save_pretrained(
@@ -89,8 +94,13 @@ def read_shape(folder: Path) -> BertShape:
     config: dict[str, Any] = DEFAULTS | read_config(folder)
     if missing := [name for name in SHAPE.values() if name not in config]:
         raise UserError(f"{folder / CONFIG} lacks {missing[0]}; name a Hugging Face BERT checkpoint folder")
-    if config["hidden_act"] not in ACTIVATIONS:
+    if str(config["hidden_act"]) not in ACTIVATIONS:
         raise UserError(f"{folder}: activation {config['hidden_act']} is not among {', '.join(ACTIVATIONS)}")
+    if (kind := config["position_embedding_type"]) != "absolute":
+        raise UserError(f"{folder}: positions are {kind!r}; only 'absolute' ones can be used")
+    if type(config["layer_norm_eps"]) is not float:
+        eps = config["layer_norm_eps"]
+        raise UserError(f"{folder / CONFIG}: layer_norm_eps is {eps!r}; it must be a number such as 1e-12")
     if config["type_vocab_size"] != 2:
         raise UserError(f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used")
     shape = BertShape(**{ours: config[theirs] for ours, theirs in SHAPE.items()})

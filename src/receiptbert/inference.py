@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from receiptbert.datasets import InferenceDataset, Texts
+from receiptbert.flat_texts import cut
 from receiptbert.precision import DTYPES
 from receiptbert.progress import track
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -33,7 +34,7 @@ def inference_loader(
 ) -> DataLoader[Tensor]:
     """Batches of ids (B, S) of texts of like length; ``predict`` restores the order of ``texts``."""
     dataset = InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer)
-    lengths = dataset.lengths.clamp(max=maxlen)
+    lengths = cut(dataset.lengths, maxlen)
     return DataLoader(
         dataset,
         batch_sampler=LengthGroupedBatchSampler(lengths, batch_size, shuffle=False),

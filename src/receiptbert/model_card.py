@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from receiptbert.calibration import BINS
-from receiptbert.corpus import SPLITS
+from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED
 from receiptbert.evaluation import Evaluation
 from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
@@ -94,12 +94,13 @@ def _data(data: Mapping[str, Any]) -> str:
     rows = [
         (what, *(f"{of[split]:,}" if split in of else "" for split in SPLITS)) for what, of in counts.items()
     ]
-    per_class = data["train_rows_per_class"]
+    per_class, left_out = data["train_rows_per_class"], data["rows_left_out"]
     text = f"""A category has {per_class["smallest"]:,} to {per_class["largest"]:,} rows of train, the median
         being {per_class["median"]:,.0f}; the largest is {data["largest_class_share"]:.1%} of train.
         Categories of val or test that train lacks: {data["classes_absent_from_train"]:,}. Test rows whose
-        text stands in another split too: {data["test_rows_seen_elsewhere"]:,}. Blank
-        texts: {data["blank_texts"]:,}."""
+        text stands in another split too: {data["test_rows_seen_elsewhere"]:,}; rows of their texts that were
+        left out of train: {left_out[TRAIN]:,}, of unsupervised: {left_out[UNSUPERVISED]:,}. Blank texts:
+        {data["blank_texts"]:,}."""
     return _section("## Data", _table(["", *SPLITS], rows), text)
 
 

@@ -33,7 +33,8 @@ def choose_precision(name: str, device: torch.device, key: str) -> str:
 def has_bf16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bf16 matrices in hardware."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not Linux; fp32 is always right

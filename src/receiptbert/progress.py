@@ -62,7 +62,7 @@ def in_terminal() -> bool:
 
 def say(line: str) -> None:
     """Write one line to stderr, at once; if nobody reads any more, go on with the work."""
-    if quiet:
+    if quiet or sys.stderr is None:  # closed: print would take stdout instead, which is for answers
         return
     with suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)

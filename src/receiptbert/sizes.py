@@ -6,11 +6,11 @@ model.
 
 Settings of a training, and where each comes from:
 
-- Learning rate. Of tiny and mini measured here (docs/LOG.md; mini collapses when pretrained at 1e-3 and
-  learns at 5e-4). Pretraining of base and large: 1e-4, Devlin et al., in batches of 256 long texts; small and
-  medium lie between. Finetuning: small and medium are from the grid of Turc et al. (3e-4, 1e-4, 5e-5, 3e-5),
-  base has the highest rate of Devlin et al. (5e-5, 3e-5, 2e-5) and large the lowest, at which finetuning it
-  seldom fails (Mosbach et al. 2021).
+- Learning rate. Of tiny and mini measured here (docs/LOG.md; mini collapsed in short pretrainings at 1e-3
+  and learned at 5e-4). Pretraining of base and large: 1e-4, Devlin et al., in batches of 256 long texts;
+  small and medium lie between. Finetuning: small and medium are from the grid of Turc et al. (3e-4, 1e-4,
+  5e-5, 3e-5), base has the highest rate of Devlin et al. (5e-5, 3e-5, 2e-5) and large the lowest, at which
+  finetuning it seldom fails (Mosbach et al. 2021).
 - Warm-up. 0.06 of the steps, as tiny and mini were measured here, and as RoBERTa was pretrained (large) and
   finetuned (Liu et al. 2019); to finetune large, 0.1 (Mosbach et al. 2021).
 - Weight decay. 0.01 in all sizes (Devlin et al. 2019), and in what was measured here.

@@ -218,5 +218,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} is not JSON; take the checkpoint again from where it came"
         ) from None
     config = {name: saved.get(name, default) for name, default in DEFAULTS.items()}
+    config |= {name: DEFAULTS[name] for name in config if name.endswith("_token") and config[name] is None}
     # Older versions of transformers wrote a special token as a mapping.
     return {name: value["content"] if isinstance(value, dict) else value for name, value in config.items()}

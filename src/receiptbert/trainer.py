@@ -96,7 +96,7 @@ class Trainer(ResumableDescent[BertModel]):
             for number, batch in enumerate(group, start=1):
                 inputs = tuple(tensor.to(self._device) for tensor in batch)
                 with averaging(self._parallel, number == len(group)):
-                    of_batch = self._pass(inputs, len(group), self._epoch, self._batch)
+                    of_batch = self._pass(inputs, len(group), self._epoch, self._batch, number)
                 for name, value in of_batch.items():
                     noted[name] = noted.get(name, 0) + (value if name == "tokens" else value / len(group))
             self._descend(noted)
