@@ -63,7 +63,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
             pytest.skip("no GPU")
     else:
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _device: None)
         monkeypatch.setattr(
             Descent, "_make_graphs", lambda descent: PassesOnCpu(list(descent._model.parameters()))
         )
