@@ -28,7 +28,7 @@ SETTINGS = {
     "runtime.checkpoint_seconds": "0",
 }
 SIZES = {"train": 80, "val": 40, "unsupervised": 80}
-# 2 batches an epoch of each teacher, and of the final model: its pool is 80 + 80 texts in batches of 120.
+# 2 batches an epoch of each teacher, and of the final model: its pool is 80 + 80 texts in batches of 80.
 STEPS = 2 * 2 * 2 + 2 * 2
 
 
