@@ -7,9 +7,9 @@ Shares of the labels and of the unlabelled lines are drawn at random, the same f
 is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
 random weights, and there are no teachers.
 
-The curve of all unlabelled lines is the first; each is written when all its seeds are done. With ``--work
-DIR`` all is kept in DIR, and a run that was cut off goes on from there. After a change of the corpus, of the
-settings or of the code, use a new folder.
+The curve of all unlabelled lines is the first; each is written, and drawn, when all its seeds are done. With
+``--work DIR`` all is kept in DIR, and a run that was cut off goes on from there. After a change of the
+corpus, of the settings or of the code, use a new folder.
 """
 
 import statistics
@@ -38,6 +38,14 @@ AFTER_LABELS = ["unzip", "pretokenize", "finetune", "evaluate"]
 SVM = "linear SVM"
 
 Scores = dict[str, dict[float, list[float]]]  # series -> share of the labels -> weighted F1 of each seed
+
+
+def name_of(unlabelled: float) -> str:
+    """Of the series with this share of the unlabelled lines."""
+    return f"BERT, {unlabelled:.0%} of the texts" if unlabelled else "BERT from scratch"
+
+
+SERIES = [SVM, *map(name_of, sorted(UNLABELLED, reverse=True))]  # in the table and in the plot
 
 
 def draw(corpus: pd.DataFrame, split: str, share: float) -> pd.DataFrame:
@@ -112,11 +120,6 @@ def as_json(scores: Scores) -> Mapping[str, object]:
     }
 
 
-def name_of(unlabelled: float) -> str:
-    """Of the series with this share of the unlabelled lines."""
-    return f"BERT, {unlabelled:.0%} of the texts" if unlabelled else "BERT from scratch"
-
-
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
@@ -146,11 +149,11 @@ def main() -> None:
                 scores[name_of(unlabelled)] = {
                     share: [curve[seed][share] for seed in range(args.seeds)] for share in LABELS
                 }
+                scores = {series: scores[series] for series in SERIES if series in scores}
                 write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
-    scores = {series: scores[series] for series in [SVM, *map(name_of, UNLABELLED)]}
+                if args.plot is not None:
+                    plot(scores, args.corpus.stem, args.plot)
     print_table(scores)
-    if args.plot is not None:
-        plot(scores, args.corpus.stem, args.plot)
 
 
 if __name__ == "__main__":
