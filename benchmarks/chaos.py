@@ -35,6 +35,7 @@ SETTINGS = [
     "model.intermediate_size=64",
     "pretrain.max_steps=400",
     "finetune.epochs=8",
+    "finetune.min_steps=0",
     "finetune.teachers=1",
     "runtime.device=cpu",
     "runtime.checkpoint_seconds=0",

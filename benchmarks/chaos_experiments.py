@@ -33,6 +33,7 @@ SETTINGS = [
     "model.intermediate_size=32",
     "pretrain.epochs=2",
     "finetune.epochs=2",
+    "finetune.min_steps=0",
     "runtime.device=cpu",
     "runtime.checkpoint_seconds=0",
 ]

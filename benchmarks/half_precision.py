@@ -29,7 +29,7 @@ from receiptbert.corpus import TEST, TRAIN, VAL
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.devices import choose_device
 from receiptbert.finetuning import Finetuning
-from receiptbert.labelled import Labelled, TrainingSet, load_labelled
+from receiptbert.labelled import Labelled, load_labelled, training_set
 from receiptbert.metrics import f1
 from receiptbert.params import Params, load_params
 from receiptbert.precision import DTYPES, has_bf16
@@ -71,7 +71,7 @@ def finetune(
         raw = project / "data/raw/data.csv"
         return load_labelled(project / "data/tokenized", raw, split, finetuning.tokenizer)
 
-    train = TrainingSet(*texts_of(TRAIN), p.epochs, p.batch_size, p.label_smoothing)
+    train = training_set(*texts_of(TRAIN), p)
     with tempfile.TemporaryDirectory() as name:
         checkpoints = Checkpoints(Path(name) / "finetune", [p, precision, seed], [], 1e9)
         with checkpoints, arithmetic(precision, device):

@@ -62,6 +62,7 @@ OVERRIDES = {
         "pretrain.batch_size=256",
         "pretrain.epochs=5",
         "finetune.epochs=6",
+        "finetune.min_steps=0",
         "finetune.label_smoothing=0",
         "finetune.teachers=0",
     ],

@@ -40,6 +40,7 @@ SETTINGS = [
     "model.intermediate_size=32",
     "pretrain.epochs=2",
     "finetune.epochs=2",
+    "finetune.min_steps=0",
     "finetune.teachers=0",
     "runtime.device=cpu",
 ]

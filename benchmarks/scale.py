@@ -45,7 +45,8 @@ def _run_stages(folder: Path, lines: int, train: int, steps: int) -> dict[str, d
     say(f"generating {lines:,} lines")
     generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip"]
     subprocess.run([*generator, "--unlabelled", str(lines), "--train", str(train)], cwd=folder, check=True)
-    write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={steps}", "finetune.epochs=1"])
+    one_pass = ["finetune.epochs=1", "finetune.min_steps=0"]
+    write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={steps}", *one_pass])
     return {stage: measure(stage_command(stage), folder) for stage in STAGES}
 
 

@@ -14,9 +14,10 @@ from receiptbert.distributed import is_leader
 from receiptbert.files import whole
 from receiptbert.finetuning import Finetuning
 from receiptbert.hf_format import save_pretrained
-from receiptbert.labelled import TrainingSet, load_labelled
+from receiptbert.labelled import load_labelled, training_set
 from receiptbert.launching import in_processes, one_voice
 from receiptbert.params import Params
+from receiptbert.progress import say
 from receiptbert.reports import write_csv, write_json
 
 
@@ -30,7 +31,11 @@ def finetune(params: Params) -> None:
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
     finetuning = Finetuning(p, source, len(facts.label_names), device, params.runtime)
     token_ids, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, finetuning.tokenizer)
-    train = TrainingSet(token_ids, targets, p.epochs, p.batch_size, p.label_smoothing)
+    train = training_set(token_ids, targets, p)
+    if train.epochs > p.epochs:
+        say(
+            f"few labels: {train.epochs} epochs instead of {p.epochs}, for finetune.min_steps = {p.min_steps}"
+        )
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
     texts = read_teaching_texts(pipeline.CORPUS, train, p.seed) if p.teachers else None
     # Before the teachers have trained for hours: the final model's batches are the largest.

@@ -52,6 +52,7 @@ TINY = {
     "model.intermediate_size": "16",
     "pretrain.epochs": "1",
     "finetune.epochs": "1",
+    "finetune.min_steps": "0",
     "finetune.teachers": "0",
     "runtime.device": "cpu",
 }

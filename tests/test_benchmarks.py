@@ -252,12 +252,22 @@ def test_points_of_a_learning_curve_side_by_side(
     # A tenth of so few labels is too little for a linear model.
     monkeypatch.setattr(quality.Contest, "svm", lambda *_: {"weighted_f1": 0.5})
     monkeypatch.setattr(learning_curve, "bert_scores", pretend)
+    drawn = []
+    monkeypatch.setattr(learning_curve, "plot", lambda scores, *_: drawn.append(list(scores)))
     result = tmp_path / "result.json"
     options = ["--corpus", str(archive), "--seeds", "2", "--jobs", "3", "--json", str(result)]
-    monkeypatch.setattr("sys.argv", ["learning_curve.py", *options])
+    monkeypatch.setattr("sys.argv", ["learning_curve.py", *options, "--plot", "curve.svg"])
     learning_curve.main()
     found = json.loads(result.read_text())["weighted_f1"]
-    assert set(found) == {learning_curve.SVM, *map(learning_curve.name_of, learning_curve.UNLABELLED)}
+    assert list(found) == [
+        "linear SVM",
+        "BERT, 100% of the texts",
+        "BERT, 30% of the texts",
+        "BERT, 10% of the texts",
+        "BERT from scratch",
+    ]
+    assert [len(series) for series in drawn] == [2, 3, 4, 5]  # as each is done
+    assert drawn[-1] == list(found)
     assert found["BERT, 30% of the texts"]["0.1"] == pytest.approx([0.16, 0.17])
     assert found["BERT from scratch"]["1.0"] == pytest.approx([0.1, 0.11])
 
@@ -490,7 +500,8 @@ def test_half_precision_scores_the_three_precisions(
 ) -> None:
     result = tmp_path / "result.json"
     options = ["--project", str(tiny_project), "--seeds", "1", "--json", str(result), "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["half_precision.py", *options, "-S", "finetune.epochs=1"])
+    options += ["-S", "finetune.epochs=1", "-S", "finetune.min_steps=0"]
+    monkeypatch.setattr(sys, "argv", ["half_precision.py", *options])
     half_precision.main()
     figures = json.loads(result.read_text())
     assert figures["fp32"]["difference_from_fp32"] == 0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from receiptbert import WordpieceTokenizer, distillation
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.descent import Descent
 from receiptbert.hf_format import save_pretrained
+from receiptbert.labelled import training_set
 from receiptbert.linear_teacher import LinearTeacher
 from receiptbert.params import load_params
 from receiptbert.token_store import TokenStore
@@ -22,6 +24,7 @@ from tests.test_training import labelled
 
 SETTINGS = {
     "finetune.epochs": "2",
+    "finetune.min_steps": "0",
     "finetune.batch_size": "40",
     "finetune.teachers": "2",
     "runtime.device": "cpu",
@@ -138,3 +141,24 @@ def test_each_unsupervised_text_has_the_answer_of_both_kinds_of_teachers(
     assert bert > 0.6
     np.testing.assert_allclose(totals, 1, rtol=1e-5)
     np.testing.assert_allclose(halves, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "min_steps", "epochs"),
+    [(1000, 300, 12), (1000, 385, 24), (33, 300, 156), (5, 0, 12), (1, 1, 12)],
+)
+def test_few_labels_are_passed_over_more_often(texts: int, min_steps: int, epochs: int) -> None:
+    p = replace(load_params(ROOT / "params.yaml").finetune, epochs=12, batch_size=32, min_steps=min_steps)
+    blank = TokenStore(np.empty(0, np.uint16), np.zeros(texts + 1, int), None, "v")
+    assert training_set(blank, np.zeros(texts, int), p).epochs == epochs
+
+
+def test_the_stage_makes_the_steps_that_few_labels_want(
+    run: Callable[..., dict[Path, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(teachers="0", min_steps="5")  # 2 epochs of 2 steps each are too few
+    assert "few labels: 4 epochs instead of 2, for finetune.min_steps = 5" in capsys.readouterr().err
+    assert len((pipeline.PLOTS / "finetune.csv").read_text().splitlines()) == 1 + 4
+    run(teachers="0", min_steps="4")
+    assert "few labels" not in capsys.readouterr().err
+    assert len((pipeline.PLOTS / "finetune.csv").read_text().splitlines()) == 1 + 2

@@ -72,6 +72,7 @@ PARAMS: list[tuple[str, str, str]] = [
     ("finetune.epochs", "6.5", "finetune.epochs = 6.5 must be a whole number"),
     ("finetune.epochs", "yes", "finetune.epochs = 'yes' must be a whole number"),
     ("finetune.epochs", "0", "finetune.epochs must be at least 1"),
+    ("finetune.min_steps", "-1", "finetune.min_steps must be at least 0"),
     ("finetune.batch_size", "-1", "finetune.batch_size must be at least 1"),
     ("finetune.warmup", "1.0", "finetune.warmup must be a fraction of all steps, at least 0 and below 1"),
     ("finetune.init", "''", "finetune.init must be pretrained, scratch, or a checkpoint folder"),

@@ -1,5 +1,6 @@
 """The labelled texts for a given tokenizer."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from receiptbert.corpus import SPLIT, TEXT, read_corpus
 from receiptbert.errors import UserError
+from receiptbert.params import FinetuneParams
 from receiptbert.token_store import TokenStore, fingerprint
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -22,6 +24,16 @@ class TrainingSet(NamedTuple):
     epochs: int
     batch_size: int  # texts, on average
     label_smoothing: float
+
+
+def training_set(texts: TokenStore, targets: npt.NDArray[np.int64], p: FinetuneParams) -> TrainingSet:
+    """``p.epochs`` passes over the texts, or the least multiple of it that makes ``p.min_steps`` steps.
+
+    Few labels want more passes, not fewer steps (Mosbach et al. 2021; measured in docs/LOG.md).
+    """
+    steps = p.epochs * math.ceil(len(texts) / p.batch_size)
+    times = max(1, math.ceil(p.min_steps / steps))
+    return TrainingSet(texts, targets, times * p.epochs, p.batch_size, p.label_smoothing)
 
 
 def load_labelled(tokenized: Path, corpus: Path, split: str, tokenizer: WordpieceTokenizer) -> Labelled:

@@ -137,6 +137,7 @@ class FinetuneParams:
     precision: str
     init: str
     epochs: int
+    min_steps: int
     batch_size: int
     lr: float
     final_lr: float
@@ -150,6 +151,7 @@ class FinetuneParams:
     def __post_init__(self) -> None:
         _require_training_ranges(self)
         _require(0 <= self.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
+        _require(self.min_steps >= 0, "min_steps", "at least 0")
         _require(self.teachers >= 0, "teachers", "at least 0")
         _require(bool(self.init), "init", "pretrained, scratch, or a checkpoint folder")
 
