@@ -288,6 +288,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
     ),
     (b"text\n", ["in.dat"], "in.dat: the ending tells no format; give one with --from"),
     (b"text\n", ["none.csv"], "none.csv not found"),
+    (b"text\n", ["in.csv", "--precision", "fp16"], "fp16"),
     (b"text\n", ["model", "--from", "csv"], "model is a folder; name a file in it"),
     (b"text\n", ["in.csv", "--from", "parquet"], "in.csv is no Parquet file: "),
     (b"text\n", ["-", "--from", "parquet"], "Parquet cannot be read from stdin; name a file"),

@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import finetune
 import pipeline
 from receiptbert import WordpieceTokenizer, distillation
+from receiptbert.calibration import fit_temperature
 from receiptbert.corpus_facts import CorpusFacts
 from receiptbert.descent import Descent
-from receiptbert.hf_format import save_pretrained
+from receiptbert.hf_format import load_classifier, save_pretrained
+from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import training_set
 from receiptbert.linear_teacher import LinearTeacher
 from receiptbert.params import load_params
@@ -125,15 +130,18 @@ def test_each_unsupervised_text_has_the_answer_of_both_kinds_of_teachers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class_of = {tuple(tokenizer(line)): target for line, target in zip(*labelled(texts), strict=True)}
+    unsupervised = [tuple(tokenizer(line)) for line in labelled(texts)[0][-SIZES["unsupervised"] :]]
     pool, found = distillation.distillation_pool, []
 
     def note(train: Any, store: TokenStore, probabilities: Any) -> Any:
-        true = np.array([class_of[tuple(store[i].tolist())] for i in range(len(store))])
+        tokens = [tuple(store[i].tolist()) for i in range(len(store))]
+        assert sorted(tokens) == sorted(unsupervised)
+        true = np.array([class_of[text] for text in tokens])
         found.append(((probabilities.argmax(axis=1) == true).mean(), probabilities.sum(axis=1)))
         return pool(train, store, probabilities)
 
     monkeypatch.setattr(distillation, "distillation_pool", note)
-    run(teachers="1")
+    run(teachers="2")
     monkeypatch.setattr(LinearTeacher, "probabilities", lambda _, texts: np.zeros((len(texts), 3)))
     run(teachers="1", epochs="20", lr="1e-2", batch_size="20", dropout="0.0")
     (linear, totals), (bert, halves) = found
@@ -158,7 +166,71 @@ def test_the_stage_makes_the_steps_that_few_labels_want(
 ) -> None:
     run(teachers="0", min_steps="5")  # 2 epochs of 2 steps each are too few
     assert "few labels: 4 epochs instead of 2, for finetune.min_steps = 5" in capsys.readouterr().err
+    (log,) = Path("runs/finetune").iterdir()
+    events = EventAccumulator(str(log))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("lr")]  # no warm-up: 0.06 of 8 steps is none
+    assert rates == pytest.approx([1e-6 + (4e-4 - 1e-6) * (8 - step) / 8 for step in range(8)], rel=1e-4)
     assert len((pipeline.PLOTS / "finetune.csv").read_text().splitlines()) == 1 + 4
     run(teachers="0", min_steps="4")
     assert "few labels" not in capsys.readouterr().err
     assert len((pipeline.PLOTS / "finetune.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_finetuning_begins_at_the_pretrained_weights(run: Callable[..., dict[Path, bytes]]) -> None:
+    def encoder(folder: Path) -> dict[str, torch.Tensor]:
+        weights = load_file(folder / "model.safetensors")
+        return {name: weight for name, weight in weights.items() if name.startswith("bert.encoder.")}
+
+    still = {"teachers": "0", "epochs": "1", "lr": "1e-9", "final_lr": "0.0"}
+    run(**still)
+    pretrained = encoder(pipeline.PRETRAINED)
+    assert pretrained
+    torch.testing.assert_close(encoder(pipeline.FINETUNED), pretrained, atol=1e-6, rtol=0)
+    run(**still, init="scratch")
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert (encoder(pipeline.FINETUNED)[name] - pretrained[name]).abs().mean() > 0.01
+
+
+def test_the_metrics_and_the_temperature_are_those_of_the_weights(
+    run: Callable[..., dict[Path, bytes]], tokenizer: WordpieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.1, 0.7, 0.3])
+    monkeypatch.setattr("receiptbert.finetuning.make_scorer", lambda *_: lambda _: ("f1", next(values)))
+    run(teachers="0", epochs="3", lr="1e-2")
+    metrics = json.loads((pipeline.METRICS / "finetune.json").read_text())
+    assert (metrics["best_epoch"], metrics["val_weighted_f1"]) == (2, 0.7)
+    val = TokenStore.load(pipeline.TOKENIZED / "val.safetensors", tokenizer)
+    model, loader = load_classifier(pipeline.FINETUNED)[0], inference_loader(val, tokenizer, 12)
+    logits = predict_logits(model, loader, tokenizer.pad_token_id, torch.device("cpu"))
+    assert val.labels is not None
+    assert metrics["temperature"] == pytest.approx(fit_temperature(logits, val.labels), rel=1e-3)
+    assert metrics["temperature"] != 1
+
+
+@pytest.mark.parametrize("changed", [None, "corpus", "tokenized", "pretrained"])
+def test_a_stage_goes_on_only_with_the_same_inputs(
+    run: Callable[..., dict[Path, bytes]],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: str | None,
+) -> None:
+    def cut(*_: Any) -> float:
+        raise Cut
+
+    monkeypatch.setattr("finetune.fit_temperature", cut)  # trained, and nothing written
+    with pytest.raises(Cut):
+        run(teachers="0")
+    assert "resumed" not in capsys.readouterr().err
+    if changed == "corpus":
+        pipeline.CORPUS.write_text(pipeline.CORPUS.read_text() + "\nб,1,test")
+    elif changed == "tokenized":
+        facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
+        replace(facts, label_names=list("абг")).save(pipeline.TOKENIZED / "corpus.json")
+    elif changed == "pretrained":
+        save_pretrained(pretrain_model(act_func="relu"), tokenizer, pipeline.PRETRAINED)
+    with pytest.raises(Cut):
+        run(teachers="0")
+    assert ("resumed after step 4" in capsys.readouterr().err) == (changed is None)

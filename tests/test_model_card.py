@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from scipy.special import softmax
 
 from receiptbert.corpus import SPLITS
 from receiptbert.evaluation import Evaluation
@@ -106,3 +107,11 @@ def test_parameters_are_all_counted(finetune_model: Make) -> None:
 def test_a_model_without_errors_has_a_card(finetune_model: Make) -> None:
     true = evaluation().predicted
     assert "## The most frequent errors" in model_card(evaluation(true=true), finetune_model(), DATA)
+
+
+def test_coverage_is_told_at_the_temperature() -> None:
+    found = evaluation(temperature=4.0)
+    kept = {t: (softmax(found.logits / t, axis=1).max(axis=1) >= 0.5).mean() for t in (1, 4)}
+    (row,) = (row for row in found.coverage if row.threshold == 0.5)
+    assert row.coverage == pytest.approx(kept[4])
+    assert kept[1] != kept[4]

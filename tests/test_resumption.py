@@ -265,7 +265,23 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(
     loaded = checkpoints.load()
     assert loaded is not None
     assert loaded.values["step"] == 1
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("kind", ["inputs", "code"])
+def test_with_other_inputs_or_other_code_there_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    file = tmp_path / "file"
+    if kind == "code":
+        monkeypatch.setattr("receiptbert.checkpoints._code", lambda: [file])
+    found = []
+    for content in ("as it was", "as it was", "changed"):
+        file.write_text(content)
+        with Checkpoints(tmp_path / "stage", ["a"], [file] if kind == "inputs" else [], 60) as checkpoints:
+            found.append(checkpoints.load() is not None)
+            checkpoints.save(1, state(1))
+    assert found == [False, True, False]
 
 
 def test_another_trainer_is_refused_by_name(tmp_path: Path) -> None:

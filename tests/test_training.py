@@ -396,3 +396,16 @@ def test_padding_mask() -> None:
     mask = padding_mask(torch.tensor([[5, 6], [7, 0]]), pad_token_id=0)
     assert mask is not None
     assert mask.tolist() == [[1, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("permute_prob", [0.0, 1.0])
+def test_accuracy_of_sentence_order(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, permute_prob: float
+) -> None:
+    model = pretrain_model()
+    with torch.no_grad():  # "swapped" is all that it says
+        model._classifier_head._output.weight.zero_()
+        model._classifier_head._output.bias.fill_(5)
+    dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12, permute_prob=permute_prob)
+    loader = DataLoader(dataset, 40, collate_fn=Collator(tokenizer))
+    assert pretrain_trainer(model, tokenizer).evaluate(loader)["sop_accuracy"] == permute_prob
