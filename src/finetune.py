@@ -45,7 +45,7 @@ def finetune(params: Params) -> None:
     names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
     logdirs = map(pipeline.new_run_folder, names)
     with ExitStack() as stack:
-        # All stay until the stage is done: however late it is cut off, no teacher trains twice.
+        # All stay until the stage is done: however late it is cut off, no BERT trains twice.
         checkpoints = [
             stack.enter_context(
                 Checkpoints(pipeline.CHECKPOINTS / name, [p], inputs, params.runtime.checkpoint_seconds)

@@ -349,6 +349,26 @@ def test_the_best_epoch_is_kept(
     assert [record["f1"] for record in trainer.epochs] == [0.1, 0.7, 0.7, 0.3]
 
 
+def test_of_many_epochs_some_are_judged_and_the_last(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    model = finetune_model()
+    trainer, loaders = finetune_parts(texts, tokenizer, model)
+    values, weights = iter([0.1, 0.7, 0.3]), []
+
+    def scorer(_: FinetuneTrainer) -> tuple[str, float]:
+        weights.append([parameter.clone() for parameter in model.parameters()])
+        return "f1", next(values)
+
+    trainer.train(loaders, 5, scorer, eval_every=2)
+    assert [record["epoch"] for record in trainer.epochs] == [2, 4, 5]
+    assert len(trainer.history) == 5 * len(loaders["train"])
+    last_of_them = [record["loss"] for record in trainer.history[-len(loaders["train"]) :]]
+    assert trainer.epochs[-1]["train_loss"] == pytest.approx(sum(last_of_them) / len(last_of_them))
+    assert trainer.best_epoch == 4
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights[1], strict=True))
+
+
 def test_without_a_scorer_the_last_epoch_stays(
     texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
 ) -> None:

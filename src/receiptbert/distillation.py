@@ -4,6 +4,7 @@ The ensemble says how probable each class is for texts that no one labelled but 
 the model learns that beside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019).
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +111,8 @@ def mixture(labelled: TrainingSet, num_unlabelled: int) -> Mixture:
     divisors = [number for number in range(1, passes + 1) if passes % number == 0]
     epochs = min(divisors, key=lambda number: abs(number - wanted))
     repeats = passes // epochs
-    batch_size = round(labelled.batch_size * (1 + num_unlabelled / (num_labelled * repeats)))
+    batches = repeats * math.ceil(num_labelled / labelled.batch_size)  # of so few texts, they may not be full
+    batch_size = round((repeats * num_labelled + num_unlabelled) / batches)
     return Mixture(repeats, epochs, batch_size)
 
 

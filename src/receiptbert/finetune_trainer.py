@@ -66,6 +66,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         dataloaders: dict[str, Batches],
         n_epochs: int,
         scorer: Callable[["FinetuneTrainer"], tuple[str, float]] | None = None,
+        eval_every: int = 1,
     ) -> None:
         """Train for ``n_epochs`` and keep the weights of the epoch with the best score.
 
@@ -74,6 +75,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                 probabilities as targets.
             scorer: takes the trainer, gives a metric's name and value, the higher the better; see
                 ``make_scorer``. Without it the last epoch's weights stay.
+            eval_every: judge each so many epochs, and the last one.
         """
         with self._resumable():
             while self._epoch < n_epochs:
@@ -81,6 +83,10 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                 left = (n_epochs - self._epoch) * len(dataloaders["train"]) - self._batch
                 batches = self._batches(dataloaders["train"], f"epoch {epoch} of {n_epochs}", left)
                 record = {"train_loss": self._train_step(batches)}
+                if epoch % eval_every and epoch < n_epochs:
+                    with self._interrupts.held():
+                        self._end_epoch()
+                    continue
                 judged, score = from_leader(partial(self._judge, dataloaders["eval"], scorer))
                 record |= judged
                 with self._interrupts.held():
@@ -93,7 +99,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
     def _begin(self) -> None:
         super()._begin()
         self.epochs: list[dict[str, float]] = []
-        """One record an epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score by its name."""
+        """A record of each judged epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score."""
         self.best_epoch = 0
         """The epoch whose weights the model has after ``train``."""
         self._best_score = -math.inf
@@ -112,7 +118,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
     def _finish_epoch(self, record: dict[str, float], score: float) -> None:
         self.epochs.append(record)
         if score > self._best_score:
-            self._best_score, self.best_epoch = score, len(self.epochs)
+            self._best_score, self.best_epoch = score, self._epoch + 1
             self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
         self._end_epoch()
 

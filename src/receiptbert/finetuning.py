@@ -1,5 +1,6 @@
 """Finetune classifiers that differ in their seeds and in what they are trained on, and in nothing else."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -108,8 +109,9 @@ class Finetuning:
                 label_smoothing=train.label_smoothing,
                 checkpoints=checkpoints,
             )
-            trainer.train(dataloaders, train.epochs, scorer)
-        best = trainer.epochs[trainer.best_epoch - 1]
+            # Few labels take hundreds of short epochs; to judge each would take longer than to train.
+            trainer.train(dataloaders, train.epochs, scorer, math.ceil(train.epochs / p.epochs))
+        (best,) = (record for record in trainer.epochs if record["epoch"] == trainer.best_epoch)
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
     def require_memory(self, train: TrainingSet, batch_size: int) -> None:
