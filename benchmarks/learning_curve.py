@@ -99,6 +99,7 @@ def plot(scores: Scores, title: str, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def print_table(scores: Scores) -> None:
