@@ -51,6 +51,7 @@ def pretrain(folder: Path) -> dict[str, float | str]:
     facts = CorpusFacts.load(folder / "data/tokenized/corpus.json")
     pretraining = Pretraining(params, texts, tokenizer, facts, device)
     pretraining.require_memory()
+    torch.optim.AdamW([torch.zeros(1)])  # the first one imports torch's compiler, which takes seconds
     with (
         tempfile.TemporaryDirectory() as scratch,
         Checkpoints(Path(scratch) / "pretrain", [], [], params.runtime.checkpoint_seconds) as checkpoints,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -306,6 +307,7 @@ def test_tensorboard_has_every_step(
     finetune_model: Make,
     tmp_path: Path,
 ) -> None:
+    threads = set(threading.enumerate())
     trainer = pretrain_trainer(pretrain_model(), tokenizer, logdir=str(tmp_path / "pretrain"))
     trainer.train(pretrain_loader(texts, tokenizer), 1)
     steps = [record["step"] for record in trainer.history]
@@ -320,6 +322,34 @@ def test_tensorboard_has_every_step(
         **dict.fromkeys(("loss", "grad_norm", "lr"), steps),
         **dict.fromkeys(("train_loss", "eval_loss", "f1"), epoch_ends),
     }
+    assert set(threading.enumerate()) <= threads  # the logs are closed
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_the_history_is_whole_however_late_the_device_sends_it(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    left: int,
+) -> None:
+    monkeypatch.setattr("receiptbert.descent.RECENT_STEPS", 3)
+    trainer = pretrain_trainer(pretrain_model(), tokenizer)
+    trainer._left_on_way = left
+    behind = []
+    step = trainer._descend
+
+    def descend(losses: dict[str, torch.Tensor]) -> None:
+        step(losses)
+        behind.append(trainer._step - len(trainer.history))
+
+    monkeypatch.setattr(trainer, "_descend", descend)
+    trainer.train(pretrain_loader(texts, tokenizer), 2)
+    assert [record["step"] for record in trainer.history] == list(range(1, trainer._step + 1))
+    assert max(behind) == 3 * left + 2
+    usual = pretrain_trainer(pretrain_model(), tokenizer)
+    usual.train(pretrain_loader(texts, tokenizer), 2)
+    assert [sorted(record) for record in trainer.history] == [sorted(record) for record in usual.history]
 
 
 def test_finetuning_learns(texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make) -> None:

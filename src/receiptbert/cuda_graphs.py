@@ -1,10 +1,12 @@
-"""Passes through a model on a GPU, recorded once for each shape of a batch and replayed from then on.
+"""Steps of a training on a GPU, recorded once and replayed from then on.
 
 A GPU multiplies the matrices of a small model faster than Python can ask for it: hundreds of kernels a step,
-each launched by itself. A CUDA graph holds all of a forward and backward pass and is launched at once.
+each launched by itself. A CUDA graph holds all of a forward and backward pass, for one shape of a batch, or
+all that the optimizer does, and is launched at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +42,8 @@ class _Recorded:
 
 
 class GraphedPasses:
-    """Forward and backward passes whose gradients are added to those that the parameters have.
+    """Forward and backward passes whose gradients are added to those that the parameters have, and steps with
+    these gradients.
 
     Args:
         parameters: of the model. The gradients have places of their own, the same in every step.
@@ -54,6 +57,8 @@ class GraphedPasses:
         self._stream = torch.cuda.Stream(parameters[0].device)  # type: ignore[no-untyped-call]
         self._recorded: dict[Any, _Recorded] = {}
         self._seen: set[Any] = set()
+        self._updated = False
+        self._update: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
     def begin(self) -> None:
         """Call it before each pass, recorded or not: in a new step it makes all gradients zero."""
@@ -90,15 +95,42 @@ class GraphedPasses:
         return dict(zip(recorded.names, recorded.values.clone().unbind(), strict=True))
 
     def _record(self, inputs: tuple[Tensor, ...], compute: Compute) -> _Recorded:
-        graph = torch.cuda.CUDAGraph()
         places = tuple(tensor.clone() for tensor in inputs)
-        # Not `torch.cuda.graph`: each time it gives back all free memory, which takes long to get anew.
-        # The stream's GPU, which `stream` makes the current one, need not be the first.
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(self._pool)
+        with self._capture() as graph:
             loss, noted = compute(*places)
             gradients = torch.autograd.grad(loss, self._parameters)
             torch._foreach_add_(self._gradients, gradients)
             values = torch.stack([value.detach().float() for value in noted.values()])
-            graph.capture_end()
         return _Recorded(graph, places, list(noted), values)
+
+    def update(self, step: Callable[[], Tensor]) -> Tensor:
+        """Take a step of the optimizer, which is recorded the second time; what it returns, in a new place.
+
+        Args:
+            step: the same each time. It makes the gradients zero, where they are, and must not look at
+                values from Python.
+        """
+        if not self._updated:  # the first time makes the optimizer's moments
+            self._updated = True
+            return step()
+        if self._update is None:
+            self._update = self._record_update(step)
+        graph, norm = self._update
+        graph.replay()
+        return norm.clone()
+
+    def _record_update(self, step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        with self._capture() as graph:
+            norm = step()
+        return graph, norm
+
+    @contextmanager
+    def _capture(self) -> Iterator[torch.cuda.CUDAGraph]:
+        """Record what is launched within."""
+        graph = torch.cuda.CUDAGraph()
+        # Not `torch.cuda.graph`: each time it gives back all free memory, which takes long to get anew.
+        # The stream's GPU, which `stream` makes the current one, need not be the first.
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool)
+            yield graph
+            graph.capture_end()

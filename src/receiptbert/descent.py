@@ -2,8 +2,9 @@
 
 import math
 from abc import abstractmethod
+from collections import deque
 from itertools import count
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,15 @@ from receiptbert.progress import say
 RECENT_STEPS = 100
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class _Sent(NamedTuple):
+    """What some steps noted, on its way from the device."""
+
+    known: list[dict[str, float]]  # of each step, without the device
+    names: list[str]
+    values: Tensor  # (steps, names), in the memory of the CPU
+    arrived: torch.cuda.Event | None
 
 
 class Descent(Generic[Model]):
@@ -53,6 +63,10 @@ class Descent(Generic[Model]):
         self._graphs = self._make_graphs()
         self._step = 0
         self._pending: list[tuple[dict[str, float], dict[str, Tensor]]] = []
+        self._sent: deque[_Sent] = deque()
+        # So many of those are left on their way: a GPU has to compute the newest first, and would wait for
+        # its next work while we waited for them.
+        self._left_on_way = 1 if self._device.type == "cuda" else 0
         self.history: list[dict[str, float]] = []
         """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``; in fp16
         also ``skipped``, 1 for a step that was not taken since its gradients overflowed, else 0."""
@@ -99,6 +113,9 @@ class Descent(Generic[Model]):
         checkpointing = any(getattr(module, "activation_checkpointing", False) for module in modules)
         if not can_record(self._device, checkpointing) or self._amp.scaled is None:
             return None
+        for group in self._optimizer.param_groups:  # a recorded step finds the rate where it was
+            group["lr"] = torch.tensor(group["lr"], device=self._device)
+            group["capturable"] = True
         return GraphedPasses(self._parameters)
 
     def _recordable(self, num_batches: int, batch: tuple[Tensor, ...]) -> Compute:
@@ -115,10 +132,7 @@ class Descent(Generic[Model]):
 
     def _descend(self, losses: dict[str, Tensor]) -> None:
         """Step with the gradients at hand, and note the ``losses``, of which the processes' mean is told."""
-        self._amp.unscale()
-        norm = self._clip()
-        taken = self._amp.step()
-        self._optimizer.zero_grad()
+        norm, taken = self._update()
         self._step += 1
         known = {"lr": self._scheduler.get_last_lr()[0]}
         if self._precision == "fp16":
@@ -130,7 +144,25 @@ class Descent(Generic[Model]):
         else:
             self._tell_overflow()
         if len(self._pending) == RECENT_STEPS:
-            self._write_history()
+            self._send_pending()
+            self._receive(self._left_on_way)
+
+    def _update(self) -> tuple[Tensor, bool]:
+        """Clip and take the gradients; the norm that they had, and whether the step was taken."""
+        if self._graphs is not None and self._precision != "fp16":
+            return self._graphs.update(self._recordable_update), True
+        self._amp.unscale()
+        norm = self._clip()
+        taken = self._amp.step()
+        self._optimizer.zero_grad()
+        return norm, taken
+
+    def _recordable_update(self) -> Tensor:
+        # A recorded pass adds to the gradients, so that they stay, as zeros.
+        norm = self._clip()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=False)
+        return norm
 
     def _tell_overflow(self) -> None:
         scale = self._amp.scale
@@ -151,18 +183,33 @@ class Descent(Generic[Model]):
         return norm
 
     def _write_history(self) -> None:
-        """Fetch what the last steps noted: once in a while, since a GPU has to finish its work for it."""
+        """Have the history of all steps, for which a GPU has to finish its work."""
+        self._send_pending()
+        self._receive()
+
+    def _send_pending(self) -> None:
+        """Have the device send what the last steps noted, when it has come so far."""
         if not self._pending:
             return
         noted_values = torch.stack([torch.stack(list(noted.values())) for _, noted in self._pending])
-        values = average(noted_values).tolist()
-        first = self._step - len(self._pending) + 1
-        for step, (known, noted), row in zip(count(first), self._pending, values, strict=False):
-            record = dict(zip(noted, row, strict=True)) | known
-            self._check(record, step)
-            self._log(record, step)
-            self.history.append({"step": step} | record)
+        values = average(noted_values).to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream(self._device).record_event() if noted_values.is_cuda else None
+        known = [known for known, _ in self._pending]
+        self._sent.append(_Sent(known, list(self._pending[0][1]), values, arrived))
         self._pending.clear()
+
+    def _receive(self, left: int = 0) -> None:
+        """Put what was sent into the history and the log, the oldest first, all but the newest ``left``."""
+        while len(self._sent) > left:
+            sent = self._sent.popleft()
+            if sent.arrived is not None:
+                sent.arrived.synchronize()
+            steps = count(len(self.history) + 1)
+            for step, known, row in zip(steps, sent.known, sent.values.tolist(), strict=False):
+                record = dict(zip(sent.names, row, strict=True)) | known
+                self._check(record, step)
+                self._log(record, step)
+                self.history.append({"step": step} | record)
 
     def _check(self, record: dict[str, float], step: int) -> None:
         """Refuse to go on without a finite loss, or gradient where the step was taken."""
@@ -186,3 +233,9 @@ class Descent(Generic[Model]):
         self._write_history()
         if self._writer is not None:
             self._writer.flush()
+
+    def _close_log(self) -> None:
+        self._flush_log()
+        if self._writer is not None:
+            self._writer.close()  # and end the thread that writes
+            self._writer = self._purge_step = None

@@ -94,7 +94,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                 self._log(record, self._step)
                 say(f"epoch {epoch}: {readable(record)}")
         self._model.load_state_dict(self._best_weights)
-        self._flush_log()
+        self._close_log()
 
     def _begin(self) -> None:
         super()._begin()

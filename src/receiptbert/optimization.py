@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 
@@ -79,7 +79,7 @@ class Scheduler:
 
     def get_last_lr(self) -> list[float]:
         """The current rate of each group."""
-        return [group["lr"] for group in self._optimizer.param_groups]
+        return [self._lr(self._step)] * len(self._optimizer.param_groups)
 
     def state_dict(self) -> dict[str, int]:
         """What changes while training."""
@@ -91,8 +91,12 @@ class Scheduler:
         self._set_lr()
 
     def _set_lr(self) -> None:
+        rate = self._lr(self._step)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr(self._step)
+            if isinstance(group["lr"], Tensor):  # where a recorded step reads it
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _lr(self, step: int) -> float:
         if step < self._num_warmup_steps:

@@ -86,7 +86,7 @@ class Trainer(ResumableDescent[BertModel]):
                 means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
                 say(f"{name}: {readable(means)} over the last {len(recent)} steps")
                 self._end_epoch()
-        self._flush_log()
+        self._close_log()
 
     def _train_step(self, batches: Iterable[Any]) -> None:
         """One epoch."""
