@@ -131,9 +131,6 @@ def main() -> None:
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
     scores: Scores = {SVM: {}}
-    for share in LABELS:
-        contest = Contest(args.corpus, draw(corpus, TRAIN, share))
-        scores[SVM][share] = [contest.svm("svm_char", seed)["weighted_f1"] for seed in range(args.seeds)]
     curves: dict[float, dict[int, dict[float, float]]] = {unlabelled: {} for unlabelled in UNLABELLED}
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
         work = args.work or Path(scratch)
@@ -142,6 +139,9 @@ def main() -> None:
             return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work, args.jobs)
 
         runs = [pool.submit(run, *point) for point in product(UNLABELLED, range(args.seeds))]
+        for share in LABELS:
+            contest = Contest(args.corpus, draw(corpus, TRAIN, share))
+            scores[SVM][share] = [contest.svm("svm_char", seed)["weighted_f1"] for seed in range(args.seeds)]
         for unlabelled, seed, found in (done.result() for done in as_completed(runs)):
             curve = curves[unlabelled]
             curve[seed] = found
