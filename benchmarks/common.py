@@ -19,7 +19,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from receiptbert.archive import DATA_NAME, extract_corpus
-from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, in_test_too, read_corpus
+from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, held_out_too, read_corpus
 from receiptbert.params import Params, TokenizerParams, load_params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
@@ -126,11 +126,11 @@ def outputs(project: Path) -> dict[str, bytes]:
 
 
 def read_archive(archive: Path) -> pd.DataFrame:
-    """The rows of a corpus zip that the pipeline uses: none to train on that test has too."""
+    """The rows of a corpus zip that the pipeline uses: none that is held out too."""
     with tempfile.TemporaryDirectory() as scratch:
         extract_corpus(archive, Path(scratch))
         corpus = read_corpus(Path(scratch) / DATA_NAME)
-    return corpus[~in_test_too(corpus, fold(corpus[TEXT]))]
+    return corpus[~held_out_too(corpus, fold(corpus[TEXT]))]
 
 
 def write_archive(corpus: pd.DataFrame, path: Path) -> None:

@@ -11,10 +11,11 @@ from receiptbert.corpus import (
     TEXT,
     TRAIN,
     UNSUPERVISED,
+    VAL,
     describe,
     describe_classes,
     fold,
-    in_test_too,
+    held_out_too,
     label_list,
     read_categories,
     read_corpus,
@@ -39,15 +40,15 @@ def unzip(params: Params) -> None:
         categories = read_categories(folder / CATEGORIES_NAME, called.get(CATEGORIES_NAME))
         folded = fold(corpus[TEXT])
         counts = describe(corpus, folded)
-        leaked = in_test_too(corpus, folded)
-        if params.data.train_on_test_texts:
+        leaked = held_out_too(corpus, folded)
+        if params.data.train_on_held_out_texts:
             leaked[:] = False
         counts["rows_left_out"] = {
-            split: int((leaked & (corpus[SPLIT] == split)).sum()) for split in (TRAIN, UNSUPERVISED)
+            split: int((leaked & (corpus[SPLIT] == split)).sum()) for split in (TRAIN, VAL, UNSUPERVISED)
         }
         if leaked.any():
             corpus = corpus[~leaked]
-            require_splits(corpus, f"{called[DATA_NAME]}, without the texts that test has too,")
+            require_splits(corpus, f"{called[DATA_NAME]}, without the texts that are held out too,")
             counts |= describe_classes(corpus)
             # Quoted whole, so that line breaks within texts come back as they were.
             corpus.to_csv(folder / DATA_NAME, index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
@@ -77,8 +78,8 @@ def warnings(counts: dict[str, Any]) -> list[str]:
         (shared, f"{shared:,} texts stand in several splits; {seen:,} test rows are among them{kept}"),
         (
             any(left_out.values()),
-            f"{left_out[TRAIN]:,} train and {left_out[UNSUPERVISED]:,} unsupervised rows are left out, "
-            "since test has their texts; data.train_on_test_texts=true keeps them",
+            f"{left_out[TRAIN]:,} train, {left_out[VAL]:,} val and {left_out[UNSUPERVISED]:,} unsupervised "
+            "rows are left out: val or test has their texts; data.train_on_held_out_texts=true keeps them",
         ),
         (several, f"{several:,} texts have rows of several labels, of which one at the most can be right"),
         (blank, f"{blank:,} texts are blank"),

@@ -74,6 +74,33 @@ def test_a_full_disk_ends_a_stage_by_name_and_costs_nothing(
     assert contents(folder) == done
 
 
+def test_a_folder_ended_between_its_two_renames_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / "models", os.replace
+
+    def write(content: str) -> None:
+        with whole(path) as partial:
+            partial.mkdir()
+            (partial / "weights").write_text(content)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write("old")
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write("new")
+    assert contents(tmp_path) == {"models/weights": b"old"}
+    path.rename(tmp_path / "models.old")  # as kill -9 in that moment leaves it
+    with pytest.raises(KeyboardInterrupt):
+        write("new")
+    assert contents(tmp_path) == {"models/weights": b"old"}
+    monkeypatch.setattr("os.replace", replace)
+    write("new")
+    assert contents(tmp_path) == {"models/weights": b"new"}
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
 def test_what_the_system_says_of_a_file_is_one_line_with_advice(number: int) -> None:
     error = OSError(number, os.strerror(number), "metrics/test.json")

@@ -20,7 +20,7 @@ DATA: dict[str, Any] = {
     "distinct_texts": dict.fromkeys(SPLITS, 7),
     "blank_texts": 1,
     "test_rows_seen_elsewhere": 2,
-    "rows_left_out": {"train": 4, "unsupervised": 1005},
+    "rows_left_out": {"train": 4, "val": 2, "unsupervised": 1005},
     "classes": {"train": 3, "val": 2, "test": 3},
     "classes_absent_from_train": 0,
     "train_rows_per_class": {"largest": 900, "median": 200.0, "smallest": 100},
@@ -86,7 +86,7 @@ def test_the_card_says_what_the_figures_say(card: str) -> None:
         f"off by {result.scores['ece']:.3f} (expected",
     ):
         assert line in card, line
-    assert "left out of train: 4, of unsupervised: 1,005." in " ".join(card.split())
+    assert "left out of train: 4, of val: 2, of unsupervised: 1,005." in " ".join(card.split())
     worst = card.split("## The worst categories")[1].split("##")[0]
     assert worst.index("| Сыр |") < worst.index("| Чай |")
     assert "Мыло" not in worst  # five rows of test

@@ -33,7 +33,7 @@ from receiptbert.corpus import (
     UNSUPERVISED,
     describe,
     fold,
-    in_test_too,
+    held_out_too,
     label_list,
     read_corpus,
 )
@@ -99,8 +99,8 @@ def check_corpus(corpus: pd.DataFrame) -> None:
     assert set(corpus.loc[corpus[SPLIT].isin(LABELLED), LABEL]) == set(labels)
     folded = fold(corpus[TEXT])
     assert sum(describe(corpus, folded)["rows"].values()) == len(corpus)
-    left = corpus[~in_test_too(corpus, folded)]
-    assert not in_test_too(left, fold(left[TEXT])).any()
+    left = corpus[~held_out_too(corpus, folded)]
+    assert not held_out_too(left, fold(left[TEXT])).any()
 
 
 @examples(2500)

@@ -272,7 +272,7 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     (
         "nothing left to train on",
         CSV.replace("soap", "milk"),
-        ", without the texts that test has too, has train rows of one label only; there is nothing to tell apart",
+        ", without the texts that are held out too, has train rows of one label only; there is nothing to tell apart",
     ),
     ("a terminal's codes", CSV + "milk,1,\x1b[2J\n", rf", row 7, column split: …x1b[2J' {SPLIT_RULE}"),
 ]
@@ -309,13 +309,13 @@ def test_categories(bare_project: Path, content: str, expected: str) -> None:
 WARNINGS: list[tuple[str, str, str]] = [
     (
         "a text in several splits",
-        "milk,2,val\n",
+        "milk,,unsupervised\n",
         "1 texts stand in several splits; 0 test rows are among them",
     ),
     (
         "test texts elsewhere",
-        "SOAP,1,train\n soap ,,unsupervised\n",
-        "1 train and 1 unsupervised rows are left out, since test has their texts; data.train_on_test_texts=true …",
+        "TEA,1,train\nsoap,1,val\n soap ,,unsupervised\n",
+        "1 train, 1 val and 1 unsupervised rows are left out: val or test has their texts; data.…",
     ),
     (
         "several labels of a text",
@@ -338,8 +338,8 @@ def test_warnings(bare_project: Path, capsys: pytest.CaptureFixture[str], rows: 
     assert any(matches(f"unzip: warning: {expected}", line) for line in lines), lines
 
 
-def test_texts_of_test_are_trained_on_only_if_asked(bare_project: Path) -> None:
-    doubled = 'SOAP,1,train\n"soap",,unsupervised\n"a ""b""\n c",1,train\n'
+def test_texts_held_out_are_trained_on_only_if_asked(bare_project: Path) -> None:
+    doubled = 'SOAP,1,train\nTea,2,train\nsoap,1,val\n"soap",,unsupervised\n"a ""b""\n c",1,train\n'
     make_zip(bare_project / "in.zip", {"data.csv": CSV + doubled})
     run_here(STAGES["unzip"], bare_project)
     kept = (bare_project / "data/raw/data.csv").read_text()
@@ -353,12 +353,12 @@ def test_texts_of_test_are_trained_on_only_if_asked(bare_project: Path) -> None:
         ' c","1","train"',
     ]
     counts = json.loads((bare_project / "metrics/data.json").read_text())
-    assert counts["rows_left_out"] == {"train": 1, "unsupervised": 1}
-    set_params(bare_project, {"data.train_on_test_texts": "true"})
+    assert counts["rows_left_out"] == {"train": 2, "val": 1, "unsupervised": 1}
+    set_params(bare_project, {"data.train_on_held_out_texts": "true"})
     run_here(STAGES["unzip"], bare_project)
     assert (bare_project / "data/raw/data.csv").read_text() == CSV + doubled
     counts = json.loads((bare_project / "metrics/data.json").read_text())
-    assert counts["rows_left_out"] == {"train": 0, "unsupervised": 0}
+    assert counts["rows_left_out"] == {"train": 0, "val": 0, "unsupervised": 0}
 
 
 def test_the_tables_are_as_long_as_promised() -> None:

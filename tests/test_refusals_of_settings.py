@@ -29,7 +29,7 @@ TRUE_OR_FALSE = "must be true or false"
 PARAMS: list[tuple[str, str, str]] = [
     ("data.archive", "7", "data.archive = 7 must be a text"),
     ("data.archive", "''", "data.archive must be the path of a zip"),
-    ("data.train_on_test_texts", "'no'", f"data.train_on_test_texts = 'no' {TRUE_OR_FALSE}"),
+    ("data.train_on_held_out_texts", "'no'", f"data.train_on_held_out_texts = 'no' {TRUE_OR_FALSE}"),
     ("tokenizer.vocab_size", "3", "tokenizer.vocab_size must be at least 10"),
     ("tokenizer.vocab_size", "30000.0", "tokenizer.vocab_size = 30000.0 must be a whole number"),
     ("tokenizer.vocab_size", "9" * 30, f"tokenizer.vocab_size = {'9' * 30} must be below 2,147,483,648"),

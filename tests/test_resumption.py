@@ -244,11 +244,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     loaded = checkpoints.load()
     assert loaded is not None
     assert loaded.values["step"] == 1
-    assert f"{newest} is damaged" in capsys.readouterr().err
+    assert f"{newest} was damaged and is removed" in capsys.readouterr().err
     checkpoints.save(3, state(3))
     loaded = checkpoints.load()
     assert loaded is not None
     assert loaded.values["step"] == 3
+
+
+def test_damaged_checkpoints_do_not_outlive_new_ones(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    for step in (8, 9):
+        checkpoints.save(step, state(step))
+    for path in files(tmp_path):
+        path.write_bytes(b"")
+    assert checkpoints.load() is None
+    checkpoints.save(1, state(1))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.values["step"] == 1
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint(

@@ -177,7 +177,7 @@ def test_the_stages_themselves_run_in_a_folder(archive: Path, tmp_path: Path) ->
     folder = trial.folders["tokenized"]
     counts = json.loads((folder / "metrics/data.json").read_text())
     assert counts["rows"] == {"train": 270, "val": 90, "test": 1, "unsupervised": 300}
-    assert counts["rows_left_out"] == {"train": 0, "unsupervised": 0}
+    assert counts["rows_left_out"] == {"train": 0, "val": 0, "unsupervised": 0}
     sweep.link(trial, "pretrained")
     sweep.link(trial, "pretrained")
     assert (trial.folders["pretrained"] / "data/tokenized/val.safetensors").exists()

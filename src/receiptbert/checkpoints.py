@@ -103,13 +103,14 @@ class Checkpoints:
         self._rest = self._last - start
 
     def load(self) -> State | None:
-        """The newest state that is whole; None to begin anew. Says which."""
+        """The newest state that is whole; None to begin anew. Says which. Damaged ones are removed."""
         for path in self._paths():
             if _is_whole(path):
                 with safe_open(path, framework="pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                     return State(tensors, json.loads(file.metadata()["values"]))
-            say(f"{path} is damaged, so the checkpoint before it is taken")
+            path.unlink()  # else a training that begins anew would remove its own, which have fewer steps
+            say(f"{path} was damaged and is removed; the checkpoint before it is taken, if there is one")
         if others := sum(1 for other in self._parent.iterdir() if other != self._folder):
             say(
                 f"begins anew: {self._parent} has checkpoints of {others} other combinations of parameters, "

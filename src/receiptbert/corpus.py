@@ -140,10 +140,19 @@ def fold(texts: "pd.Series[str]") -> "pd.Series[str]":
     return texts.str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
 
 
-def in_test_too(corpus: pd.DataFrame, folded: "pd.Series[str]") -> "pd.Series[bool]":
-    """Which train and unsupervised rows have a text of test: who trains on them has seen the test."""
-    texts = folded[(corpus[SPLIT] == TEST) & (folded != "")].unique()
-    return corpus[SPLIT].isin([TRAIN, UNSUPERVISED]) & folded.isin(texts)
+def held_out_too(corpus: pd.DataFrame, folded: "pd.Series[str]") -> "pd.Series[bool]":
+    """Which rows have a text that is held out from their split.
+
+    From train and unsupervised those of val and test: who trains on them has seen what is to judge. From val
+    those of test: what val chooses would have been chosen on test.
+    """
+    split = corpus[SPLIT]
+
+    def has_text_of(*judges: str) -> "pd.Series[bool]":
+        return folded.isin(folded[split.isin(judges) & (folded != "")].unique())
+
+    learned = split.isin([TRAIN, UNSUPERVISED])
+    return (learned & has_text_of(VAL, TEST)) | ((split == VAL) & has_text_of(TEST))
 
 
 def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:

@@ -27,8 +27,8 @@ T = TypeVar("T")
 # When a process dies, its connections break and the others know at once. Only where a whole machine or its
 # network is gone must the silence tell; within a step processes wait for each other for moments alone.
 SILENCE = timedelta(seconds=50)
-# The others wait while one writes a checkpoint to a slow disk, say.
-PATIENCE = timedelta(minutes=30)
+# The others wait while one writes a checkpoint to a slow disk, or fits a linear teacher of many classes.
+PATIENCE = timedelta(hours=12)
 
 _patient: dist.ProcessGroup | None = None  # all processes, for what may last; on the CPU
 

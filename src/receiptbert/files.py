@@ -31,6 +31,8 @@ def whole(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             _remove(partial)
+            if old.exists() and not path.exists():  # ended between the two renames, now or in an earlier run
+                old.rename(path)
             _remove(old)
 
 

@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from receiptbert.calibration import BINS
-from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED
+from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED, VAL
 from receiptbert.evaluation import Evaluation
 from receiptbert.flat_texts import NUM_MARKS
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
@@ -98,9 +98,9 @@ def _data(data: Mapping[str, Any]) -> str:
     text = f"""A category has {per_class["smallest"]:,} to {per_class["largest"]:,} rows of train, the median
         being {per_class["median"]:,.0f}; the largest is {data["largest_class_share"]:.1%} of train.
         Categories of val or test that train lacks: {data["classes_absent_from_train"]:,}. Test rows whose
-        text stands in another split too: {data["test_rows_seen_elsewhere"]:,}; rows of their texts that were
-        left out of train: {left_out[TRAIN]:,}, of unsupervised: {left_out[UNSUPERVISED]:,}. Blank texts:
-        {data["blank_texts"]:,}."""
+        text stands in another split too: {data["test_rows_seen_elsewhere"]:,}. Rows of texts that are held
+        out too, left out of train: {left_out[TRAIN]:,}, of val: {left_out[VAL]:,}, of unsupervised:
+        {left_out[UNSUPERVISED]:,}. Blank texts: {data["blank_texts"]:,}."""
     return _section("## Data", _table(["", *SPLITS], rows), text)
 
 

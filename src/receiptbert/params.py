@@ -35,7 +35,7 @@ class DataParams:
     """Where the corpus is."""
 
     archive: str
-    train_on_test_texts: bool
+    train_on_held_out_texts: bool
 
     def __post_init__(self) -> None:
         _require(bool(self.archive), "archive", "the path of a zip")
