@@ -1,6 +1,6 @@
 """Wall time and peak memory of each stage at 30 thousand, 300 thousand and 3 million unlabelled lines.
 
-    python benchmarks/scale.py [--json OUT]
+    python benchmarks/scale.py [-S KEY=VALUE] [--json OUT]
 
 The lines come from the generator of the sample. Pretraining takes a fixed number of steps, finetuning one
 epoch of each teacher and of the final model over as many labelled lines, so these two show what the corpus
@@ -11,9 +11,10 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from common import ROOT, STAGES, measure, stage_command, write_params, write_result
+from common import ROOT, STAGES, add_overrides, measure, stage_command, write_params, write_result
 from receiptbert.progress import say
 
 
@@ -23,13 +24,15 @@ def main() -> None:
     parser.add_argument("--lines", type=int, nargs="+", default=[30_000, 300_000, 3_000_000])
     parser.add_argument("--steps", type=int, default=100, help="of pretraining")
     parser.add_argument("--train", type=int, default=2000, help="labelled lines")
+    add_overrides(parser)
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for lines in args.lines:
         with tempfile.TemporaryDirectory() as folder:
-            figures[str(lines)] = _run_stages(Path(folder), lines, args.train, args.steps)
+            settings = [f"pretrain.max_steps={args.steps}", *args.overrides]
+            figures[str(lines)] = _run_stages(Path(folder), lines, args.train, settings)
     print(f"{'stage':16}" + "".join(f"{lines:>14,} lines" + " " * 10 for lines in args.lines))
     for stage in STAGES:
         cells = (figures[str(lines)][stage] for lines in args.lines)
@@ -40,13 +43,13 @@ def main() -> None:
     write_result(args.json, {"stages": figures})
 
 
-def _run_stages(folder: Path, lines: int, train: int, steps: int) -> dict[str, dict[str, float]]:
+def _run_stages(folder: Path, lines: int, train: int, settings: Sequence[str]) -> dict[str, dict[str, float]]:
     """Generate a corpus in ``folder`` and run each stage's script there, as DVC would."""
     say(f"generating {lines:,} lines")
     generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip"]
     subprocess.run([*generator, "--unlabelled", str(lines), "--train", str(train)], cwd=folder, check=True)
     one_pass = ["finetune.epochs=1", "finetune.min_steps=0"]
-    write_params(folder, ["data.archive=corpus.zip", f"pretrain.max_steps={steps}", *one_pass])
+    write_params(folder, ["data.archive=corpus.zip", *one_pass, *settings])
     return {stage: measure(stage_command(stage), folder) for stage in STAGES}
 
 

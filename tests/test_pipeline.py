@@ -42,8 +42,14 @@ def imported_modules(stage: str) -> frozenset[str]:
 
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-# A shell that stays between DVC and a stage if it can, as where SHELL is not set (cron, containers).
-ENVIRONMENT = os.environ | {"PATH": PATH, "DVC_NO_ANALYTICS": "1", "SHELL": "/bin/sh"}
+# A shell that stays between DVC and a stage if it can, as where SHELL is not set (cron, containers). A second
+# thread costs so small a model more time than it saves.
+ENVIRONMENT = os.environ | {
+    "PATH": PATH,
+    "DVC_NO_ANALYTICS": "1",
+    "SHELL": "/bin/sh",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
