@@ -4,8 +4,9 @@
 
 The lines come from the generator of the sample and go through the stages up to pretokenize; then pretraining
 runs as in its stage, from random weights to the end of the first epoch. On a GPU the seconds in which passes
-are recorded are among those of the epoch. With ``--work DIR`` the prepared lines stay in DIR, for the
-next run, whatever ``--lines`` it is given.
+are recorded are among those of the epoch; the start of the program is not, torch's import of its compiler
+for the first optimizer included. With ``--work DIR`` the prepared lines stay in DIR, for the next run,
+whatever ``--lines`` it is given.
 """
 
 import subprocess
