@@ -4,7 +4,8 @@
                                 [--jobs N] [--json OUT]
 
 ``scratch`` is the shipped shape without pretraining and without teachers, ``assignment`` the assignment's
-settings, ``undistilled`` the shipped settings without teachers. Every choice is made on val; test is scored
+settings, ``undistilled`` the shipped settings without teachers, ``best`` the best that the sweeps found, at
+any price (docs/LOG.md). Every choice is made on val; test is scored
 once at the end of a run. Runs that differ in finetuning alone share a pretraining.
 
 A long table can be filled part by part: the rows that OUT has of the same corpus stay, and seeds that it has
@@ -63,11 +64,14 @@ OVERRIDES = {
         "pretrain.epochs=5",
         "finetune.epochs=6",
         "finetune.min_steps=0",
+        "finetune.lr=4e-4",
+        "finetune.layer_lr_decay=1",
         "finetune.label_smoothing=0",
         "finetune.teachers=0",
     ],
     "undistilled": ["finetune.teachers=0"],
     "default": [],
+    "best": ["pretrain.max_steps=32000", "pretrain.epochs=80"],
 }
 NAMES = ["majority", *FEATURES, *OVERRIDES]
 Run = dict[str, float]  # scores, seconds and megabytes of one run

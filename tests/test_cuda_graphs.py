@@ -145,7 +145,7 @@ def finetune(
         bert = finetune_model(**(model or {})).to(device)
         torch.manual_seed(1)
         with only_tokens(bert, tokens_in(TokenStore.from_texts(lines, tokenizer), tokenizer)):
-            optimizer = get_optimizer(bert)
+            optimizer = get_optimizer(bert, layer_lr_decay=0.5)
             schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, 40)
             trainer = FinetuneTrainer(bert, optimizer, schedule, tokenizer.pad_token_id, device, **kwargs)
             trainer.train(loaders, 6)

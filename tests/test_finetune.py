@@ -170,7 +170,7 @@ def test_the_stage_makes_the_steps_that_few_labels_want(
     events = EventAccumulator(str(log))
     events.Reload()
     rates = [event.value for event in events.Scalars("lr")]  # no warm-up: 0.06 of 8 steps is none
-    assert rates == pytest.approx([1e-6 + (4e-4 - 1e-6) * (8 - step) / 8 for step in range(8)], rel=1e-4)
+    assert rates == pytest.approx([1e-6 + (8e-4 - 1e-6) * (8 - step) / 8 for step in range(8)], rel=1e-4)
     judged = (pipeline.PLOTS / "finetune.csv").read_text().splitlines()[1:]
     assert [line.split(",")[0] for line in judged] == ["2", "4"]  # as often as with enough labels
     run(teachers="0", min_steps="4")
@@ -191,6 +191,15 @@ def test_finetuning_begins_at_the_pretrained_weights(run: Callable[..., dict[Pat
     run(**still, init="scratch")
     name = "bert.encoder.layer.0.attention.self.query.weight"
     assert (encoder(pipeline.FINETUNED)[name] - pretrained[name]).abs().mean() > 0.01
+
+
+def test_from_scratch_all_layers_train_at_one_rate(run: Callable[..., dict[Path, bytes]]) -> None:
+    def weights(**changes: str) -> dict[Path, bytes]:
+        return {path: data for path, data in run(teachers="0", **changes).items() if path.suffix != ".json"}
+
+    assert weights(layer_lr_decay="1.0") != weights(layer_lr_decay="0.5")
+    scratch = {"init": "scratch", "lr": "4e-4"}
+    assert weights(**scratch, layer_lr_decay="1.0") == weights(**scratch, layer_lr_decay="0.5")
 
 
 def test_the_metrics_and_the_temperature_are_those_of_the_weights(

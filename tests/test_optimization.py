@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from receiptbert import BertModel, Scheduler, get_optimizer
+from receiptbert import BertFinetuneModel, BertModel, Scheduler, get_optimizer
 
 
 @pytest.fixture
@@ -26,6 +26,26 @@ def test_groups_go_by_kind_and_not_by_name() -> None:
     decayed, spared = get_optimizer(model).param_groups
     assert [id(p) for p in decayed["params"]] == [id(model["biased"].weight), id(model["norm"].weight)]
     assert len(spared["params"]) == 4
+
+
+def test_lower_layers_have_lower_rates() -> None:
+    classifier = BertFinetuneModel(8, 50, 12, 2, 32, 2, act_func="gelu", num_classes=3)
+    optimizer = get_optimizer(classifier, layer_lr_decay=0.5)
+    schedule = Scheduler(optimizer, 0.0, 0.8, 0.08, num_warmup_steps=1, num_training_steps=2)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.0}
+    schedule.step()
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(classifier.parameters()))
+    for name, parameter in classifier.named_parameters():
+        expected = next(
+            rate
+            for part, rate in {"embeddings": 0.1, "layers.0.": 0.2, "layers.1.": 0.4, "head": 0.8}.items()
+            if part in name
+        )
+        assert rates[parameter] == pytest.approx(expected)
+        spared = name.endswith("bias") or "layer_norm" in name
+        assert decays[parameter] == (0.0 if spared else 0.01)
 
 
 def scheduler(warmup: int, steps: int, **kwargs: float) -> Scheduler:

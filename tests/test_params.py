@@ -28,7 +28,13 @@ def test_shipped_file_is_read_whole() -> None:
             "intermediate_size": 1024,
         },
         "pretrain": {"lr": 5e-4, "warmup": 0.06, "weight_decay": 0.01, "dropout": 0.0},
-        "finetune": {"lr": 4e-4, "warmup": 0.06, "weight_decay": 0.01, "dropout": 0.1},
+        "finetune": {
+            "lr": 8e-4,
+            "layer_lr_decay": 0.65,
+            "warmup": 0.06,
+            "weight_decay": 0.01,
+            "dropout": 0.1,
+        },
     }
     for section, values in of_mini.items():
         for name, value in values.items():

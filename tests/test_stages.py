@@ -62,6 +62,7 @@ OTHER = {
     "finetune.batch_size": "10",
     "finetune.lr": "1e-3",
     "finetune.final_lr": "1e-4",
+    "finetune.layer_lr_decay": "0.9",
     "finetune.warmup": "0.6",
     "finetune.weight_decay": "0.9",
     "finetune.max_grad_norm": "0.01",

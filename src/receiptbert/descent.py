@@ -68,8 +68,9 @@ class Descent(Generic[Model]):
         # its next work while we waited for them.
         self._left_on_way = 1 if self._device.type == "cuda" else 0
         self.history: list[dict[str, float]] = []
-        """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``; in fp16
-        also ``skipped``, 1 for a step that was not taken since its gradients overflowed, else 0."""
+        """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``, of the
+        fastest group; in fp16 also ``skipped``, 1 for a step that was not taken since its gradients
+        overflowed, else 0."""
 
     @property
     def skipped_steps(self) -> dict[str, int]:
@@ -134,7 +135,7 @@ class Descent(Generic[Model]):
         """Step with the gradients at hand, and note the ``losses``, of which the processes' mean is told."""
         norm, taken = self._update()
         self._step += 1
-        known = {"lr": self._scheduler.get_last_lr()[0]}
+        known = {"lr": max(self._scheduler.get_last_lr())}
         if self._precision == "fp16":
             known["skipped"] = float(not taken)
         noted = {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm}

@@ -267,6 +267,10 @@ class Bert(nn.Module):
         """The token embeddings."""
         return self._embeddings.get_token_embeddings()
 
+    def levels(self) -> list[nn.Module]:
+        """The embeddings, then the layers from the lowest on."""
+        return [self._embeddings, *self._layers]
+
     @staticmethod
     def expand_mask(attention_mask: Tensor) -> Tensor:
         """(B, S), 1 for tokens and 0 for padding -> (B, S, S): every token sees all that is no padding."""

@@ -68,6 +68,8 @@ class Finetuning:
         self._maxlen = self._shape.max_seqlen - NUM_MARKS
         self.tokenizer = load_tokenizer(source)
         self.precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
+        # Layers from scratch have learned nothing that a high rate could destroy.
+        self._layer_lr_decay = 1.0 if p.init == "scratch" else p.layer_lr_decay
 
     def train(
         self,
@@ -95,7 +97,7 @@ class Finetuning:
         announce(self._plan(train, train.batch_size, steps), free_memory(self._device))
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
         with only_tokens(model, tokens_in(train.texts, self.tokenizer)):
-            optimizer = get_optimizer(model, weight_decay=p.weight_decay)
+            optimizer = get_optimizer(model, p.weight_decay, self._layer_lr_decay)
             trainer = FinetuneTrainer(
                 model,
                 optimizer,

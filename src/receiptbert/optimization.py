@@ -6,14 +6,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from receiptbert.encoder import Bert
 
-def get_optimizer(model: nn.Module, weight_decay: float = 0.01) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019) in two groups: biases and layer norms are not decayed.
+
+def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: float = 1.0) -> AdamW:
+    """AdamW (Loshchilov and Hutter 2019) in groups: biases and layer norms are not decayed.
 
     The learning rate is left to ``Scheduler``.
+
+    Args:
+        model: whose parameters are trained.
+        weight_decay: of those that are decayed.
+        layer_lr_decay: the rate of each layer of the encoder as a share of that of what is above it, a layer
+            or the head; below the layers are the embeddings (Howard and Ruder 2018; of BERT, Clark et al.
+            2020). What is lower is more general, and has less to learn anew. At 1 there are two groups.
     """
-    decayed_parameters: list[nn.Parameter] = []
-    not_decayed_parameters: list[nn.Parameter] = []
+    lr_scales = _lr_scales(model, layer_lr_decay)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     # By the kind of the module, not by its name: a name can be missed or match too much. A shared
     # parameter (the token embeddings in the MLM head) must be in one group only, once.
     seen: set[nn.Parameter] = set()
@@ -23,13 +32,25 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01) -> AdamW:
                 continue
             seen.add(parameter)
             spared = name == "bias" or isinstance(module, nn.LayerNorm)
-            (not_decayed_parameters if spared else decayed_parameters).append(parameter)
+            key = (0.0 if spared else weight_decay, lr_scales.get(parameter, 1.0))
+            groups.setdefault(key, []).append(parameter)
 
     grouped_parameters = [
-        {"params": decayed_parameters, "weight_decay": weight_decay},
-        {"params": not_decayed_parameters, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
     ]
     return torch.optim.AdamW(grouped_parameters, fused=True)
+
+
+def _lr_scales(model: nn.Module, layer_lr_decay: float) -> dict[nn.Parameter, float]:
+    """What the rate of each parameter of an encoder is multiplied by."""
+    encoders = [module for module in model.modules() if isinstance(module, Bert)]
+    return {
+        parameter: layer_lr_decay**depth
+        for encoder in encoders
+        for depth, level in enumerate(reversed(encoder.levels()), start=1)
+        for parameter in level.parameters()
+    }
 
 
 def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 1) -> int:
@@ -44,7 +65,7 @@ class Scheduler:
     ``num_warmup_steps`` (from 0) at ``peak_lr``, the last one a little above ``final_lr``.
 
     Args:
-        optimizer: whose groups all get the same rate.
+        optimizer: whose groups all get the same rate, times their ``lr_scale`` if they have one.
         init_lr: rate of the first step.
         peak_lr: rate at the end of the warm-up.
         final_lr: rate after the last step.
@@ -79,7 +100,8 @@ class Scheduler:
 
     def get_last_lr(self) -> list[float]:
         """The current rate of each group."""
-        return [self._lr(self._step)] * len(self._optimizer.param_groups)
+        rate = self._lr(self._step)
+        return [rate * group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
 
     def state_dict(self) -> dict[str, int]:
         """What changes while training."""
@@ -91,8 +113,7 @@ class Scheduler:
         self._set_lr()
 
     def _set_lr(self) -> None:
-        rate = self._lr(self._step)
-        for group in self._optimizer.param_groups:
+        for group, rate in zip(self._optimizer.param_groups, self.get_last_lr(), strict=True):
             if isinstance(group["lr"], Tensor):  # where a recorded step reads it
                 group["lr"].fill_(rate)
             else:

@@ -27,7 +27,7 @@ OF_TRAINING = ["lr", "warmup", "weight_decay", "dropout"]
 # What may be `auto`: for the value of model.size, and for as many processes as there are GPUs.
 MAY_BE_AUTO = {f"model.{name}" for name in OF_SHAPE}
 MAY_BE_AUTO |= {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OF_TRAINING}
-MAY_BE_AUTO |= {"runtime.processes"}
+MAY_BE_AUTO |= {"finetune.layer_lr_decay", "runtime.processes"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +141,7 @@ class FinetuneParams:
     batch_size: int
     lr: float
     final_lr: float
+    layer_lr_decay: float
     warmup: float
     weight_decay: float
     max_grad_norm: float
@@ -150,6 +151,7 @@ class FinetuneParams:
 
     def __post_init__(self) -> None:
         _require_training_ranges(self)
+        _require(0 < self.layer_lr_decay <= 1, "layer_lr_decay", "above 0 and at most 1")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
         _require(self.min_steps >= 0, "min_steps", "at least 0")
         _require(self.teachers >= 0, "teachers", "at least 0")
