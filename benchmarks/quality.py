@@ -53,7 +53,7 @@ from receiptbert.reports import write_json
 # What `dvc exp run -S` would get; README.md has the assignment's line.
 OVERRIDES = {
     # The shape of the model is read from a checkpoint, so one is made, in one step.
-    "scratch": ["finetune.init=scratch", "finetune.lr=4e-4", "finetune.teachers=0", "pretrain.max_steps=1"],
+    "scratch": ["finetune.init=scratch", "finetune.teachers=0", "pretrain.max_steps=1", "finetune.lr=4e-4"],
     "assignment": [
         "tokenizer.min_frequency=2",
         "pretrain.mask_prob=0.15",
