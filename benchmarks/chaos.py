@@ -1,6 +1,6 @@
 """Kill pretraining and finetuning at random moments, go on, and compare the outputs byte by byte.
 
-    python benchmarks/chaos.py --kills 50 [--json OUT]
+    python benchmarks/chaos.py --kills 50 [-S KEY=VALUE ...] [--json OUT]
 
 Each of the two stages gets half of the kills, on a small corpus. ``equal`` counts those after which the
 outputs were those of a training that nobody killed, ``resumed`` those that left a checkpoint to go on from.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from common import ROOT, shipped_params, stage_command, write_params, write_result
+from common import ROOT, add_overrides, shipped_params, stage_command, write_params, write_result
 from receiptbert.checkpoints import REST, Checkpoints, State
 from receiptbert.progress import say
 
@@ -51,10 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    add_overrides(parser)
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
+        write_params(Path(folder), [*SETTINGS, *args.overrides])
         equal, resumed = _kill_often(Path(folder), args.kills, random.Random(args.seed))
         figures = {"kills": args.kills, "equal": equal, "resumed": resumed, **_overhead(Path(folder))}
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
@@ -67,7 +69,6 @@ def _kill_often(folder: Path, kills: int, moments: random.Random) -> tuple[int, 
     """How often the outputs were equal, and how often there was a checkpoint."""
     generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip", *CORPUS]
     subprocess.run(generator, cwd=folder, check=True)
-    write_params(folder, SETTINGS)
     for stage in ("unzip", "train_tokenizer", "pretokenize"):
         _run(stage, folder)
     seconds, whole = {}, {}

@@ -84,7 +84,7 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
         ("throughput", [*QUICK, "--seconds", "0", "--batch-size", "8", "--finetune-batch-size", "8"]),
         ("inference", [*QUICK, "--lines", "50"]),
         ("scale", ["--lines", "100", "--train", "200", "--steps", "5", "-S", "model.size=tiny"]),
-        ("chaos", ["--kills", "1"]),
+        ("chaos", ["--kills", "1", "-S", "pretrain.max_steps=50", "-S", "finetune.epochs=2"]),
         ("chaos_experiments", ["--experiments", "1"]),
     ],
 )
