@@ -47,9 +47,8 @@ clean:  ## remove what the stages made and the caches of tools; the environment 
 	find src tests data benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A marker file, so that the environment is made once, and again when the pinned versions change.
-# Without compiling: Python does that to what is imported, when it is; half of the packages' files never are.
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
