@@ -17,7 +17,7 @@ from common import ROOT, in_turns, ratio, write_result
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertLayer, BertShape
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier
 from receiptbert.modeling import BertModel
 
@@ -72,7 +72,7 @@ def unmasked_padding(folder: Path, corpus: Path, extra: int = 5) -> float:
     model, tokenizer, _ = load_classifier(folder)
     rows = read_corpus(corpus)
     texts = rows.loc[rows[SPLIT] == TEST, TEXT].tolist()
-    dataset = InferenceDataset(texts, model.shape.max_seqlen - NUM_MARKS - extra, tokenizer)
+    dataset = InferenceDataset(texts, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT - extra, tokenizer)
     padding = torch.full((extra,), tokenizer.pad_token_id)
 
     def predict(input_ids: Tensor) -> int:

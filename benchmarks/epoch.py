@@ -21,7 +21,7 @@ import torch
 from common import ROOT, STAGES, add_overrides, write_params, write_result
 from quality import run_stages
 from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
@@ -34,7 +34,7 @@ NO_LIMIT = 10**9  # steps
 
 def prepare(folder: Path, lines: int) -> None:
     """Generate a corpus in ``folder`` and run the stages before pretraining, unless that has been done."""
-    if (folder / "data/tokenized/corpus.json").exists():
+    if (folder / "data/tokenized/lengths.json").exists():
         return
     say(f"generating {lines:,} lines")
     generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip"]
@@ -49,8 +49,8 @@ def pretrain(folder: Path) -> dict[str, float | str]:
     keep_freed_memory(device)
     tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
     texts = TokenStore.load(folder / "data/tokenized/unsupervised.safetensors", tokenizer)
-    facts = CorpusFacts.load(folder / "data/tokenized/corpus.json")
-    pretraining = Pretraining(params, texts, tokenizer, facts, device)
+    lengths = TextLengths.load(folder / "data/tokenized/lengths.json")
+    pretraining = Pretraining(params, texts, tokenizer, lengths, device)
     pretraining.require_memory()
     torch.optim.AdamW([torch.zeros(1)])  # the first one imports torch's compiler, which takes seconds
     with (

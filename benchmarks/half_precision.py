@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common import ROOT, add_overrides, write_params, write_result
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.corpus import TEST, TRAIN, VAL
-from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device
 from receiptbert.finetuning import Finetuning
 from receiptbert.labelled import Labelled, load_labelled, training_set
@@ -63,7 +63,7 @@ def finetune(
 ) -> dict[str, float]:
     """Weighted F1 on test and val of one finetuning, and the steps that fp16 skipped."""
     p = params.finetune
-    num_classes = len(CorpusFacts.load(project / "data/tokenized/corpus.json").labels)
+    num_classes = len(Classes.load(project / "data/tokenized/classes.json").labels)
     finetuning = Finetuning(p, project / "models/pretrained", num_classes, device, params.runtime)
     finetuning.precision = precision  # which the setting would refuse where it has to be imitated
 

@@ -20,7 +20,7 @@ from torch import nn
 from common import ROOT, argument_parser, in_turns, print_rates, ratio, read_archive, write_result
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
 from receiptbert.errors import UserError
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx
@@ -55,7 +55,7 @@ def main() -> None:
     def runner(name: str) -> Callable[[], float]:
         def run() -> float:
             start = time.perf_counter()
-            loader = inference_loader(texts, tokenizer, model.shape.max_seqlen - NUM_MARKS)
+            loader = inference_loader(texts, tokenizer, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT)
             answers[name] = predict_logits(
                 contestants[name], loader, tokenizer.pad_token_id, torch.device("cpu")
             )

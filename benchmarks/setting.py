@@ -14,7 +14,7 @@ from common import add_overrides, read_archive, shipped_params, train_tokenizer
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
 from receiptbert.corpus_facts import min_text_length
 from receiptbert.devices import choose_device
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
 from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
@@ -48,7 +48,7 @@ class Setting:
     @property
     def maxlen(self) -> int:
         """The most tokens of a text that are shown."""
-        return int(self.shape["max_seqlen"]) - NUM_MARKS
+        return int(self.shape["max_seqlen"]) - SPECIAL_TOKENS_PER_TEXT
 
     def inputs(self, store: TokenStore) -> list[list[int]]:
         """``[CLS] text [SEP]`` of every text as a list of ids."""
@@ -89,7 +89,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
             **shape_of(args.size),
             "act_func": params.model.act_func,
             "vocab_size": max(tokenizer.vocab_size, args.vocab_size or 0),
-            "max_seqlen": maxlen + NUM_MARKS,
+            "max_seqlen": maxlen + SPECIAL_TOKENS_PER_TEXT,
         },
         device=device,
         precision=choose_precision(precision, device, "--precision"),

@@ -33,7 +33,7 @@ from receiptbert.datasets import FinetuneDataset, PretrainDataset
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
 from receiptbert.finetune_trainer import FinetuneTrainer
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.loading import make_loader
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
@@ -195,12 +195,14 @@ def operations(setting: Setting, stage: str) -> float:
     """Of the matrix products for a token, as ours needs them in ``stage``."""
     pretraining = stage == "pretrain"
     store = setting.unlabelled if pretraining else setting.train
-    lengths = store.lengths.clip(max=setting.maxlen) + NUM_MARKS
-    mask_prob = setting.params.pretrain.mask_prob
+    lengths = store.lengths.clip(max=setting.maxlen) + SPECIAL_TOKENS_PER_TEXT
+    of_cls = 1 / lengths.mean()
+    targets = setting.params.pretrain.mask_prob * (1 - SPECIAL_TOKENS_PER_TEXT * of_cls)
     return operations_per_token(
         BertShape(**setting.shape, eps=1e-3),
         length=float((lengths**2).sum() / lengths.sum()),
-        targets=mask_prob * (1 - NUM_MARKS / lengths.mean()) if pretraining else 1 / lengths.mean(),
+        of_cls=of_cls,
+        targets=targets if pretraining else 0.0,
         outputs=setting.shape["vocab_size"] if pretraining else setting.num_classes,
     )
 

@@ -6,7 +6,7 @@ from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
 from receiptbert.files import whole
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled
@@ -26,7 +26,7 @@ def evaluate(params: Params) -> None:
         )
     corpus = read_corpus(pipeline.CORPUS)
 
-    loader = inference_loader(test, tokenizer, model.shape.max_seqlen - NUM_MARKS)
+    loader = inference_loader(test, tokenizer, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT)
     result = Evaluation(
         logits=predict_logits(model.to(device), loader, tokenizer.pad_token_id, device),
         true=targets,

@@ -7,9 +7,9 @@ import pipeline
 from receiptbert.calibration import fit_temperature
 from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus import TRAIN, VAL
-from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device, keep_freed_memory
-from receiptbert.distillation import distil, mixture, read_teaching_texts
+from receiptbert.distillation import distil, read_teaching_texts
 from receiptbert.distributed import is_leader
 from receiptbert.files import whole
 from receiptbert.finetuning import Finetuning
@@ -26,10 +26,10 @@ def finetune(params: Params) -> None:
     p = params.finetune
     device = choose_device(params.runtime.device, params.runtime.deterministic)
     keep_freed_memory(device)
-    facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
+    classes = Classes.load(pipeline.TOKENIZED / "classes.json")
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
-    finetuning = Finetuning(p, source, len(facts.label_names), device, params.runtime)
+    finetuning = Finetuning(p, source, len(classes.names), device, params.runtime)
     token_ids, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, finetuning.tokenizer)
     train = training_set(token_ids, targets, p)
     if train.epochs > p.epochs:
@@ -37,10 +37,9 @@ def finetune(params: Params) -> None:
             f"few labels: {train.epochs} epochs instead of {p.epochs}, for finetune.min_steps = {p.min_steps}"
         )
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
-    texts = read_teaching_texts(pipeline.CORPUS, train, p.seed) if p.teachers else None
+    texts = read_teaching_texts(pipeline.CORPUS, train, finetuning.tokenizer, p.seed) if p.teachers else None
     # Before the teachers have trained for hours: the final model's batches are the largest.
-    largest_batch = mixture(train, len(texts.unlabelled)).batch_size if texts else p.batch_size
-    finetuning.require_memory(train, largest_batch)
+    finetuning.require_memory(train, texts.unlabelled_ids if texts else None)
     inputs = [pipeline.CORPUS, pipeline.TOKENIZED, source]
     names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
     logdirs = map(pipeline.new_run_folder, names)
@@ -62,7 +61,7 @@ def finetune(params: Params) -> None:
             return
         temperature = fit_temperature(logits, val[1])
         with whole(pipeline.FINETUNED) as folder:
-            save_pretrained(model, finetuning.tokenizer, folder, facts.label_names, facts.labels, temperature)
+            save_pretrained(model, finetuning.tokenizer, folder, classes.names, classes.labels, temperature)
         scores = {
             "val_weighted_f1": best["f1"],
             "val_loss": best["eval_loss"],

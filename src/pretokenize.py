@@ -15,7 +15,7 @@ from receiptbert.corpus import (
     read_categories,
     read_corpus,
 )
-from receiptbert.corpus_facts import CorpusFacts, min_text_length
+from receiptbert.corpus_facts import Classes, TextLengths, min_text_length
 from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
@@ -42,42 +42,37 @@ def pretokenize(params: Params) -> None:
     lengths = stores[UNSUPERVISED].lengths
 
     quantile = np.quantile(lengths, params.pretokenize.max_length_quantile, method="inverted_cdf")
-    facts = CorpusFacts(
-        min_length=min_text_length(params.pretrain.mask_prob),
-        max_length=max(int(quantile), 1),
-        labels=labels,
-        label_names=label_names(labels, read_categories(pipeline.CATEGORIES)),
-    )
+    used = TextLengths(shortest=min_text_length(params.pretrain.mask_prob), longest=max(int(quantile), 1))
+    classes = Classes(labels=labels, names=label_names(labels, read_categories(pipeline.CATEGORIES)))
     with whole(pipeline.TOKENIZED) as folder:
         for split, store in stores.items():
             store.save(folder / f"{split}.safetensors")
-        facts.save(folder / "corpus.json")
-    report(stores, facts, tokenizer)
+        used.save(folder / "lengths.json")
+        classes.save(folder / "classes.json")
+    report(stores, used, tokenizer)
 
 
-def report(stores: dict[str, TokenStore], facts: CorpusFacts, tokenizer: WordpieceTokenizer) -> None:
+def report(stores: dict[str, TokenStore], used: TextLengths, tokenizer: WordpieceTokenizer) -> None:
     """Write ``metrics/tokens.json`` and the length histogram."""
     lengths = stores[UNSUPERVISED].lengths
     counts = {
         "vocab_size": tokenizer.vocab_size,
-        "min_length": facts.min_length,
-        "max_length": facts.max_length,
+        "min_length": used.shortest,
+        "max_length": used.longest,
         "tokens_per_text": {split: float(store.lengths.mean()) for split, store in stores.items()},
         "unknown_tokens": {
             split: float((store.ids == tokenizer.unk_token_id).sum() / max(len(store.ids), 1))
             for split, store in stores.items()
         },
-        "unsupervised_texts_below_min_length": int((lengths < facts.min_length).sum()),
+        "unsupervised_texts_below_min_length": int((lengths < used.shortest).sum()),
         "texts_above_max_length": {
-            split: int((store.lengths > facts.max_length).sum()) for split, store in stores.items()
+            split: int((store.lengths > used.longest).sum()) for split, store in stores.items()
         },
     }
     write_json(pipeline.METRICS / "tokens.json", counts)
     histogram = enumerate(np.bincount(lengths).tolist())
     write_csv(pipeline.PLOTS / "lengths.csv", ["tokens", "texts"], histogram)
-    print(
-        f"{len(lengths):,} unsupervised texts; lengths used: {facts.min_length} to {facts.max_length} tokens"
-    )
+    print(f"{len(lengths):,} unsupervised texts; lengths used: {used.shortest} to {used.longest} tokens")
 
 
 if __name__ == "__main__":

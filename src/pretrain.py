@@ -2,7 +2,7 @@
 
 import pipeline
 from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distributed import is_leader
 from receiptbert.files import whole
@@ -20,17 +20,17 @@ def pretrain(params: Params) -> None:
     runtime = params.runtime
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device)
-    facts_path, texts_path = (
-        pipeline.TOKENIZED / name for name in ("corpus.json", "unsupervised.safetensors")
+    lengths_path, texts_path = (
+        pipeline.TOKENIZED / name for name in ("lengths.json", "unsupervised.safetensors")
     )
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     texts = TokenStore.load(texts_path, tokenizer)
-    pretraining = Pretraining(params, texts, tokenizer, CorpusFacts.load(facts_path), device)
+    pretraining = Pretraining(params, texts, tokenizer, TextLengths.load(lengths_path), device)
     pretraining.require_memory()
     with Checkpoints(
         pipeline.CHECKPOINTS / "pretrain",
         [params.model, params.pretrain],
-        [facts_path, texts_path, pipeline.TOKENIZER],
+        [lengths_path, texts_path, pipeline.TOKENIZER],
         runtime.checkpoint_seconds,
     ) as checkpoints:
         model, trainer = pretraining.train(pipeline.new_run_folder("pretrain"), checkpoints)

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiptbert import FinetuneDataset, InferenceDataset, PretrainDataset, WordpieceTokenizer
-from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler
 from receiptbert.token_store import TokenStore
 
 
@@ -162,7 +163,45 @@ def test_no_text_is_lost_whatever_the_lengths(lengths: list[int], batch_size: in
     sampler = LengthGroupedBatchSampler(torch.tensor(lengths), batch_size)
     batches = list(sampler)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    assert len(batches) == len(sampler)
+    assert all(batches)
+    assert len(batches) == len(sampler) == math.ceil(len(lengths) / batch_size)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 50), min_size=1, max_size=40),
+    num_labelled=st.integers(1, 40),
+    num_drawn=st.integers(0, 40),
+    batch_size=st.integers(1, 50),
+    cut=st.integers(0, 100),
+)
+def test_each_epoch_has_all_labelled_texts_and_the_next_of_the_others(
+    lengths: list[int], num_labelled: int, num_drawn: int, batch_size: int, cut: int
+) -> None:
+    num_labelled = min(num_labelled, len(lengths))
+    num_unlabelled = len(lengths) - num_labelled
+    num_drawn = min(num_drawn, num_unlabelled)
+
+    def sampler(seed: int) -> MixtureBatchSampler:
+        return MixtureBatchSampler(torch.tensor(lengths), num_labelled, num_drawn, batch_size, seed)
+
+    whole, states, epochs = sampler(0), [], []
+    for _ in range(4):
+        states.append(whole.state)
+        epochs.append(list(whole))
+    times = Counter(text for epoch in epochs for batch in epoch for text in batch)
+    assert [times[text] for text in range(num_labelled)] == [4] * num_labelled
+    assert sum(times.values()) == 4 * whole.texts_per_epoch == 4 * (num_labelled + num_drawn)
+    seen = [times[text] for text in range(num_labelled, len(lengths))]
+    assert not seen or max(seen) - min(seen) <= 1
+    for epoch in epochs:
+        assert len(epoch) == len(whole) == math.ceil(num_labelled / batch_size)
+        assert all(epoch)
+
+    epoch, batch = cut % 4, cut % (len(whole) + 1)
+    resumed = sampler(1)
+    resumed.resume(states[epoch], batch)
+    assert list(resumed) == epochs[epoch][batch:]
+    assert [list(resumed) for _ in epochs[epoch + 1 :]] == epochs[epoch + 1 :]
 
 
 def test_an_index_counts_from_either_end_and_not_beyond(

@@ -1,18 +1,15 @@
 """The pool that the final model is trained on, and training on probabilities."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn
-from receiptbert.distillation import distillation_pool, draw_unlabelled, mixture
+from receiptbert.distillation import distillation_pool, draw_unlabelled
 from receiptbert.labelled import TrainingSet
 from receiptbert.token_store import TokenStore
 from tests.test_training import finetune_parts, labelled
@@ -20,7 +17,7 @@ from tests.test_training import finetune_parts, labelled
 
 def training_set(num_texts: int, epochs: int) -> TrainingSet:
     """Text ``i`` is ``i + 1`` times the token 1, so that its length tells which it is; its class is i % 3."""
-    return TrainingSet(store(1, num_texts), np.arange(num_texts) % 3, epochs, 32, 0.3)
+    return TrainingSet(store(1, num_texts), np.arange(num_texts) % 3, num_texts, epochs, 32, 0.3)
 
 
 def store(token: int, num_texts: int) -> TokenStore:
@@ -29,46 +26,17 @@ def store(token: int, num_texts: int) -> TokenStore:
     return TokenStore(ids, np.concatenate([[0], np.cumsum(lengths)]), None, "v")
 
 
-# Ten labelled texts make one batch, which is not full, in each of 12 passes.
-MIXTURES = [(60, 3, 4, 30), (120, 6, 2, 30), (40, 2, 6, 30), (3, 1, 12, 13), (480, 12, 1, 50)]
-
-
-@pytest.mark.parametrize(("num_unlabelled", "repeats", "epochs", "batch_size"), MIXTURES)
-def test_the_pool_holds_all_texts_each_with_its_own_target(
-    num_unlabelled: int, repeats: int, epochs: int, batch_size: int
-) -> None:
-    probabilities = np.random.default_rng(0).random((num_unlabelled, 3), dtype=np.float32)
-    pool = distillation_pool(training_set(10, 12), store(2, num_unlabelled), probabilities)
-    assert len(pool.texts) == len(pool.targets) == 10 * repeats + num_unlabelled
+def test_the_pool_holds_all_texts_each_with_its_own_target() -> None:
+    probabilities = np.random.default_rng(0).random((40, 3), dtype=np.float32)
+    pool = distillation_pool(training_set(10, 12), store(2, 40), probabilities)
+    assert (pool.num_labelled, pool.num_unlabelled) == (10, 40)
+    assert (pool.epochs, pool.batch_size, pool.label_smoothing) == (12, 32, 0.0)
     assert pool.targets.dtype == np.float32
-    assert (pool.epochs, pool.batch_size, pool.label_smoothing) == (epochs, batch_size, 0.0)
-    seen = {1: [0] * 10, 2: [0] * num_unlabelled}
-    for ids, target in zip((pool.texts[i] for i in range(len(pool.texts))), pool.targets, strict=True):
-        token, number = int(ids[0]), len(ids) - 1
-        assert (ids == token).all()
-        seen[token][number] += 1
-        if token == 2:
-            assert (target == probabilities[number]).all()
-        else:
-            np.testing.assert_allclose(target, np.where(np.arange(3) == number % 3, 0.8, 0.1), rtol=1e-6)
-    assert seen == {1: [repeats] * 10, 2: [1] * num_unlabelled}
-
-
-@given(
-    num_labelled=st.integers(1, 3000),
-    num_unlabelled=st.integers(0, 40_000),
-    passes=st.integers(1, 24),
-    batch_size=st.integers(8, 256),
-)
-def test_a_training_on_the_pool_is_as_long_as_one_on_the_labels(
-    num_labelled: int, num_unlabelled: int, passes: int, batch_size: int
-) -> None:
-    blank = TokenStore(np.empty(0, np.uint16), np.zeros(num_labelled + 1, int), None, "v")
-    targets = np.zeros(num_labelled, int)
-    found = mixture(TrainingSet(blank, targets, passes, batch_size, 0.3), num_unlabelled)
-    assert found.repeats * found.epochs == passes
-    steps = found.epochs * (found.repeats * num_labelled + num_unlabelled) / found.batch_size
-    assert steps == pytest.approx(passes * math.ceil(num_labelled / batch_size), rel=0.51 / found.batch_size)
+    tokens = [pool.texts[i].tolist() for i in range(len(pool.texts))]
+    assert tokens == [[1] * (i + 1) for i in range(10)] + [[2] * (i + 1) for i in range(40)]
+    smoothed = np.where(np.arange(3) == np.arange(10)[:, None] % 3, 0.8, 0.1)
+    np.testing.assert_allclose(pool.targets[:10], smoothed, rtol=1e-6)
+    assert (pool.targets[10:] == probabilities).all()
 
 
 def test_no_more_unlabelled_texts_are_drawn_than_there_is_time_for() -> None:

@@ -13,6 +13,11 @@ def test_as_many_are_dropped_as_asked_and_the_sum_is_kept(prob: float) -> None:
     assert torch.allclose(dropped[kept], torch.tensor(1 / (1 - prob)))
 
 
+def test_a_probability_near_one_drops_nearly_all() -> None:
+    torch.manual_seed(0)
+    assert (Dropout(0.9999999)(torch.ones(300, 401)) != 0).float().mean() < 0.001
+
+
 def test_neighbours_are_dropped_independently() -> None:
     """Four lots come of one draw: they must not have to do with each other."""
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ import finetune
 import pipeline
 from receiptbert import WordpieceTokenizer, distillation
 from receiptbert.calibration import fit_temperature
-from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.corpus_facts import Classes
 from receiptbert.descent import Descent
 from receiptbert.hf_format import load_classifier, save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
@@ -59,8 +59,7 @@ def run(
         TokenStore.from_texts(some, tokenizer, their).save(pipeline.TOKENIZED / f"{split}.safetensors")
         first += size
     rows.append("а,0,test")
-    facts = CorpusFacts(min_length=1, max_length=12, labels=list("012"), label_names=list("абв"))
-    facts.save(pipeline.TOKENIZED / "corpus.json")
+    Classes(labels=list("012"), names=list("абв")).save(pipeline.TOKENIZED / "classes.json")
     pipeline.RAW.mkdir()
     pipeline.CORPUS.write_text("\n".join(rows))
     save_pretrained(pretrain_model(), tokenizer, pipeline.PRETRAINED)
@@ -237,8 +236,7 @@ def test_a_stage_goes_on_only_with_the_same_inputs(
     if changed == "corpus":
         pipeline.CORPUS.write_text(pipeline.CORPUS.read_text() + "\nб,1,test")
     elif changed == "tokenized":
-        facts = CorpusFacts.load(pipeline.TOKENIZED / "corpus.json")
-        replace(facts, label_names=list("абг")).save(pipeline.TOKENIZED / "corpus.json")
+        Classes(labels=list("012"), names=list("абг")).save(pipeline.TOKENIZED / "classes.json")
     elif changed == "pretrained":
         save_pretrained(pretrain_model(act_func="relu"), tokenizer, pipeline.PRETRAINED)
     with pytest.raises(Cut):

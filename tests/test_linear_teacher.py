@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from receiptbert.errors import UserError
-from receiptbert.linear_teacher import CHUNK, SHARPNESS, LinearTeacher
+from receiptbert.linear_teacher import CHUNK, INVERSE_TEMPERATURES, LinearTeacher
 
 WORDS = {0: "молоко", 2: "кефир", 3: "сыр"}  # class 1 has no texts
 
@@ -32,8 +32,8 @@ def test_the_linear_teacher_is_as_sure_as_val_lets_it_be() -> None:
     train = [0, 2, 3] * 20
     wrong = [2, 3, 0] * 4
     unsure = LinearTeacher(lines(train), np.array(train), lines([0, 2, 3] * 4), np.array(wrong), 4)
-    assert unsure._sharpness == min(SHARPNESS)
-    assert teacher([0, 2, 3])._sharpness == max(SHARPNESS)
+    assert unsure._inverse_temperature == min(INVERSE_TEMPERATURES)
+    assert teacher([0, 2, 3])._inverse_temperature == max(INVERSE_TEMPERATURES)
     # A class of val that train lacks tells nothing, and a val of such classes alone is no error.
     unseen = LinearTeacher(lines(train), np.array(train), lines([0, 2]), np.array([1, 1]), 4)
     np.testing.assert_allclose(unseen.probabilities(["сыр"]).sum(), 1, rtol=1e-5)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from receiptbert.corpus_facts import CorpusFacts, min_text_length
+from receiptbert.corpus_facts import Classes, TextLengths, min_text_length
 from receiptbert.errors import UserError
 from receiptbert.metrics import (
     class_scores,
@@ -61,11 +61,11 @@ def test_min_text_length(mask_prob: float, length: int) -> None:
 
 
 def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
-    facts = CorpusFacts(min_length=5, max_length=31, labels=["7", "12"], label_names=["Чай", "Сыр"])
-    facts.save(tmp_path / "corpus.json")
-    assert CorpusFacts.load(tmp_path / "corpus.json") == facts
+    for facts in (Classes(labels=["7", "12"], names=["Чай", "Сыр"]), TextLengths(shortest=5, longest=31)):
+        facts.save(tmp_path / "facts.json")
+        assert type(facts).load(tmp_path / "facts.json") == facts
     with pytest.raises(UserError, match="dvc repro pretokenize"):
-        CorpusFacts.load(tmp_path / "none.json")
+        Classes.load(tmp_path / "none.json")
 
 
 TRUE = np.array([0, 0, 0, 1, 1, 2])

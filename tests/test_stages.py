@@ -10,11 +10,11 @@ import yaml
 
 from receiptbert import WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, TEXT, read_corpus
-from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
 from receiptbert.token_store import TokenStore
-from tests.conftest import ROOT, STAGES, run_here, set_params
+from tests.conftest import ROOT, STAGES, contents, run_here, set_params
 
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 # Steps enough for every setting to tell.
@@ -81,7 +81,7 @@ STAGE_OF = {
 }
 MADE = {
     "train_tokenizer": "models/tokenizer/vocab.txt",
-    "pretokenize": "data/tokenized/corpus.json",
+    "pretokenize": "data/tokenized/lengths.json",
     "pretrain": "models/pretrained/model.safetensors",
     "finetune": "models/finetuned/model.safetensors",
 }
@@ -89,13 +89,13 @@ MADE = {
 
 def test_a_class_id_is_the_place_of_its_label_and_each_text_has_its_tokens(tiny_project: Path) -> None:
     corpus = read_corpus(tiny_project / "data/raw/data.csv")
-    facts = CorpusFacts.load(tiny_project / "data/tokenized/corpus.json")
+    labels = Classes.load(tiny_project / "data/tokenized/classes.json").labels
     tokenizer = WordpieceTokenizer.from_pretrained(tiny_project / "models/tokenizer")
     for split in LABELLED:
         rows = corpus[corpus[SPLIT] == split]
         store = TokenStore.load(tiny_project / f"data/tokenized/{split}.safetensors", tokenizer)
         assert store.labels is not None
-        assert [facts.labels[number] for number in store.labels] == rows[LABEL].tolist()
+        assert [labels[number] for number in store.labels] == rows[LABEL].tolist()
         assert [store[i].tolist() for i in range(len(store))] == [tokenizer(text) for text in rows[TEXT]]
 
 
@@ -105,7 +105,7 @@ def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
         load_params(tiny_project / "params.yaml"),
         TokenStore.load(tiny_project / "data/tokenized/unsupervised.safetensors", tokenizer),
         tokenizer,
-        CorpusFacts.load(tiny_project / "data/tokenized/corpus.json"),
+        TextLengths.load(tiny_project / "data/tokenized/lengths.json"),
         torch.device("cpu"),
     )
 
@@ -116,6 +116,21 @@ def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
     held_out = texts_of(pretraining._held_out_loader)
     assert held_out
     assert not held_out & texts_of(pretraining._loader)
+
+
+def test_a_renamed_category_changes_nothing_that_pretraining_reads(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_project, folder)
+    before = contents(folder)
+    categories = folder / "data/raw/categories.csv"
+    header, *rows = categories.read_text().splitlines()
+    categories.write_text("\n".join([header, *(f"{row} и прочее" for row in rows)]) + "\n")
+    run_here(STAGES["pretokenize"], folder)
+    after = contents(folder)
+    changed = {path for path in after if after[path] != before[path]}
+    assert changed == {"data/raw/categories.csv", "data/tokenized/classes.json"}
 
 
 def run_to_the_end(stage: str, folder: Path) -> None:

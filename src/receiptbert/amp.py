@@ -32,7 +32,8 @@ class Amp(Protocol):
 
     @property
     def scaled(self) -> Callable[[Tensor], Tensor] | None:
-        """Of a loss: the one whose gradients ``backward`` adds. None if it does more than that."""
+        """Scales a loss: ``backward(loss)`` is ``scaled(loss).backward()``. None if it does more than
+        that, as that of apex does; then passes cannot be recorded."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss`` to those at hand."""

@@ -60,7 +60,7 @@ class Checkpoints:
         self._folder = folder / fingerprint(parameters, [*inputs, *_code()])
         self._seconds = seconds
         self._rest = 0.0
-        self._last = time.monotonic()
+        self._last = 0.0  # when the last one was written, or the training began
         self._lock = FileLock(folder.with_suffix(".lock"))
 
     def __enter__(self) -> "Checkpoints":
@@ -103,7 +103,11 @@ class Checkpoints:
         self._rest = self._last - start
 
     def load(self) -> State | None:
-        """The newest state that is whole; None to begin anew. Says which. Damaged ones are removed."""
+        """The newest state that is whole; None to begin anew. Says which. Damaged ones are removed.
+
+        Call it when the training begins: the time to the first checkpoint counts from here.
+        """
+        self._last = time.monotonic()
         for path in self._paths():
             if _is_whole(path):
                 with safe_open(path, framework="pt") as file:

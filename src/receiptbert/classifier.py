@@ -10,7 +10,7 @@ from torch import Tensor
 
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier, read_config, read_temperature
 from receiptbert.inference import BATCH_SIZE, inference_loader, logits_by_batch
 from receiptbert.modeling import BertFinetuneModel
@@ -83,7 +83,7 @@ class Classifier:
         self._device = device
         self._precision = precision
         self._batch_size = batch_size
-        self._maxlen = model.shape.max_seqlen - NUM_MARKS
+        self._maxlen = model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT
 
     @classmethod
     def from_pretrained(

@@ -20,8 +20,10 @@ class Collator:
         mask_prob: how often a token is chosen as a target.
         random_prob: how often a chosen token is replaced by a random one, which may be itself.
         keep_unchanged_prob: how often a chosen token stays. Otherwise it becomes ``[MASK]``.
-        whole_words: choose all pieces of a word or none, so that no piece gives the others away.
-        letters_only: choose no piece without a letter: what a number is tells little of the words around it.
+        whole_words: choose all pieces of a word or none, so that no piece gives the others away. A word that
+            the border of the segments or of the window cuts is two words, or what the window shows of it.
+        letters_only: choose no piece without a letter, whatever the rest of its word is: what a number is
+            tells little of the words around it.
 
     Randomness comes from torch's global generator of the batch's device.
     """
@@ -77,7 +79,7 @@ class Collator:
         self._may_be_target, self._ordinary = self._may_be_target.to(device), self._ordinary.to(device)
         eligible = self._may_be_target[true_ids]
         chance = torch.rand(true_ids.shape, device=device)
-        if self._whole_words:  # all pieces get the number of their word's first
+        if self._whole_words:  # one number for each word: the k-th word of a row takes the k-th
             self._begins_word = self._begins_word.to(device)
             chance = chance.gather(1, self._begins_word[true_ids].cumsum(1) - 1)
         target = eligible & (chance < self._mask_prob)

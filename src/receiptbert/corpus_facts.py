@@ -1,38 +1,34 @@
-"""What later stages must know of the corpus; it travels with the tokenized texts."""
+"""What later stages must know of the corpus; it travels with the tokenized texts.
+
+Derived once, so that the stages cannot disagree. Each kind has a file of its own: a category that gets
+another name makes finetuning run again, but not pretraining.
+"""
 
 import dataclasses
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from receiptbert.errors import UserError
 from receiptbert.reports import write_json
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CorpusFacts:
-    """Facts that several stages share, derived once, so that the stages cannot disagree.
-
-    Attributes:
-        min_length: texts of fewer tokens are not worth pretraining on.
-        max_length: of longer texts, so many tokens are used.
-        labels: the label of each class, its place in the list being its id.
-        label_names: their names in the same order, all of them distinct.
-    """
-
-    min_length: int
-    max_length: int
-    labels: list[str]
-    label_names: list[str]
+class _Facts:
+    """A dataclass in a JSON file."""
 
     def save(self, path: Path) -> None:
         """Write the facts as JSON."""
-        write_json(path, dataclasses.asdict(self))
+        write_json(path, dataclasses.asdict(self))  # type: ignore[call-overload]
 
     @classmethod
-    def load(cls, path: Path) -> "CorpusFacts":
-        """Read what ``save`` wrote."""
+    def load(cls, path: Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            UserError: there is no such file, or it holds anything else.
+        """
         try:
             facts = cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -40,6 +36,32 @@ class CorpusFacts:
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); run `dvc repro -f pretokenize`") from None
         return facts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextLengths(_Facts):
+    """Which texts pretraining uses, and how much of them.
+
+    Attributes:
+        shortest: texts of fewer tokens are not worth pretraining on.
+        longest: of longer texts, so many tokens are used.
+    """
+
+    shortest: int
+    longest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Classes(_Facts):
+    """The classes of the labelled texts; a class's place in the lists is its id.
+
+    Attributes:
+        labels: as they are in the corpus.
+        names: in the same order, all of them distinct.
+    """
+
+    labels: list[str]
+    names: list[str]
 
 
 def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:

@@ -23,10 +23,11 @@ MAX_GRAPHS = 256
 
 
 def can_record(device: torch.device, activation_checkpointing: bool) -> bool:
-    """Whether passes do no more than launch a GPU's kernels.
+    """Whether passes may be recorded: by one process on a GPU, without activation checkpointing.
 
-    Recorded ones have other shapes, and so other random numbers, and a resumed training records others: not
-    where a GPU is to give the same bits in every run.
+    Not where a GPU is to give the same bits in every run: a recorded pass has more rows (``max_targets``), so
+    that it draws other random numbers, and a resumed training records other passes than one that was not cut
+    off.
     """
     if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
         return False

@@ -68,9 +68,9 @@ class Descent(Generic[Model]):
         # its next work while we waited for them.
         self._left_on_way = 1 if self._device.type == "cuda" else 0
         self.history: list[dict[str, float]] = []
-        """One record a step: ``step`` from 1, the losses, ``grad_norm`` before clipping, and ``lr``, of the
-        fastest group; in fp16 also ``skipped``, 1 for a step that was not taken since its gradients
-        overflowed, else 0."""
+        """One record a step: ``step`` from 1, what ``_compute`` notes (the losses; in pretraining also the
+        number of ``tokens``), ``grad_norm`` before clipping, and ``lr``, of the fastest group; in fp16 also
+        ``skipped``, 1 for a step that was not taken since its gradients overflowed, else 0."""
 
     @property
     def skipped_steps(self) -> dict[str, int]:
@@ -87,20 +87,20 @@ class Descent(Generic[Model]):
         """Keyword arguments that spare ``_compute`` a look at the values of a batch like this."""
         return {}
 
-    def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *moment: int) -> dict[str, Tensor]:
+    def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *position: int) -> dict[str, Tensor]:
         """Add the gradients of one of the ``num_batches`` of a step; what ``_compute`` notes of it.
 
         Args:
             inputs: the batch, on the device.
             num_batches: whose mean loss is minimized.
-            moment: see ``own_random_numbers``.
+            position: see ``own_random_numbers``.
         """
         kind = (num_batches, *(tensor.shape for tensor in inputs))
         if self._graphs is not None:
             self._graphs.begin()
             if self._graphs.take(kind):
                 return self._graphs(kind, inputs, lambda: self._recordable(num_batches, inputs))
-        with own_random_numbers(self._device, *moment), self._amp.casts():
+        with own_random_numbers(self._device, *position), self._amp.casts():
             loss, noted = self._compute(*inputs)
         self._backward(loss / num_batches)
         return {name: value.detach() for name, value in noted.items()}
@@ -216,7 +216,7 @@ class Descent(Generic[Model]):
         """Refuse to go on without a finite loss, or gradient where the step was taken."""
         for name, value in record.items():
             if not math.isfinite(value) and not (name == "grad_norm" and record.get("skipped")):
-                what = "gradient" if name == "grad_norm" else f"{name} loss"
+                what = {"grad_norm": "gradient", "loss": "loss"}.get(name, f"{name} loss")
                 raise UserError(
                     f"the {what} became {value} at step {step}; lower lr or max_grad_norm, or raise warmup "
                     f"(the learning rate was {record['lr']:.2g})"

@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 # When a process dies, its connections break and the others know at once. Only where a whole machine or its
 # network is gone must the silence tell; within a step processes wait for each other for moments alone.
-SILENCE = timedelta(seconds=50)
+STEP_TIMEOUT = timedelta(seconds=50)
 # The others wait while one writes a checkpoint to a slow disk, or fits a linear teacher of many classes.
-PATIENCE = timedelta(hours=12)
+LONG_TIMEOUT = timedelta(hours=12)
 
 _patient: dist.ProcessGroup | None = None  # all processes, for what may last; on the CPU
 
@@ -38,9 +38,9 @@ def join(on_gpu: bool) -> None:
     global _patient
     store, number, processes = meeting_place()
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=store, rank=number, world_size=processes, timeout=SILENCE
+        "nccl" if on_gpu else "gloo", store=store, rank=number, world_size=processes, timeout=STEP_TIMEOUT
     )
-    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _patient = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
 
 def meeting_place() -> tuple[dist.Store, int, int]:
@@ -162,20 +162,20 @@ def averaging(model: nn.Module, active: bool) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def own_random_numbers(device: torch.device, *moment: int) -> Iterator[None]:
-    """Random numbers that no other process and no other moment has, for dropout.
+def own_random_numbers(device: torch.device, *position: int) -> Iterator[None]:
+    """Random numbers that no other process and no other batch has, for dropout.
 
     Afterwards those of before go on, from which all processes draw the next batch. They tell processes apart
     and leave no trace in a checkpoint.
 
     Args:
         device: where they are drawn.
-        moment: what tells this moment of the training from others.
+        position: in the training, what tells it from others: epoch, batch and so on.
     """
     if num_processes() == 1:
         yield
         return
-    seed = hash((torch.initial_seed(), rank(), *moment))
+    seed = hash((torch.initial_seed(), rank(), *position))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

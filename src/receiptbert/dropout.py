@@ -30,5 +30,6 @@ class Dropout(nn.Module):
             return F.dropout(x, self._prob)
         draws = torch.empty(-(-x.numel() // LOTS_PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
         lots = draws.view(torch.int16)[: x.numel()].view(x.shape)  # from -LOTS / 2 to LOTS / 2 - 1
-        kept = lots >= round(self._prob * LOTS) - LOTS // 2
+        dropped = min(round(self._prob * LOTS), LOTS - 1)  # all of them would not fit into 16 bits
+        kept = lots >= dropped - LOTS // 2
         return x * kept.to(x.dtype).mul_(1 / (1 - self._prob))

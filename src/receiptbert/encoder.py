@@ -186,7 +186,10 @@ class FeedForward(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Self-attention, then feed-forward. Parameters: 12d^2 + 13d."""
+    """Self-attention, then feed-forward; the arguments are theirs.
+
+    Parameters: 12d^2 + 13d where the intermediate size is 4d.
+    """
 
     def __init__(
         self,
@@ -220,7 +223,21 @@ class BertLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Embeddings and a stack of layers: the encoder that pretraining and finetuning share."""
+    """Embeddings and a stack of layers: the encoder that pretraining and finetuning share.
+
+    Args:
+        vocab_size: V.
+        max_seqlen: P, the most tokens of an input, special ones included.
+        hidden_size: d.
+        num_hidden_layers: how many layers.
+        intermediate_size: width of the feed-forward parts, as a rule 4d.
+        num_attention_heads: h; as a rule d / 64.
+        input_dropout_prob: dropout of the embeddings' sum.
+        dropout_prob: dropout of what attention and feed-forward parts add to their input.
+        attention_probs_dropout_prob: dropout of attention weights.
+        act_func: gelu or relu, within the feed-forward parts.
+        eps: of the layer norms.
+    """
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from receiptbert.datasets import FinetuneDataset
 from receiptbert.devices import free_memory
 from receiptbert.distributed import in_shares, num_processes
 from receiptbert.finetune_trainer import FinetuneTrainer
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import Labelled, TrainingSet
@@ -31,8 +31,15 @@ from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.resumption import Batches
-from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.sampling import MixtureBatchSampler
 from receiptbert.token_store import TokenStore
+
+UNLABELLED_PER_LABEL = 2  # texts in an epoch, where there are so many
+
+
+def num_drawn(num_labelled: int, num_unlabelled: int) -> int:
+    """How many unlabelled texts an epoch has; none of them twice."""
+    return min(UNLABELLED_PER_LABEL * num_labelled, num_unlabelled)
 
 
 class Finetuned(NamedTuple):
@@ -65,7 +72,7 @@ class Finetuning:
         self._runtime = runtime
         check_amp_backend(runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
         self._shape = read_shape(source)
-        self._maxlen = self._shape.max_seqlen - NUM_MARKS
+        self._maxlen = self._shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT
         self.tokenizer = load_tokenizer(source)
         self.precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
         # Layers from scratch have learned nothing that a high rate could destroy.
@@ -88,13 +95,19 @@ class Finetuning:
         val_data = FinetuneDataset(*val, self.tokenizer, self._maxlen, presort=True, device=self._device)
         collate = partial(collate_fn, pad_idx=self.tokenizer.pad_token_id)
         lengths = train_data.lengths.clamp(max=self._maxlen)
-        batches = LengthGroupedBatchSampler(lengths, train.batch_size, seed)
+        batches = MixtureBatchSampler(
+            lengths,
+            train.num_labelled,
+            num_drawn(train.num_labelled, train.num_unlabelled),
+            train.batch_size,
+            seed,
+        )
         dataloaders: dict[str, Batches] = {
             "train": make_loader(train_data, batches, collate),
             "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
         }
         steps = num_optimizer_steps(len(batches), train.epochs)
-        announce(self._plan(train, train.batch_size, steps), free_memory(self._device))
+        announce(self._plan(train, train.texts, steps), free_memory(self._device))
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
         with only_tokens(model, tokens_in(train.texts, self.tokenizer)):
             optimizer = get_optimizer(model, p.weight_decay, self._layer_lr_decay)
@@ -116,21 +129,28 @@ class Finetuning:
         (best,) = (record for record in trainer.epochs if record["epoch"] == trainer.best_epoch)
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
-    def require_memory(self, train: TrainingSet, batch_size: int) -> None:
-        """Refuse batches of ``batch_size`` texts like those of ``train`` if the device has no room for them.
+    def require_memory(self, train: TrainingSet, unlabelled: TokenStore | None) -> None:
+        """Refuse to train on ``train`` and ``unlabelled`` texts if the device has no room for it.
 
         Raises:
             UserError: names what would fit.
         """
-        plan = self._plan(train, batch_size, steps=0)
-        require_memory(plan, free_memory(self._device), "finetune", self._p.batch_size)
+        texts = train.texts.followed_by(unlabelled) if unlabelled else train.texts
+        plan = self._plan(train, texts, steps=0)
+        batch_size = min(train.batch_size, train.num_labelled)  # no batch has more
+        require_memory(plan, free_memory(self._device), "finetune", batch_size)
 
-    def _plan(self, train: TrainingSet, batch_size: int, steps: int) -> Plan:
-        lengths = (train.texts.lengths + NUM_MARKS).clip(max=self._shape.max_seqlen)
+    def _plan(self, train: TrainingSet, texts: TokenStore, steps: int) -> Plan:
+        """Of a training like ``train``, but on ``texts``, the labelled ones and perhaps others."""
+        lengths = (texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=self._shape.max_seqlen)
+        num_unlabelled = len(texts) - train.num_labelled
+        in_epoch = train.num_labelled + num_drawn(train.num_labelled, num_unlabelled)
         return Plan(
             shape=self._shape,
             num_classes=self.num_classes,
-            texts=batch_size,
+            trained_tokens=len(tokens_in(texts, self.tokenizer)),
+            soft_targets=len(texts) * self.num_classes if num_unlabelled else 0,
+            texts=math.ceil(in_epoch / math.ceil(train.num_labelled / train.batch_size)),
             processes=num_processes(),
             length=float(lengths.mean()),
             longest=int(lengths.max()),

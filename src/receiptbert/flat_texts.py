@@ -8,7 +8,7 @@ from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
 # [CLS] and [SEP]: how many positions a model needs beyond the longest text.
-NUM_MARKS = 2
+SPECIAL_TOKENS_PER_TEXT = 2
 
 
 def cut(lengths: Tensor, maxlen: int | None) -> Tensor:
@@ -53,7 +53,7 @@ class FlatTexts:
 
     def width(self, index: Tensor, maxlen: int | None) -> int:
         """Columns of a batch; told from lengths on the CPU, so that no one waits for a GPU to tell."""
-        return int(cut(self.lengths[index], maxlen).max()) + NUM_MARKS
+        return int(cut(self.lengths[index], maxlen).max()) + SPECIAL_TOKENS_PER_TEXT
 
     def pairs(
         self, rows: Tensor, width: int, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor

@@ -17,13 +17,22 @@ Labelled: TypeAlias = tuple[TokenStore, npt.NDArray[np.int64]]  # n texts and th
 
 
 class TrainingSet(NamedTuple):
-    """What a classifier is finetuned on, and how it goes over it."""
+    """What a classifier is finetuned on, and how it goes over it.
 
-    texts: TokenStore  # n texts
-    targets: npt.NDArray[Any]  # class ids (n,) int64, or their probabilities (n, C) float32
+    An epoch is a pass over the labelled texts, among which come the next of the unlabelled ones.
+    """
+
+    texts: TokenStore  # n labelled ones, then U unlabelled ones
+    targets: npt.NDArray[Any]  # class ids (n,) int64; or probabilities of the classes (n + U, C) float32
+    num_labelled: int  # n
     epochs: int
-    batch_size: int  # texts, on average
+    batch_size: int  # labelled texts, on average
     label_smoothing: float
+
+    @property
+    def num_unlabelled(self) -> int:
+        """U."""
+        return len(self.texts) - self.num_labelled
 
 
 def training_set(texts: TokenStore, targets: npt.NDArray[np.int64], p: FinetuneParams) -> TrainingSet:
@@ -33,7 +42,7 @@ def training_set(texts: TokenStore, targets: npt.NDArray[np.int64], p: FinetuneP
     """
     steps = p.epochs * math.ceil(len(texts) / p.batch_size)
     times = max(1, math.ceil(p.min_steps / steps))
-    return TrainingSet(texts, targets, times * p.epochs, p.batch_size, p.label_smoothing)
+    return TrainingSet(texts, targets, len(texts), times * p.epochs, p.batch_size, p.label_smoothing)
 
 
 def load_labelled(tokenized: Path, corpus: Path, split: str, tokenizer: WordpieceTokenizer) -> Labelled:

@@ -128,7 +128,8 @@ def own_device(runtime: RuntimeParams) -> RuntimeParams:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Of several processes that fail, let the first say why; the others fail for the same reason, or for it.
+    """Of several processes that fail, let the first say why. The others fail for the same reason, or because
+    the first has failed.
 
     Only the leader tells how the work goes on.
     """

@@ -27,8 +27,8 @@ WORDS: dict[str, Any] = {
     "ngram_range": (1, 2),
     "sublinear_tf": True,
 }
-STRENGTH = 0.5  # of the SVM, its C
-SHARPNESS = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 14.0]  # inverse temperatures to choose from
+SVM_C = 0.5  # inverse strength of the regularization
+INVERSE_TEMPERATURES = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 14.0]  # to choose from
 CHUNK = 10_000  # texts whose features are in memory at once
 
 
@@ -38,7 +38,7 @@ class LinearTeacher:
     Args:
         train_texts: n texts.
         train_targets: their class ids, shape (n,).
-        val_texts: texts on which the sharpness of the probabilities is chosen.
+        val_texts: texts on which the temperature of the softmax is chosen.
         val_targets: their class ids.
         num_classes: C; a class that train lacks gets the probability 0.
 
@@ -56,7 +56,7 @@ class LinearTeacher:
     ) -> None:
         self._num_classes = num_classes
         self._vectorizer = tfidf(CHARACTERS, WORDS)
-        self._svm = LinearSVC(C=STRENGTH, random_state=0)
+        self._svm = LinearSVC(C=SVM_C, random_state=0)
         try:
             features = self._vectorizer.fit_transform(train_texts)
         except ValueError as error:
@@ -72,11 +72,11 @@ class LinearTeacher:
         margins = self._margins(val_texts)[known]
         columns = np.searchsorted(self._svm.classes_, val_targets[known])[:, None]
 
-        def loss(sharpness: float) -> float:
-            chosen = np.take_along_axis(softmax(sharpness * margins, axis=1), columns, axis=1)
+        def loss(inverse_temperature: float) -> float:
+            chosen = np.take_along_axis(softmax(inverse_temperature * margins, axis=1), columns, axis=1)
             return -float(np.log(np.maximum(chosen, 1e-12)).sum())
 
-        self._sharpness = min(SHARPNESS, key=loss)
+        self._inverse_temperature = min(INVERSE_TEMPERATURES, key=loss)
 
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """How probable each class is for each of ``texts``, shape (n, C)."""
@@ -84,7 +84,7 @@ class LinearTeacher:
         for start in range(0, len(texts), CHUNK):
             rows = slice(start, start + CHUNK)
             margins = self._margins(texts[rows])
-            probabilities[rows, self._svm.classes_] = softmax(self._sharpness * margins, axis=1)
+            probabilities[rows, self._svm.classes_] = softmax(self._inverse_temperature * margins, axis=1)
         return probabilities
 
     def _margins(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:

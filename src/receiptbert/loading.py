@@ -42,7 +42,7 @@ class ManyAtOnce:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         batches = iter(self.batch_sampler)
-        number = max(1, TEXTS_AT_ONCE * len(self) // max(len(self.dataset), 1))
+        number = max(1, TEXTS_AT_ONCE * len(self) // max(self.batch_sampler.texts_per_epoch, 1))
         while some := list(islice(batches, number)):
             tensors = self._collate(self.dataset.__getitems__([text for batch in some for text in batch]))
             sizes = [len(batch) for batch in some]

@@ -16,7 +16,7 @@ from torch import nn
 from receiptbert.calibration import BINS
 from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED, VAL
 from receiptbert.evaluation import Evaluation
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
 from receiptbert.modeling import BertFinetuneModel
 
@@ -83,9 +83,10 @@ def _front_matter(result: Evaluation) -> str:
 def _introduction(result: Evaluation, model: BertFinetuneModel) -> str:
     parts = count_parameters(model)
     rows = [(part, f"{count:,}") for part, count in {**parts, "all": sum(parts.values())}.items()]
+    longest = model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT
     text = f"""A BERT that gives a line of a receipt one of {len(result.names):,} product categories. It reads
-        the first {model.shape.max_seqlen - NUM_MARKS} tokens of a line. The receiptbert pipeline made it, and
-        wrote this card with its scores on test."""
+        the first {longest} tokens of a line. The receiptbert pipeline made it, and wrote this card with its
+        scores on test."""
     return _section("# Receipt lines to product categories", text, _table(["part", "parameters"], rows))
 
 

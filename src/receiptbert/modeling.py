@@ -176,8 +176,8 @@ class BertModel(nn.Module):
             labels: (B, S) true ids at the targets, ``ignore_index`` elsewhere.
             permuted: (B,), whether the segments are swapped.
             token_type_ids: (B, S), 0 or 1.
-            max_targets: compute so many targets, whatever their number is, which a GPU would have to tell
-                first: the rest of fewer is ignored, and of more the last ones are.
+            max_targets: compute so many rows for targets, so that no one has to wait until a GPU has counted
+                them. If there are fewer targets, the other rows are ignored; if more, the last get no loss.
         """
         targets = self._targets(labels, max_targets)  # (T,)
         rows = torch.cat([cls_rows(x), targets])

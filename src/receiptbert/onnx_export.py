@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from receiptbert.errors import UserError
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel
@@ -127,7 +127,7 @@ def agree(
     model: CalibratedModel, path: Path, texts: Sequence[str], tokenizer: WordpieceTokenizer, max_seqlen: int
 ) -> Agreement:
     """Compare the probabilities that ``model`` and the ONNX file ``path`` give ``texts``."""
-    loader = inference_loader(texts, tokenizer, max_seqlen - NUM_MARKS)
+    loader = inference_loader(texts, tokenizer, max_seqlen - SPECIAL_TOKENS_PER_TEXT)
     torchs, onnxs = (
         predict_logits(contestant, loader, tokenizer.pad_token_id, torch.device("cpu"))
         for contestant in (model, OnnxModel(path))

@@ -20,7 +20,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 class PartialEmbedding(nn.Module):
     """An embedding of V tokens whose parameter is the rows of R of them; the others stay as they are.
 
-    While it trains, it refuses other tokens (with an ``IndexError``); otherwise it knows all.
+    While it trains, it refuses other tokens (on a CPU with an ``IndexError``); otherwise it knows all.
 
     Args:
         embedding: is left alone; it is on the device where the training is.
@@ -68,5 +68,7 @@ def only_tokens(model: BertFinetuneModel, ids: Tensor) -> Iterator[None]:
     embeddings = model._backbone._embeddings
     partial = PartialEmbedding(embeddings.get_token_embeddings(), ids).train(embeddings.training)
     embeddings.add_module("_token_embeddings", partial)
-    yield
-    embeddings.add_module("_token_embeddings", partial.to_embedding())
+    try:
+        yield
+    finally:
+        embeddings.add_module("_token_embeddings", partial.to_embedding())

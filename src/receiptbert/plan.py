@@ -14,7 +14,7 @@ from receiptbert.progress import say
 if TYPE_CHECKING:  # a plan needs no torch
     from receiptbert.encoder import BertShape
 
-# A step multiplies as much for the gradients of inputs and of weights as it does forward.
+# The backward pass takes two products, for the gradients of inputs and of weights, for each one forward.
 TIMES_FORWARD = 3
 # Blocks that begin at a multiple of 2 MiB leave gaps, and what a large one leaves may not serve smaller ones.
 GAPS = 0.5  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
@@ -42,7 +42,12 @@ def parameters(shape: "BertShape", num_classes: int | None) -> dict[str, int]:
 
 
 def operations_per_token(
-    shape: "BertShape", length: float, targets: float, outputs: int, recomputed: bool = False
+    shape: "BertShape",
+    length: float,
+    of_cls: float,
+    targets: float,
+    outputs: int,
+    recomputed: bool = False,
 ) -> float:
     """Operations of the matrix products of a training step, forward and backward, for each token.
 
@@ -50,16 +55,17 @@ def operations_per_token(
 
     Args:
         length: tokens that a token attends to, on average, special ones included.
-        targets: share of the tokens that an output is computed for.
-        outputs: how many numbers an output has.
+        of_cls: share of the tokens that are [CLS], one for each text.
+        targets: share of the tokens that are to be told; 0 in a classifier, whose head reads [CLS] alone.
+        outputs: entries that such a token may be, or classes.
         recomputed: whether activation checkpointing computes the layers once more.
     """
     d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
-    # The last layer needs keys and values of all tokens, the rest only where a head reads: targets and [CLS].
-    whole = layers - 1 + min(targets + 1 / length, 1)
-    in_layers = whole * (2 * d * d + 2 * d * i) + layers * 2 * d * d
-    in_layers += 2 * d * length * whole  # scores and weighted sums
-    head = targets * (d * d + d * outputs)
+    # Of the last layer, what follows attention is computed only where a head reads: at targets and [CLS].
+    whole = layers - 1 + min(targets + of_cls, 1)
+    in_layers = layers * (3 * d * d + 2 * d * length)  # projections; scores and weighted sums
+    in_layers += whole * (d * d + 2 * d * i)
+    head = (targets or of_cls) * (d * d + d * outputs)
     return 2.0 * ((TIMES_FORWARD + recomputed) * in_layers + TIMES_FORWARD * head)
 
 
@@ -70,6 +76,8 @@ class Plan:
     Args:
         shape: of the encoder.
         num_classes: C; None for pretraining.
+        trained_tokens: entries of the vocabulary whose embeddings are trained.
+        soft_targets: probabilities that are kept as targets of finetuning, all texts' together.
         texts: in a batch.
         processes: that share each batch; on a CPU they share its memory, too.
         length: tokens of a text, on average, special ones included.
@@ -85,6 +93,8 @@ class Plan:
 
     shape: "BertShape"
     num_classes: int | None
+    trained_tokens: int
+    soft_targets: int
     texts: int
     processes: int
     length: float
@@ -105,11 +115,11 @@ class Plan:
     @property
     def operations_per_token(self) -> float:
         """See the function."""
-        classifies = self.num_classes is not None
         return operations_per_token(
             self.shape,
             self.length,
-            1 / self.length if classifies else self._targets,
+            1 / self.length,
+            self._targets,
             self.num_classes or self.shape.vocab_size,
             self.activation_checkpointing,
         )
@@ -118,18 +128,22 @@ class Plan:
     def memory(self) -> dict[str, float]:
         """Peak memory of the device in bytes, estimated, by its parts."""
         on_device = self.processes if self.on_cpu else 1
-        weights = NUMBER * self.num_parameters
+        embedding = NUMBER * self.shape.hidden_size  # of one token
+        still = (self.shape.vocab_size - self.trained_tokens) * embedding
+        weights = NUMBER * self.num_parameters - still  # those that are trained
         state = 3 * weights  # and the two moments of AdamW
         passing = weights / 2 if self.mixed else 0.0  # the weights in half precision
-        if self.num_classes is None:
-            # Of the matrix that embeddings and head share, both make a gradient before these are added.
-            passing += NUMBER * self.shape.vocab_size * self.shape.hidden_size
-        else:
+        # Head and embeddings share a matrix and make a gradient each before these are added. In finetuning
+        # the embeddings are kept as they were before, beside those that are trained.
+        passing += self.shape.vocab_size * embedding
+        if self.num_classes is not None:
             state += weights  # of the best epoch so far
         parts = {
             "weights, gradients and moments": on_device * (state + weights + passing),
             "activations": on_device / self.processes * self._activations(),
         }
+        if self.soft_targets:
+            parts["targets"] = on_device * NUMBER * self.soft_targets
         if self.on_cpu:  # what the step has freed is not given back to the system
             parts["gaps between blocks"] = GAPS * parts["activations"]
             parts["a checkpoint while it is written"] = 2 * state

@@ -5,14 +5,14 @@ import torch
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import Collator
-from receiptbert.corpus_facts import CorpusFacts
+from receiptbert.corpus_facts import TextLengths
 from receiptbert.cuda_graphs import can_record
 from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import free_memory
 from receiptbert.distributed import num_processes
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.loading import make_loader
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer, num_optimizer_steps
@@ -35,7 +35,7 @@ class Pretraining:
         params: all settings; those of pretrain, model and runtime are used.
         texts: unsupervised ones; those that are too short are left out.
         tokenizer: theirs.
-        facts: the lengths to use.
+        lengths: which texts to use, and how much of them.
         device: where to train.
 
     Raises:
@@ -47,7 +47,7 @@ class Pretraining:
         params: Params,
         texts: TokenStore,
         tokenizer: WordpieceTokenizer,
-        facts: CorpusFacts,
+        lengths: TextLengths,
         device: torch.device,
     ) -> None:
         p, runtime = params.pretrain, params.runtime
@@ -55,9 +55,9 @@ class Pretraining:
         self.precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
         self._params = params
         self._tokenizer = tokenizer
-        self._facts = facts
+        self._lengths = lengths
         self._device = device
-        self._texts = texts.take(texts.lengths >= facts.min_length)
+        self._texts = texts.take(texts.lengths >= lengths.shortest)
         held_out = self._texts.held_out(p.holdout)
         self._loader, self._held_out_loader = (
             self._make_loader(self._texts.take(rows)) for rows in (~held_out, held_out)
@@ -67,7 +67,7 @@ class Pretraining:
         self._shape = BertShape(
             **params.model.kwargs(),
             vocab_size=tokenizer.vocab_size,
-            max_seqlen=facts.max_length + NUM_MARKS,
+            max_seqlen=lengths.longest + SPECIAL_TOKENS_PER_TEXT,
             eps=EPS,
         )
 
@@ -112,16 +112,16 @@ class Pretraining:
         require_memory(self.plan, free, "pretrain", p.batch_size, p.num_accum_steps)
 
     def _make_loader(self, texts: TokenStore) -> Batches:
-        p, facts = self._params.pretrain, self._facts
+        p, used = self._params.pretrain, self._lengths
         dataset = PretrainDataset(
-            texts, self._tokenizer, facts.min_length, facts.max_length, p.permute_prob, device=self._device
+            texts, self._tokenizer, used.shortest, used.longest, p.permute_prob, device=self._device
         )
         if not len(dataset):
             raise UserError(
-                f"too few unsupervised texts have {facts.min_length} tokens or more: "
+                f"too few unsupervised texts have {used.shortest} tokens or more: "
                 "pretraining needs ten at least, one of them unlike the others"
             )
-        lengths = dataset.lengths.clamp(max=facts.max_length)
+        lengths = dataset.lengths.clamp(max=used.longest)
         return make_loader(
             dataset,
             LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
@@ -155,9 +155,11 @@ class Pretraining:
         return Plan(
             shape=self._shape,
             num_classes=None,
+            trained_tokens=self._shape.vocab_size,
+            soft_targets=0,
             texts=p.batch_size,
             processes=num_processes(),
-            length=float((self._texts.lengths + NUM_MARKS).clip(max=longest).mean()),
+            length=float((self._texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=longest).mean()),
             longest=longest,
             mask_prob=p.mask_prob,
             dropout=p.dropout,

@@ -101,6 +101,11 @@ class ResumableDescent(Descent[Model]):
         self._batch = 0
         self._order = None
 
+    def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *position: int) -> dict[str, Tensor]:
+        # A recording that is cut off in its midst would leave a GPU that can save nothing.
+        with self._interrupts.held():
+            return super()._pass(inputs, num_batches, *position)
+
     def _descend(self, losses: dict[str, Tensor]) -> None:
         with self._interrupts.held():
             super()._descend(losses)

@@ -1,12 +1,13 @@
 """Which texts make a batch, and in which order the batches come."""
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from receiptbert.flat_texts import NUM_MARKS
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
@@ -29,18 +30,19 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self._generator = torch.Generator().manual_seed(seed)
         self._shuffle = shuffle
         self._skipped = 0
-        # The token that ends each text, counted over all texts; it tells the text's batch.
-        ends = (lengths.sort().values + NUM_MARKS).cumsum(0)
-        num_batches = -(-len(lengths) // batch_size)
-        number = (ends - 1) * num_batches // ends[-1:]  # (n,), not falling
-        self._sizes = torch.unique_consecutive(number, return_counts=True)[1].tolist()
+        self._num_batches = math.ceil(len(lengths) / batch_size)
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return self._num_batches
+
+    @property
+    def texts_per_epoch(self) -> int:
+        """How many texts an epoch has."""
+        return len(self._lengths)
 
     @property
     def state(self) -> Tensor:
-        """Of the random generator: it decides the next epoch and those after it."""
+        """What decides the next epoch and those after it: the random generator's state, in bytes."""
         return self._generator.get_state()
 
     def resume(self, state: Tensor, batches: int) -> None:
@@ -49,15 +51,82 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self._skipped = batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.arange(len(self._lengths))
+        texts = self._epoch()
         if self._shuffle:
             # Sorting a shuffled list keeps equally long texts shuffled: that is what changes the batches.
-            order = torch.randperm(len(self._lengths), generator=self._generator)
-        order = order[torch.argsort(self._lengths[order], stable=True)]
-        batches = torch.split(order, self._sizes)
+            texts = texts[torch.randperm(len(texts), generator=self._generator)]
+        texts = texts[torch.argsort(self._lengths[texts], stable=True)]
+        batches = torch.split(texts, batch_sizes(self._lengths[texts], self._num_batches))
         numbers = torch.arange(len(batches))
         if self._shuffle:
             numbers = torch.randperm(len(batches), generator=self._generator)
         skipped, self._skipped = self._skipped, 0
         for number in numbers[skipped:].tolist():
             yield batches[number].tolist()
+
+    def _epoch(self) -> Tensor:
+        """The texts of the next epoch, in any order."""
+        return torch.arange(len(self._lengths))
+
+
+class MixtureBatchSampler(LengthGroupedBatchSampler):
+    """Epochs of all labelled texts and, among them, the next of the unlabelled ones.
+
+    There are as many batches as without the unlabelled texts, and each has as many labelled ones on average.
+
+    Args:
+        lengths: tokens of each text, shape (n + U,), the n labelled ones first.
+        num_labelled: n.
+        num_drawn: unlabelled texts in an epoch, at most U.
+        batch_size: labelled texts in a batch, on average.
+        seed: with the same seed, the same batches.
+    """
+
+    def __init__(
+        self, lengths: Tensor, num_labelled: int, num_drawn: int, batch_size: int, seed: int = 0
+    ) -> None:
+        super().__init__(lengths, batch_size, seed)
+        self._num_batches = math.ceil(num_labelled / batch_size)
+        self._num_labelled = num_labelled
+        self._num_unlabelled = len(lengths) - num_labelled
+        self._num_drawn = num_drawn
+        self._next = 0  # of the unlabelled texts
+
+    @property
+    def texts_per_epoch(self) -> int:
+        """How many texts an epoch has."""
+        return self._num_labelled + self._num_drawn
+
+    @property
+    def state(self) -> Tensor:
+        """What decides the next epoch and those after it, in bytes."""
+        return torch.cat([super().state, torch.tensor([self._next]).view(torch.uint8)])
+
+    def resume(self, state: Tensor, batches: int) -> None:
+        """Have the next epoch be the one that began at ``state``, without its first ``batches``."""
+        super().resume(state[:-8], batches)
+        self._next = int(state[-8:].clone().view(torch.int64))
+
+    def _epoch(self) -> Tensor:
+        drawn = (self._next + torch.arange(self._num_drawn)) % max(self._num_unlabelled, 1)
+        self._next += self._num_drawn
+        return torch.cat([torch.arange(self._num_labelled), self._num_labelled + drawn])
+
+
+def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
+    """How many of the texts belong to each batch, so that all have about as many tokens, and none is empty.
+
+    Args:
+        lengths: tokens of each text, the shortest first, shape (n,).
+        num_batches: at most n.
+    """
+    if not num_batches:
+        return []
+    # The token that ends each text, counted over all texts; it tells the text's batch.
+    ends = (lengths + SPECIAL_TOKENS_PER_TEXT).cumsum(0)
+    batch = (ends - 1) * num_batches // ends[-1]  # (n,), not falling
+    numbers = torch.arange(num_batches + 1)
+    starts = torch.searchsorted(batch, numbers)  # (num_batches + 1,): the last is n
+    # A text longer than a batch leaves none for its neighbours; they take one of the texts beside it.
+    starts = torch.minimum((starts - numbers).cummax(0).values + numbers, len(lengths) - numbers.flip(0))
+    return starts.diff().tolist()

@@ -13,7 +13,7 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 from receiptbert.errors import UserError
 from receiptbert.vocabulary import SPECIAL_TOKENS, learn_vocabulary
 
-MARKS = ["pad", "unk", "cls", "sep", "mask"]  # what the configuration calls them
+SPECIAL_NAMES = ["pad", "unk", "cls", "sep", "mask"]  # what the configuration calls them
 CONFIG = "tokenizer_config.json"
 # What of it concerns a BERT tokenizer, and what an older one means by leaving it out.
 DEFAULTS: dict[str, Any] = {
@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "do_lower_case": True,
     "strip_accents": None,  # as do_lower_case
     "tokenize_chinese_chars": True,
-    **{f"{name}_token": token for name, token in zip(MARKS, SPECIAL_TOKENS, strict=True)},
+    **{f"{name}_token": token for name, token in zip(SPECIAL_NAMES, SPECIAL_TOKENS, strict=True)},
 }
 # Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
 CHUNK = 10_000
@@ -93,7 +93,7 @@ class WordpieceTokenizer:
             raise UserError(
                 f"{folder} holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"
             )
-        for name in MARKS:
+        for name in SPECIAL_NAMES:
             if tokenizer._special(name) is None:
                 raise UserError(f"{folder}: the tokenizer has no {name} token; name a BERT checkpoint folder")
         return tokenizer
@@ -145,9 +145,9 @@ class WordpieceTokenizer:
     @property
     def special_token_ids(self) -> list[int]:
         """Ids that are no text: padding, unknown, and the marks that the model's inputs carry."""
-        marks = {self._special(name) for name in MARKS}
+        special = {self._special(name) for name in SPECIAL_NAMES}
         added = self._backend.get_added_tokens_decoder().items()
-        return sorted(marks | {number for number, token in added if token.special})
+        return sorted(special | {number for number, token in added if token.special})
 
     @property
     def cls_token_id(self) -> int:

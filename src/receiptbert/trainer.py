@@ -18,8 +18,8 @@ from receiptbert.optimization import Scheduler
 from receiptbert.progress import readable, say
 from receiptbert.resumption import Batches, ResumableDescent
 
-# How many targets a batch has varies by one or two roots of their mean (whole words are chosen, not tokens):
-# so many roots more than one batch has will do for all batches of its shape.
+# The number of targets of batches of one shape has a standard deviation of one or two square roots of its
+# mean (whole words are chosen, not tokens). So many roots more than one batch has leave room for the others.
 SPREAD = 10
 
 
@@ -34,7 +34,8 @@ class Trainer(ResumableDescent[BertModel]):
         device: where to train.
         num_accum_steps: batches whose gradients are averaged for one step. The batches left over at the
             end of an epoch make a step of their own.
-        logdir: folder for TensorBoard: both losses, the gradient norm and the learning rate at each step.
+        logdir: folder for TensorBoard: both losses, the number of tokens, the gradient norm and the learning
+            rate at each step.
         max_grad_norm: longer gradients are cut to this norm.
         precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
         amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
@@ -103,7 +104,7 @@ class Trainer(ResumableDescent[BertModel]):
         self._write_history()
 
     def _compute(self, *inputs: Tensor, max_targets: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, its parts by name, and the number of tokens, of all processes."""
+        """This process's share of the loss and of its parts, and the whole batch's number of tokens."""
         input_ids, token_type_ids, labels, permuted = inputs
         share = share_of(len(input_ids))
         own_ids, own_labels = input_ids[share.rows], labels[share.rows]
