@@ -18,6 +18,8 @@ from hypothesis import settings
 
 # Tests must not look for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The dozens of stages that run as processes of their own would compile the code anew, a second each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import evaluate
 import finetune

@@ -235,16 +235,16 @@ def test_accumulated_batches_are_one_step(
 def test_each_accumulated_batch_has_random_numbers_of_its_own(
     texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moments = []
+    positions = []
 
-    def note(_: torch.device, *moment: int) -> AbstractContextManager[None]:
-        moments.append(moment)
+    def note(_: torch.device, *position: int) -> AbstractContextManager[None]:
+        positions.append(position)
         return nullcontext()
 
     monkeypatch.setattr("receiptbert.descent.own_random_numbers", note)
     batch = next(iter(pretrain_loader(texts, tokenizer)))
     pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2).train([batch] * 5, 2)
-    assert len(set(moments)) == 10
+    assert len(set(positions)) == 10
 
 
 @pytest.mark.parametrize(

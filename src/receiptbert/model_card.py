@@ -99,8 +99,8 @@ def _data(data: Mapping[str, Any]) -> str:
     text = f"""A category has {per_class["smallest"]:,} to {per_class["largest"]:,} rows of train, the median
         being {per_class["median"]:,.0f}; the largest is {data["largest_class_share"]:.1%} of train.
         Categories of val or test that train lacks: {data["classes_absent_from_train"]:,}. Test rows whose
-        text stands in another split too: {data["test_rows_seen_elsewhere"]:,}. Rows of texts that are held
-        out too, left out of train: {left_out[TRAIN]:,}, of val: {left_out[VAL]:,}, of unsupervised:
+        text is in another split too: {data["test_rows_seen_elsewhere"]:,}. Rows left out because val or test
+        has their text too: train {left_out[TRAIN]:,}, val {left_out[VAL]:,}, unsupervised
         {left_out[UNSUPERVISED]:,}. Blank texts: {data["blank_texts"]:,}."""
     return _section("## Data", _table(["", *SPLITS], rows), text)
 
