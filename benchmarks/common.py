@@ -78,6 +78,11 @@ def write_params(folder: Path, overrides: Sequence[str]) -> None:
     yaml.dump(params, folder / "params.yaml")
 
 
+def deviation(values: Sequence[float]) -> float:
+    """The sample's standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def make_project(folder: Path, corpus: Sequence[str], settings: Sequence[str]) -> None:
     """The code and the pipeline in ``folder``, with a small corpus as ``data/corpus.zip``, in git and DVC.
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common import ROOT, add_overrides, write_params, write_result
+from common import ROOT, add_overrides, deviation, write_params, write_result
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.corpus import TEST, TRAIN, VAL
 from receiptbert.corpus_facts import Classes
@@ -93,7 +93,7 @@ def summaries(runs: dict[str, list[dict[str, float]]]) -> Iterator[tuple[str, di
             precision,
             {
                 "mean": statistics.fmean(scores),
-                "std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+                "std": deviation(scores),
                 "difference_from_fp32": float(differences.mean()),
                 "runs": of_it,
             },

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from common import STAGES, argument_parser, read_archive, write_archive, write_params, write_result
+from common import STAGES, argument_parser, deviation, read_archive, write_archive, write_params, write_result
 from quality import OVERRIDES, Contest, read_scores, run_stages, seeds
 from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
@@ -107,7 +107,7 @@ def print_table(scores: Scores) -> None:
     print(f"{'labels':24}" + "".join(f"{share:>16.0%}" for share in LABELS))
     for series, by_labels in scores.items():
         cells = (
-            f"{statistics.fmean(f1):.3f} ± {np.std(f1):.3f}" for f1 in map(by_labels.__getitem__, LABELS)
+            f"{statistics.fmean(f1):.3f} ± {deviation(f1):.3f}" for f1 in map(by_labels.__getitem__, LABELS)
         )
         print(f"{series:24}" + "".join(f"{cell:>16}" for cell in cells))
 

@@ -37,6 +37,7 @@ from common import (
     STAGES,
     add_overrides,
     argument_parser,
+    deviation,
     processor,
     read_archive,
     shipped_params,
@@ -176,9 +177,9 @@ def summary(runs: Sequence[Run]) -> Row:
     weighted = [run["weighted_f1"] for run in runs]
     return {
         "mean": means.pop("weighted_f1"),
-        "std": statistics.stdev(weighted) if len(runs) > 1 else 0.0,
+        "std": deviation(weighted),
         "seeds": len(runs),
-        "macro_std": statistics.stdev(run["macro_f1"] for run in runs) if len(runs) > 1 else 0.0,
+        "macro_std": deviation([run["macro_f1"] for run in runs]),
         **means,
         "runs": list(runs),
     }

@@ -34,6 +34,7 @@ import pandas as pd
 
 from common import (
     argument_parser,
+    deviation,
     read_archive,
     shipped_params,
     stage_command,
@@ -228,8 +229,7 @@ def summary(runs: Sequence[Run], shipped: Sequence[Run]) -> Row:
     means = {name: statistics.fmean(run[name] for run in runs) for name in runs[0] if name != "split"}
     f1 = {run["split"]: run["val_weighted_f1"] for run in runs}
     pairs = [f1[run["split"]] - run["val_weighted_f1"] for run in shipped if run["split"] in f1]
-    deviation = statistics.stdev(f1.values()) if len(f1) > 1 else 0.0
-    row: Row = {"mean": means.pop("val_weighted_f1"), "std": deviation}
+    row: Row = {"mean": means.pop("val_weighted_f1"), "std": deviation(list(f1.values()))}
     if pairs:
         row["difference"] = statistics.fmean(pairs)
     if len(pairs) > 1:
