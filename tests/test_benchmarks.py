@@ -85,7 +85,7 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
         ("inference", [*QUICK, "--lines", "50"]),
         ("scale", ["--lines", "100", "--train", "200", "--steps", "5", "-S", "model.size=tiny"]),
         ("chaos", ["--kills", "1", "-S", "pretrain.max_steps=50", "-S", "finetune.epochs=2"]),
-        ("chaos_experiments", ["--experiments", "1"]),
+        ("chaos_experiments", ["--experiments", "1", "--seed", "2"]),
     ],
 )
 def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str, options: list[str]) -> None:
