@@ -229,6 +229,20 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     ),
     ("missing labels", CSV + "a,,train\nb,,val\n", f", row 7, column label: '' {NO_LABEL} (and 1 more rows)"),
     ("a label nan", CSV + "milk,nan,train\n", f", row 7, column label: 'nan' {NO_LABEL}"),
+    ("a label of Python", CSV + "milk,None,val\n", f", row 7, column label: 'None' {NO_LABEL}"),
+    ("a label of SQL", CSV + "milk,NULL,test\n", f", row 7, column label: 'NULL' {NO_LABEL}"),
+    ("a label of pandas", CSV + "milk,<NA>,train\n", f", row 7, column label: '<NA>' {NO_LABEL}"),
+    ("a label of Excel", CSV + "milk,N/A,train\n", f", row 7, column label: 'N/A' {NO_LABEL}"),
+    (
+        "a number in two spellings",
+        CSV + "a,01,train\nb,01,test\n",
+        ", row 7, column label: '01' is the number of the label '1'; spell it in one way (and 1 more rows)",
+    ),
+    (
+        "a long number among names",
+        CSV.replace(",1,", ",dairy,").replace("tea,2", "tea,bread").replace("bread,2", f"bread,{'9' * 19}"),
+        f", row 3, column label: '{'9' * 19}' is a whole number, but 3 other labels are names; make labels …",
+    ),
     (
         "fractional labels",
         CSV + "a,1.5,train\n",
@@ -294,6 +308,12 @@ CATEGORIES: list[tuple[str, str, str]] = [
     ),
     ("a label twice", "label,name\n1,Tea\n1.0,Soap\n", ", row 3, column label: '1' is named twice"),
     ("a header only twice", "label,name,name\n", " has two columns named name; leave one"),
+    ("a name that goes on after its quote", 'label,name\n1,"Tea" black\n', f", row 2: {QUOTE}"),
+    (
+        "a name of two lines",
+        'label,name\n1,"Tea\n2,Soap"\n',
+        r", row 2, column name: 'Tea\n2,Soap' has a line break; write the name in one line",
+    ),
 ]
 
 
@@ -321,6 +341,11 @@ WARNINGS: list[tuple[str, str, str]] = [
         "several labels of a text",
         "milk,2,train\n",
         "1 texts have rows of several labels, of which one at the most …",
+    ),
+    (
+        "labels of unsupervised rows",
+        "gin,7,unsupervised\nrum,NULL,unsupervised\ngrog,N/A,unsupervised\n",
+        "1 unsupervised rows have a label, which is ignored; train rows are learned from",
     ),
     ("blank texts", " ,2,train\n,2,train\n", "2 texts are blank"),
     ("a class unseen in train", "rum,7,test\n", "1 classes have no train row and cannot be learned"),
@@ -378,7 +403,12 @@ def test_classes_are_counted_without_the_rows_that_are_left_out(
 
 
 def test_a_label_without_a_name_is_told(bare_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for names, expected in [("1,Dairy", "label 2"), ("7,Tea", "label 1 and 1 more")]:
+    for names, expected in [
+        ("1,Dairy", "label 2"),
+        ("7,Tea", "label 1 and 1 more"),
+        ("", "label 1 and 1 more"),
+        ("1,\n2", "label 1 and 1 more"),
+    ]:
         categories = f"label,name\n{names}\n"
         make_zip(bare_project / "in.zip", {"data.csv": CSV, "categories.csv": categories})
         run_here(STAGES["unzip"], bare_project)
