@@ -103,7 +103,18 @@ def test_a_folder_ended_between_its_two_renames_comes_back(
     assert contents(tmp_path) == {"models/weights": b"new"}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EIO,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    ],
+)
 def test_what_the_system_says_of_a_file_is_one_line_with_advice(number: int) -> None:
     error = OSError(number, os.strerror(number), "metrics/test.json")
     line = explain(error, "evaluate", None)

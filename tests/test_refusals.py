@@ -47,6 +47,12 @@ def truncated(path: Path) -> None:
     path.write_bytes(make_zip(path, {"data.csv": CSV * 1000}).read_bytes()[:-40])
 
 
+def truncated_and_not_compressed(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("data.csv", CSV)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
 def unknown_compression(path: Path) -> None:
     content = bytearray(make_zip(path, {"data.csv": CSV}).read_bytes())
     content[8] = content[content.index(b"PK\x01\x02") + 10] = 97
@@ -74,6 +80,12 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
         f"in.zip {WHOLE} (…); it seems to be the CSV itself; put the CSV …",
     ),
     (
+        "the CSV itself, of Excel",
+        bytes_of(b"\xef\xbb\xbf" + CSV.replace("text,", '"text";').encode()),
+        f"in.zip {WHOLE} (…); it seems to be the CSV itself; put the CSV …",
+    ),
+    ("Parquet", bytes_of(b"PAR1\x15\x04"), f"in.zip {WHOLE} (…); it seems to be Parquet; put the CSV …"),
+    (
         "gzip",
         bytes_of(b"\x1f\x8b\x08\x00"),
         f"in.zip {WHOLE} (…); it seems to be gzip; put the CSV into a zip",
@@ -84,6 +96,7 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
         f"in.zip {WHOLE} (…); it seems to be 7z; put the CSV into a zip",
     ),
     ("truncated", truncated, f"in.zip {WHOLE} (File is not a zip file); make or download it again"),
+    ("truncated, not compressed", truncated_and_not_compressed, f"in.zip {WHOLE} (…); make or download …"),
     ("a byte changed", damaged, f"in.zip {WHOLE} (…); make or download it again"),
     ("encrypted", encrypted, "in.zip: data.csv is encrypted; make an archive without a password"),
     ("unknown compression", unknown_compression, "in.zip: …; use plain deflate"),
@@ -130,6 +143,20 @@ def test_archives(bare_project: Path, make: Callable[[Path], Any], expected: str
     line = refusal(STAGES["unzip"], bare_project)
     assert matches(f"unzip: error: {expected}", line), line
     assert [path for path in bare_project.rglob("*") if path not in before] in ([], [bare_project / "data"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("receipts.csv", f"receipts.csv {WHOLE} (…); it seems to be the CSV itself; put the CSV into a zip"),
+        ("receipts.csv/in.zip", "receipts.csv/in.zip not found; set data.archive to a zip with your CSV"),
+    ],
+)
+def test_other_names_of_archives(bare_project: Path, name: str, expected: str) -> None:
+    (bare_project / "receipts.csv").write_bytes(CSV.encode("utf-16"))
+    set_params(bare_project, {"data.archive": name})
+    line = refusal(STAGES["unzip"], bare_project)
+    assert matches(f"unzip: error: {expected}", line), line
 
 
 def test_size_is_capped_by_what_comes_out(bare_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
