@@ -114,12 +114,13 @@ def check_list(value: Any, where: str, kind: type[T], least: int) -> list[T]:
 def unit_spellings(name: str, kind: Any) -> list[str]:
     """Every way to write every amount of one kind of unit."""
     require(isinstance(kind, dict), f"units: {name}: not a mapping")
-    texts = []
+    forms, texts = kind.get("forms"), []
+    are_texts = isinstance(forms, list) and forms and all(isinstance(form, str) for form in forms)
+    require(bool(are_texts), f"units: {name}: forms: not a list of texts or empty")
     for amount in check_list(kind.get("amounts"), f"units: {name}: amounts", int, 1):
-        for form in kind.get("forms") or []:  # a form listed twice is twice as frequent
-            text = str(form).replace("{n}", str(amount)).replace("{k}", f"{amount / 1000:g}")
+        for form in forms:  # one listed twice is twice as frequent
+            text = form.replace("{n}", str(amount)).replace("{k}", f"{amount / 1000:g}")
             texts += [text, text.replace(".", ",")]
-    require(bool(texts), f"units: {name}: forms: none")
     return texts
 
 

@@ -3,9 +3,11 @@
 Paths are relative to the project's root, which is where DVC runs each stage.
 """
 
+import io
 import os
+import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 
@@ -38,6 +40,8 @@ def run_stage(
     """Run ``stage`` with the parameters of ``params.yaml``.
 
     Bad input, a full disk and the like (see ``failures``) end the process in one line: ``one_line_errors``.
+    What the stage prints is written after its work: its files are whole by then, so that a stdout that takes
+    nothing (a closed terminal, a full disk) is no reason to fail, and to train anew.
 
     Args:
         voice: which of several processes says so, see ``launching.one_voice``.
@@ -48,13 +52,14 @@ def run_stage(
     name, params = stage.__name__, None
     with one_line_errors(name, lambda error: explain(error, name, params)), voice():
         params = load_params(PARAMS)
-        try:
+        with redirect_stdout(io.StringIO()) as printed:
             stage(params)
-            print(end="", flush=True)
-        except BrokenPipeError:
-            # A stage speaks after its work: what it made is whole, and no reason to train anew.
-            say(f"{name}: warning: nobody reads its output any more; its files are whole")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more when it exits
+        try:
+            print(printed.getvalue(), end="", flush=True)
+        except OSError as error:
+            say(f"{name}: warning: stdout takes nothing ({error.strerror}); the files are whole")
+            # Or Python would try once more when it exits, and fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def new_run_folder(stage: str) -> str:

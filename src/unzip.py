@@ -7,6 +7,7 @@ from typing import Any
 import pipeline
 from receiptbert.archive import CATEGORIES_NAME, DATA_NAME, extract_corpus
 from receiptbert.corpus import (
+    IGNORED_LABELS,
     SPLIT,
     TEXT,
     TRAIN,
@@ -58,7 +59,8 @@ def unzip(params: Params) -> None:
     print(f"rows: {rows}; classes: {counts['classes']['train']}")
     for message in warnings(counts):
         say(f"unzip: warning: {message}")
-    if categories and (unnamed := [label for label in label_list(corpus) if label not in categories]):
+    unnamed = [label for label in label_list(corpus) if not categories.get(label)]
+    if unnamed and CATEGORIES_NAME in called:
         others = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
         say(f"unzip: warning: {called[CATEGORIES_NAME]} has no name for label {unnamed[0]}{others}")
 
@@ -73,7 +75,7 @@ def warnings(counts: dict[str, Any]) -> list[str]:
     )
     shared, seen = counts["texts_in_several_splits"], counts["test_rows_seen_elsewhere"]
     several, blank = counts["texts_with_several_labels"], counts["blank_texts"]
-    unlearnable = counts["classes_absent_from_train"]
+    ignored, unlearnable = counts[IGNORED_LABELS], counts["classes_absent_from_train"]
     found = [
         (shared, f"{shared:,} texts stand in several splits; {seen:,} test rows are among them{kept}"),
         (
@@ -82,6 +84,10 @@ def warnings(counts: dict[str, Any]) -> list[str]:
             "rows are left out: val or test has their texts; data.train_on_held_out_texts=true keeps them",
         ),
         (several, f"{several:,} texts have rows of several labels, of which one at the most can be right"),
+        (
+            ignored,
+            f"{ignored:,} unsupervised rows have a label, which is ignored; train rows are learned from",
+        ),
         (blank, f"{blank:,} texts are blank"),
         (unlearnable, f"{unlearnable} classes have no train row and cannot be learned"),
     ]

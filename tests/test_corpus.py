@@ -51,6 +51,10 @@ def test_reads_the_same_from_other_habits_of_writing(tmp_path: Path, content: st
 def test_labels_are_ordered_as_numbers_or_else_as_text(tmp_path: Path) -> None:
     numbers = read_corpus(corpus_file(tmp_path, GOOD + "a,10,train\nb,-1,train\nc,9,test\n"))
     assert label_list(numbers) == ["-1", "1", "2", "9", "10"]
+    long = read_corpus(
+        corpus_file(tmp_path, GOOD.replace("1,", f"{9 * 10**18},").replace("2,", f"{10**19},"))
+    )
+    assert label_list(long) == [str(9 * 10**18), str(10**19)]
     words = read_corpus(corpus_file(tmp_path, GOOD.replace("1,", "tea,").replace("2,", "10 teas,")))
     assert label_list(words) == ["10 teas", "tea"]
 
@@ -85,6 +89,7 @@ def test_description_counts_what_goes_wrong_silently(tmp_path: Path) -> None:
     assert described["blank_texts"] == 1
     assert described["texts_in_several_splits"] == 2  # milk and tea
     assert described["test_rows_seen_elsewhere"] == 1  # MILK
+    assert described["unsupervised_rows_with_label"] == 1  # tea
     assert described["classes"] == {"train": 2, "val": 1, "test": 2}
     assert described["classes_absent_from_train"] == 1  # 7
     assert described["train_rows_per_class"] == {"largest": 3, "median": 2.0, "smallest": 1}

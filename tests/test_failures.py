@@ -1,13 +1,14 @@
 """What the machine refuses: no space, no permission, no memory, nobody who reads. One line, nothing lost."""
 
 import errno
+import io
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from receiptbert.failures import explain
 from receiptbert.files import naming, whole
 from receiptbert.params import Params, load_params
+from receiptbert.progress import say
 from tests.conftest import ROOT, STAGES, contents, refusal, run_here, set_params
 
 
@@ -101,7 +103,18 @@ def test_a_folder_ended_between_its_two_renames_comes_back(
     assert contents(tmp_path) == {"models/weights": b"new"}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EIO,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    ],
+)
 def test_what_the_system_says_of_a_file_is_one_line_with_advice(number: int) -> None:
     error = OSError(number, os.strerror(number), "metrics/test.json")
     line = explain(error, "evaluate", None)
@@ -218,6 +231,45 @@ def test_a_closed_stdout_loses_nothing(tiny_project: Path, tmp_path: Path) -> No
         assert "Exception ignored" not in ran.stderr
         raw = (folder / "data/raw/data.csv").read_bytes()
         assert raw == (tiny_project / "data/raw/data.csv").read_bytes()
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def gone_terminal() -> int:
+    terminal, of_stage = os.openpty()
+    os.close(terminal)
+    return of_stage
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("make", [full_disk, gone_terminal])
+def test_a_log_that_cannot_be_written_fails_no_stage(
+    bare_project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    make: Callable[[], int],
+) -> None:
+    def pretrain(_: Params) -> None:
+        say("a step")
+        print("the summary")
+        (bare_project / "weights").write_text("whole")
+
+    # Like Python's own two: stderr has no buffer, what is left in that of stdout is written at the exit.
+    stream = os.fdopen(make(), "w") if name == "stdout" else io.TextIOWrapper(io.FileIO(make(), "w"))
+    with stream:
+        monkeypatch.setattr(sys, name, stream)
+        run_here(pretrain, bare_project)
+    assert (bare_project / "weights").read_text() == "whole"
+    said = capsys.readouterr()
+    if name == "stderr":
+        assert said.out == "the summary\n"
+    else:
+        assert re.fullmatch(
+            r"a step\npretrain: warning: stdout takes nothing \(.+\); the files are whole\n", said.err
+        )
 
 
 def test_a_file_appears_whole_or_keeps_its_old_content(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import make_sample
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+M_FORMS = 'forms: ["{n}м", "{n} м", "{n}м.", "{n}метр"]'
 SIZES = {"unsupervised": 50_000, "train": 5_000, "val": 1_000, "test": 3_000}
 Row = dict[str, str]
 
@@ -92,6 +93,9 @@ def test_sizes_and_seed(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("units: [l, ml]", "units: [parsec]", "Молоко: units: an unknown kind"),
+        (M_FORMS, "forms: 5", "units: m: forms: not a list of texts or empty"),
+        (M_FORMS, "forms: [5]", "units: m: forms: not a list of texts or empty"),
+        (M_FORMS, "forms: []", "units: m: forms: not a list of texts or empty"),
         ("nouns: [молоко,", "nouns: [7,", "Молоко: nouns: not a str or empty: 7"),
         ("nouns: [молоко,", "nouns: [молочко,", "Молоко: nouns: listed twice: 'молочко'"),
         ("name: Сыры", "name: Молоко", "names of categories: listed twice: 'Молоко'"),

@@ -47,6 +47,12 @@ def truncated(path: Path) -> None:
     path.write_bytes(make_zip(path, {"data.csv": CSV * 1000}).read_bytes()[:-40])
 
 
+def truncated_and_not_compressed(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("data.csv", CSV)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
 def unknown_compression(path: Path) -> None:
     content = bytearray(make_zip(path, {"data.csv": CSV}).read_bytes())
     content[8] = content[content.index(b"PK\x01\x02") + 10] = 97
@@ -74,6 +80,12 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
         f"in.zip {WHOLE} (…); it seems to be the CSV itself; put the CSV …",
     ),
     (
+        "the CSV itself, of Excel",
+        bytes_of(b"\xef\xbb\xbf" + CSV.replace("text,", '"text";').encode()),
+        f"in.zip {WHOLE} (…); it seems to be the CSV itself; put the CSV …",
+    ),
+    ("Parquet", bytes_of(b"PAR1\x15\x04"), f"in.zip {WHOLE} (…); it seems to be Parquet; put the CSV …"),
+    (
         "gzip",
         bytes_of(b"\x1f\x8b\x08\x00"),
         f"in.zip {WHOLE} (…); it seems to be gzip; put the CSV into a zip",
@@ -84,6 +96,7 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
         f"in.zip {WHOLE} (…); it seems to be 7z; put the CSV into a zip",
     ),
     ("truncated", truncated, f"in.zip {WHOLE} (File is not a zip file); make or download it again"),
+    ("truncated, not compressed", truncated_and_not_compressed, f"in.zip {WHOLE} (…); make or download …"),
     ("a byte changed", damaged, f"in.zip {WHOLE} (…); make or download it again"),
     ("encrypted", encrypted, "in.zip: data.csv is encrypted; make an archive without a password"),
     ("unknown compression", unknown_compression, "in.zip: …; use plain deflate"),
@@ -130,6 +143,20 @@ def test_archives(bare_project: Path, make: Callable[[Path], Any], expected: str
     line = refusal(STAGES["unzip"], bare_project)
     assert matches(f"unzip: error: {expected}", line), line
     assert [path for path in bare_project.rglob("*") if path not in before] in ([], [bare_project / "data"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("receipts.csv", f"receipts.csv {WHOLE} (…); it seems to be the CSV itself; put the CSV into a zip"),
+        ("receipts.csv/in.zip", "receipts.csv/in.zip not found; set data.archive to a zip with your CSV"),
+    ],
+)
+def test_other_names_of_archives(bare_project: Path, name: str, expected: str) -> None:
+    (bare_project / "receipts.csv").write_bytes(CSV.encode("utf-16"))
+    set_params(bare_project, {"data.archive": name})
+    line = refusal(STAGES["unzip"], bare_project)
+    assert matches(f"unzip: error: {expected}", line), line
 
 
 def test_size_is_capped_by_what_comes_out(bare_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +256,20 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     ),
     ("missing labels", CSV + "a,,train\nb,,val\n", f", row 7, column label: '' {NO_LABEL} (and 1 more rows)"),
     ("a label nan", CSV + "milk,nan,train\n", f", row 7, column label: 'nan' {NO_LABEL}"),
+    ("a label of Python", CSV + "milk,None,val\n", f", row 7, column label: 'None' {NO_LABEL}"),
+    ("a label of SQL", CSV + "milk,NULL,test\n", f", row 7, column label: 'NULL' {NO_LABEL}"),
+    ("a label of pandas", CSV + "milk,<NA>,train\n", f", row 7, column label: '<NA>' {NO_LABEL}"),
+    ("a label of Excel", CSV + "milk,N/A,train\n", f", row 7, column label: 'N/A' {NO_LABEL}"),
+    (
+        "a number in two spellings",
+        CSV + "a,01,train\nb,01,test\n",
+        ", row 7, column label: '01' is the number of the label '1'; spell it in one way (and 1 more rows)",
+    ),
+    (
+        "a long number among names",
+        CSV.replace(",1,", ",dairy,").replace("tea,2", "tea,bread").replace("bread,2", f"bread,{'9' * 19}"),
+        f", row 3, column label: '{'9' * 19}' is a whole number, but 3 other labels are names; make labels …",
+    ),
     (
         "fractional labels",
         CSV + "a,1.5,train\n",
@@ -294,6 +335,12 @@ CATEGORIES: list[tuple[str, str, str]] = [
     ),
     ("a label twice", "label,name\n1,Tea\n1.0,Soap\n", ", row 3, column label: '1' is named twice"),
     ("a header only twice", "label,name,name\n", " has two columns named name; leave one"),
+    ("a name that goes on after its quote", 'label,name\n1,"Tea" black\n', f", row 2: {QUOTE}"),
+    (
+        "a name of two lines",
+        'label,name\n1,"Tea\n2,Soap"\n',
+        r", row 2, column name: 'Tea\n2,Soap' has a line break; write the name in one line",
+    ),
 ]
 
 
@@ -321,6 +368,11 @@ WARNINGS: list[tuple[str, str, str]] = [
         "several labels of a text",
         "milk,2,train\n",
         "1 texts have rows of several labels, of which one at the most …",
+    ),
+    (
+        "labels of unsupervised rows",
+        "gin,7,unsupervised\nrum,NULL,unsupervised\ngrog,N/A,unsupervised\n",
+        "1 unsupervised rows have a label, which is ignored; train rows are learned from",
     ),
     ("blank texts", " ,2,train\n,2,train\n", "2 texts are blank"),
     ("a class unseen in train", "rum,7,test\n", "1 classes have no train row and cannot be learned"),
@@ -378,7 +430,12 @@ def test_classes_are_counted_without_the_rows_that_are_left_out(
 
 
 def test_a_label_without_a_name_is_told(bare_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for names, expected in [("1,Dairy", "label 2"), ("7,Tea", "label 1 and 1 more")]:
+    for names, expected in [
+        ("1,Dairy", "label 2"),
+        ("7,Tea", "label 1 and 1 more"),
+        ("", "label 1 and 1 more"),
+        ("1,\n2", "label 1 and 1 more"),
+    ]:
         categories = f"label,name\n{names}\n"
         make_zip(bare_project / "in.zip", {"data.csv": CSV, "categories.csv": categories})
         run_here(STAGES["unzip"], bare_project)

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from receiptbert.corpus import COLUMNS
 from receiptbert.errors import UserError
 from receiptbert.files import whole
 
@@ -28,7 +29,7 @@ OTHER_KINDS = {
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"text,": "the CSV itself",
+    b"PAR1": "Parquet",
 }
 # What zipfile and the decompressors raise for bytes that are not as they must be.
 DAMAGE = (
@@ -61,10 +62,9 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
         with zipfile.ZipFile(archive) as opened:
             members = _choose_members(archive, opened)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CATEGORIES_NAME).unlink(missing_ok=True)  # of an archive before
             for name, member in members.items():
                 _copy_member(archive, opened, member, folder / name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{archive} not found; set data.archive to a zip with your CSV") from None
     except IsADirectoryError:
         raise UserError(f"{archive} is a folder; set data.archive to a zip with your CSV") from None
@@ -83,10 +83,17 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
 
 
 def _kind(archive: Path) -> str | None:
-    """What a file that is no zip seems to be, by its first bytes."""
+    """What a file that is no zip seems to be, by its first line and its name."""
     with archive.open("rb") as file:
-        start = file.read(8)
-    return next((kind for magic, kind in OTHER_KINDS.items() if start.startswith(magic)), None)
+        start = file.readline(CHUNK)
+    if start.startswith(b"PK"):  # a part of a zip, which may hold its CSV as it is
+        return None
+    for magic, kind in OTHER_KINDS.items():
+        if start.startswith(magic):
+            return kind
+    is_header = all(name.encode() in start for name in COLUMNS)
+    is_named_so = archive.suffix.lower() in (".csv", ".tsv")
+    return "the CSV itself" if is_header or is_named_so else None
 
 
 def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -23,7 +23,11 @@ LABELLED = [TRAIN, VAL, TEST]
 
 # A receipt line has tens of characters.
 MAX_TEXT = 10_000
-WHOLE_NUMBER = r"-?\d{1,18}"
+WHOLE_NUMBER = r"-?\d{1,1000}"  # as far as pandas' regular expressions count
+# How tables and their tools write that there is none; the case is no matter.
+NO_LABEL = ["", "nan", "none", "null", "<na>", "n/a"]
+# What `describe` calls the rows whose label was ignored; `read_corpus` counts them in `attrs`.
+IGNORED_LABELS = "unsupervised_rows_with_label"
 # A whole field of a CSV that names a split.
 SPLIT_FIELD = rf"(?:^|[,\n])\"?(?:{'|'.join(SPLITS)})\"?(?:[,\r\n]|$)"
 QUOTES = "a quote opens here that does not end its text; double quotes within a text and quote it whole"
@@ -34,15 +38,17 @@ def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
 
     Nothing is dropped and no text is read as a missing value: a product may be called "NA". Labels keep
     their spelling but for two habits of tables: surrounding spaces and the ``.0`` of whole numbers that a
-    column with gaps grows (``12.0`` is ``12``). Unsupervised rows get the empty label.
+    column with gaps grows (``12.0`` is ``12``). Unsupervised rows get the empty label; those that had another
+    are counted in ``attrs[IGNORED_LABELS]``.
 
     Args:
         called: how errors call the file; its path by default.
 
     Raises:
         UserError: not UTF-8, not a CSV, a column missing, an unknown split, a split without rows, a labelled
-            row without a label, labels some of which are numbers and some names, one class only, a text of
-            more than ``MAX_TEXT`` characters. Row numbers count the header as row 1.
+            row without a label, labels some of which are numbers and some names, a number spelled in two
+            ways, one class only, a text of more than ``MAX_TEXT`` characters. Row numbers count the header as
+            row 1.
     """
     called = called or str(path)
     corpus = _read_table(path, called, COLUMNS)
@@ -51,14 +57,15 @@ def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
     corpus[SPLIT] = corpus[SPLIT].str.strip()
     corpus[LABEL] = _canonical(corpus[LABEL])
     unsupervised = corpus[SPLIT] == UNSUPERVISED
+    unlabelled = corpus[LABEL].str.lower().isin(NO_LABEL)
+    corpus.attrs[IGNORED_LABELS] = int((unsupervised & ~unlabelled).sum())
     corpus.loc[unsupervised, LABEL] = ""
 
     def refuse_first(bad: "pd.Series[bool]", column: str, rule: str) -> None:
         _refuse_first(path, called, corpus, bad, column, rule)
 
     refuse_first(~corpus[SPLIT].isin(SPLITS), SPLIT, f"must be one of {', '.join(SPLITS)}")
-    missing = ~unsupervised & corpus[LABEL].str.lower().isin(["", "nan"])
-    refuse_first(missing, LABEL, "is no label; train, val and test rows need one")
+    refuse_first(~unsupervised & unlabelled, LABEL, "is no label; train, val and test rows need one")
     if rule := _rule_of_labels(corpus[LABEL]):
         refuse_first(corpus[LABEL].isin(rule[0]), LABEL, rule[1])
     refuse_first(
@@ -82,7 +89,7 @@ def require_splits(corpus: pd.DataFrame, called: str) -> None:
 def require_quotes(path: Path, called: str) -> None:
     """Raise a ``UserError`` if a quoted field goes on after its quote: pandas reads ``"a" b`` as ``a b``.
 
-    It takes a second for a million rows, so that only the first stage asks.
+    It takes a second for a million rows, so that of the corpus only the first stage asks.
     """
     if at := place_of_bad_quotes(path):
         raise UserError(f"{called}, {at}: {QUOTES}")
@@ -95,15 +102,18 @@ def read_categories(path: Path, called: str | None = None) -> dict[str, str]:
         called: how errors call the file; its path by default.
 
     Raises:
-        UserError: not a CSV with these columns, or a label named twice.
+        UserError: not a CSV with these columns, a label named twice, or a name of several lines.
     """
     if not path.exists():
         return {}
     called = called or str(path)
     table = _read_table(path, called, ["label", "name"])
-    labels = _canonical(table["label"])
-    _refuse_first(path, called, table.assign(label=labels), labels.duplicated(), "label", "is named twice")
-    return dict(zip(labels, table["name"].str.strip(), strict=True))
+    require_quotes(path, called)
+    table["label"], table["name"] = _canonical(table["label"]), table["name"].str.strip()
+    _refuse_first(path, called, table, table["label"].duplicated(), "label", "is named twice")
+    broken = table["name"].str.contains(r"[\r\n]")
+    _refuse_first(path, called, table, broken, "name", "has a line break; write the name in one line")
+    return dict(zip(table["label"], table["name"], strict=True))
 
 
 def label_list(corpus: pd.DataFrame) -> list[str]:
@@ -159,6 +169,7 @@ def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
     """Counts that tell whether the corpus is what its owner thinks it is (``metrics/data.json``).
 
     Args:
+        corpus: as ``read_corpus`` gives it.
         folded: what ``fold`` makes of the texts: two that are alike there are the same here.
     """
     split, labels = corpus[SPLIT], corpus[LABEL]
@@ -172,6 +183,7 @@ def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
         "texts_in_several_splits": len(shared),
         "test_rows_seen_elsewhere": int(folded[split == TEST].isin(shared).sum()),
         "texts_with_several_labels": int((labels_per_text > 1).sum()),
+        IGNORED_LABELS: corpus.attrs[IGNORED_LABELS],
         **describe_classes(corpus),
     }
 
@@ -238,7 +250,7 @@ def _canonical(labels: "pd.Series[str]") -> "pd.Series[str]":
 
 
 def _rule_of_labels(column: "pd.Series[str]") -> tuple[list[str], str] | None:
-    """The labels that are not of the kind of the others, and what to say of them; None if all are alike."""
+    """Labels that are not as the others are, and what to say of them; None if all are alike."""
     rows = column[column != ""].value_counts()
     labels = rows.index.to_series()
     fractions = labels.str.fullmatch(r"-?\d*[.,]\d+(?:[eE][-+]?\d+)?")
@@ -246,12 +258,23 @@ def _rule_of_labels(column: "pd.Series[str]") -> tuple[list[str], str] | None:
         return labels[fractions].tolist(), "is a fraction; make labels whole numbers or names"
     whole = labels.str.fullmatch(WHOLE_NUMBER)
     numbers, names = int(rows[whole].sum()), int(rows[~whole].sum())
-    if not numbers or not names:
+    if not numbers:
         return None
+    if not names:
+        return _spelled_twice(labels)
     rest = "make labels all numbers or all names"
     if names <= numbers:
         return labels[~whole].tolist(), f"is no whole number, but {numbers:,} other labels are; {rest}"
     return labels[whole].tolist(), f"is a whole number, but {names:,} other labels are names; {rest}"
+
+
+def _spelled_twice(labels: "pd.Series[str]") -> tuple[list[str], str] | None:
+    """A label that is the number of a more frequent one too; ``labels`` are numbers, by their frequency."""
+    spellings: dict[int, str] = {}
+    for label in labels:
+        if (usual := spellings.setdefault(int(label), label)) != label:
+            return [label], f"is the number of the label {usual!r}; spell it in one way"
+    return None
 
 
 def _refuse_first(

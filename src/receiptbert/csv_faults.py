@@ -1,6 +1,7 @@
 """Say what is wrong with a CSV: its encoding, its delimiter, a quote that opens and does not close.
 
-``check_bytes`` and ``check_header`` run before a file is read; the rest only after a failure.
+``check_bytes`` and ``check_header`` run before a file is read, ``place_of_bad_quotes`` once it could be read;
+the rest only after a failure.
 """
 
 import csv

@@ -25,6 +25,8 @@ ADVICE = {
     errno.EEXIST: "a file stands where a folder must be; move it away",
     errno.EISDIR: "a folder stands where a file must be; move it away",
     errno.EIO: "the disk may be failing; check it",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ELOOP: "the link leads back to itself; make it lead to a file",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
 }
 

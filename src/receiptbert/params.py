@@ -38,7 +38,7 @@ class DataParams:
     train_on_held_out_texts: bool
 
     def __post_init__(self) -> None:
-        _require(bool(self.archive), "archive", "the path of a zip")
+        _require(bool(self.archive) and "\0" not in self.archive, "archive", "the path of a zip")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,7 +205,8 @@ def load_params(path: Path) -> Params:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} not found; run from the project's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    # The last three come of values that are not what they look like (2024-02-30), and of endless brackets.
+    except (YAMLError, ValueError, LookupError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
         return _build(Params, _without_auto(document), "")

@@ -61,10 +61,10 @@ def in_terminal() -> bool:
 
 
 def say(line: str) -> None:
-    """Write one line to stderr, at once; if nobody reads any more, go on with the work."""
+    """Write one line to stderr, at once. A closed terminal or a full disk is no reason to end the work."""
     if quiet or sys.stderr is None:  # closed: print would take stdout instead, which is for answers
         return
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
