@@ -10,14 +10,16 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from receiptbert.errors import Interrupted, one_line_errors
+from receiptbert.errors import Interrupted, UserError, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.predicting import INPUTS, OUTPUTS, predict
 from receiptbert.progress import say
 from receiptbert.tables import TextTable
 
 PROGRAM = "receiptbert"
-EPILOG = "Bad input ends with one line and status 1; RECEIPTBERT_DEBUG=1 shows the traceback."
+EPILOG = (
+    "Bad input ends with one line and status 1 (bad arguments: 2); RECEIPTBERT_DEBUG=1 shows the traceback."
+)
 
 PREDICT = """\
 Label each line of a table with its category.
@@ -74,7 +76,7 @@ def _explain(error: Exception) -> str | None:
         and not isinstance(error, BrokenPipeError)
     ):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return str(UserError(f"{where}{error.strerror or error}"))
     return line
 
 
