@@ -512,9 +512,10 @@ def test_a_closed_pipe_is_the_end_and_no_error(
 def test_arguments_that_make_no_sense(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert message in capsys.readouterr().err
+    assert f"bad arguments: {end.value.code}" in cli.EPILOG
 
 
 def test_defaults_are_those_of_the_classifier() -> None:
