@@ -331,6 +331,13 @@ def test_a_run_that_fails_leaves_what_was_there(
     assert files() == ["in.csv", "out.csv"]
 
 
+def test_what_the_system_says_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("in.csv", ["а"])
+    monkeypatch.setattr("receiptbert.tables.open_binary", lambda _: Path("no\nfile").stat())
+    with pytest.raises(SystemExit, match=r"^receiptbert: error: no\\nfile: No such file or directory$"):
+        run("in.csv")
+
+
 def test_a_kill_ends_it_as_a_kill_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write("in.csv", ["а"])
     monkeypatch.setattr(Classifier, "__call__", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
@@ -388,7 +395,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
     ),
     ("text\nМОЛОКО ПАСТ".encode("utf-16"), ["in.csv"], "in.csv: not UTF-8, it seems to be utf-16; save it"),
     (
-        "МОЛОКО\n".encode("utf-16-le"),
+        "ЧАЙ\nСЫР\n".encode("utf-16-le"),
         ["in.csv", "--from", "lines"],
         "in.csv: not UTF-8, it seems to be utf-16;",
     ),

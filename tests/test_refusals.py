@@ -195,7 +195,7 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     ("utf-16", RUSSIAN.encode("utf-16"), ": not UTF-8, it seems to be utf-16; save it as UTF-8"),
     (
         "utf-16, no mark, Russian",
-        RUSSIAN.replace("1", "чай").encode("utf-16-be"),
+        ("text,label,split\n" + "молоко пастеризованное,чай,train\n" * 20).encode("utf-16-be"),
         ": not UTF-8, it seems to be utf-16; save it as UTF-8",
     ),
     ("utf-16, no mark", CSV.encode("utf-16-le"), ": not UTF-8, it seems to be utf-16; save it as UTF-8"),
@@ -214,6 +214,11 @@ CSVS: list[tuple[str, str | bytes, str]] = [
         "a NUL byte",
         CSV.replace("tea", "t\0a"),
         ", line 4: a NUL byte, which no text has; export the file anew",
+    ),
+    (
+        "NUL bytes, of a crash",
+        CSV.encode() + bytes(100),
+        ", line 7: a NUL byte, which no text has; export the file anew",
     ),
     (
         "a name without end",

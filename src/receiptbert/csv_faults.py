@@ -45,9 +45,7 @@ def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
 
 def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserError:
     sample = line + following
-    # Of Russian and English text in UTF-16, every other byte is 4 or 0.
-    halves = sample.count(0) + sample.count(4)
-    if (number == 1 and line.startswith(UTF16_MARKS)) or halves > 0.4 * len(sample):
+    if (number == 1 and line.startswith(UTF16_MARKS)) or _seems_utf16(sample):
         return UserError(f"{called}: not UTF-8, it seems to be utf-16; save it as UTF-8")
     try:
         line.decode()
@@ -56,6 +54,12 @@ def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserErr
         seems = f", it seems to be {encoding}" if encoding else ""
         return UserError(f"{called}, line {number}: not UTF-8{seems}; save it as UTF-8")
     return UserError(f"{called}, line {number}: a NUL byte, which no text has; export the file anew")
+
+
+def _seems_utf16(sample: bytes) -> bool:
+    """Whether every other byte is 0 or 4, as in English and Russian text in UTF-16."""
+    halves = [sum(map(half.count, (0, 4))) for half in (sample[::2], sample[1::2])]
+    return len(sample) > 3 and max(halves) > 0.4 * len(sample) and min(halves) < 0.1 * len(sample)
 
 
 def not_utf8(path: Path, called: str) -> UserError:
