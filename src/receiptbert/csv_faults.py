@@ -37,7 +37,7 @@ def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
         try:
             text = line.decode()
         except UnicodeDecodeError:
-            text = "\0"
+            text = "\0"  # as bad as that
         if "\0" in text:
             raise _no_text(called, number, line, stream.read(CHUNK))
         yield text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text

@@ -207,9 +207,8 @@ def delimited_writer(
         def write(chunk: Sequence[Column]) -> None:
             rows = zip(*chunk, strict=True)
             for row in map(_harmless, rows) if spreadsheet else rows:
-                (quoting if any("\r" in cell for cell in row if isinstance(cell, str)) else writer).writerow(
-                    row
-                )
+                broken = any("\r" in cell for cell in row if isinstance(cell, str))
+                (quoting if broken else writer).writerow(row)
 
         write([[name] for name in columns])
         yield write
