@@ -10,13 +10,18 @@ from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled
-from receiptbert.model_card import model_card
+from receiptbert.model_card import COUNTS, model_card
 from receiptbert.params import Params
 from receiptbert.reports import read_json, write_csv, write_json
+
+DATA = pipeline.METRICS / "data.json"
 
 
 def evaluate(params: Params) -> None:
     device = choose_device(params.runtime.device)
+    data = read_json(DATA)
+    if missing := [name for name in COUNTS if name not in data]:
+        raise UserError(f"{DATA} lacks {missing[0]}; run `dvc repro`")
     model, tokenizer, names = load_classifier(pipeline.FINETUNED)
     test, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TEST, tokenizer)
     if (classes := max(targets, default=0) + 1) > len(names):
@@ -25,6 +30,10 @@ def evaluate(params: Params) -> None:
             "run `dvc repro`"
         )
     corpus = read_corpus(pipeline.CORPUS)
+    if (rows := int((corpus[SPLIT] == TEST).sum())) != len(test):
+        raise UserError(
+            f"{pipeline.CORPUS} has {rows:,} test rows, {pipeline.TOKENIZED} {len(test):,}; run `dvc repro`"
+        )
 
     loader = inference_loader(test, tokenizer, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT)
     result = Evaluation(
@@ -39,7 +48,7 @@ def evaluate(params: Params) -> None:
     write_json(pipeline.METRICS / "test.json", result.scores)
     for name, table in result.plots().items():
         write_csv(pipeline.PLOTS / f"{name}.csv", table.header, table.rows)
-    card = model_card(result, model, read_json(pipeline.METRICS / "data.json"))
+    card = model_card(result, model, data)
     with whole(pipeline.METRICS / "MODEL_CARD.md") as partial:
         partial.write_text(card, encoding="utf-8")
     scores = result.scores

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from receiptbert import Classifier, WordpieceTokenizer
@@ -154,9 +155,31 @@ def test_models_that_cannot_classify_are_refused(
         Classifier.from_pretrained(checkpoint, precision="fp8")
     with pytest.raises(ValueError, match="batch_size = 0"):
         Classifier.from_pretrained(checkpoint, batch_size=0)
-    change_config(checkpoint, corpus_labels=["1", "2"])
-    with pytest.raises(UserError, match=r"config\.json has 3 classes and 2 corpus_labels"):
-        Classifier.from_pretrained(checkpoint)
+    for labels, message in [
+        (["1", "2"], "has 3 classes and 2 corpus_labels"),
+        (5, ": corpus_labels must hold the classes as texts; take it again"),
+        ([1, 2, None], ": corpus_labels must hold the classes as texts; take it again"),
+    ]:
+        change_config(checkpoint, corpus_labels=labels)
+        with pytest.raises(UserError, match=rf"config\.json.*{message}"):
+            Classifier.from_pretrained(checkpoint)
+
+
+def test_answers_that_are_no_numbers_are_refused(checkpoint: Path, texts: list[str]) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["classifier.bias"][0] = torch.nan
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match="the model's answers are no finite numbers; its weights are damaged"):
+        Classifier.from_pretrained(checkpoint)(texts)
+
+
+def test_classes_that_are_numbers_become_texts(checkpoint: Path, texts: list[str]) -> None:
+    change_config(checkpoint, id2label={"0": 5, "1": 6, "2": 8}, corpus_labels=[7, 12, 30])
+    answers = Classifier.from_pretrained(checkpoint)(texts)
+    assert {answer[:2] for answer in answers} == {("7", "5"), ("12", "6"), ("30", "8")}
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"corpus_labels": None}))
+    assert Classifier.from_pretrained(checkpoint)(texts)[0].label in {"5", "6", "8"}
 
 
 def test_unnamed_classes_are_called_as_transformers_calls_them(checkpoint: Path, texts: list[str]) -> None:

@@ -157,10 +157,88 @@ def test_types_of_parquet_are_kept(run: Run) -> None:
 
 
 def test_json_has_no_nan(run: Run) -> None:
-    parquet.write_table(pa.table({"text": ["а", "б"], "price": [float("nan"), float("-inf")]}), "in.parquet")
+    prices = [float("nan"), float("-inf")]
+    table = {"text": ["а", "б"], "price": prices, "more": [[price] for price in prices]}
+    parquet.write_table(pa.table(table | {"deep": [{"x": [price]} for price in prices]}), "in.parquet")
     run("in.parquet", "-o", "out.jsonl")
-    for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines():
-        assert json.loads(line)["price"] is None
+    for line in map(json.loads, Path("out.jsonl").read_text(encoding="utf-8").splitlines()):
+        assert (line["price"], line["more"], line["deep"]) == (None, [None], {"x": [None]})
+
+
+def test_carriage_returns_are_quoted(run: Run) -> None:
+    texts = ["а\rб", "=в\rг", "д"]
+    Path("in.txt").write_bytes("\n".join(texts).encode())
+    Path("in.csv").write_bytes('"text"\n"а\rб"\n"=в\rг"\n"д"\n'.encode())
+    parquet.write_table(pa.table({"text": texts}), "in.parquet")
+    for name in ("in.txt", "in.csv", "in.parquet"):
+        run(name, "-o", "out.csv")
+        assert [row["text"] for row in read("out.csv")] == texts, name
+    assert Path("out.csv").read_bytes().startswith('text,label,category,confidence\n"а\rб","'.encode())
+    run("in.csv", "--spreadsheet", "-o", "out.csv")
+    assert [row["\ufefftext"] for row in read("out.csv")] == ["а\rб", "'=в\rг", "д"]
+
+
+def test_values_that_python_has_not_are_written_as_texts(run: Run) -> None:
+    days = pa.array([20_454, 10**7, None], pa.int32()).cast(pa.date32())
+    parquet.write_table(pa.table({"text": ["а", "б", "в"], "day": days}), "in.parquet")
+    run("in.parquet", "-o", "out.csv")
+    assert [row["day"] for row in read("out.csv")] == ["2026-01-01", "29349-01-26", ""]
+    run("in.parquet", "-o", "out.parquet")
+    assert parquet.read_table("out.parquet")["day"].combine_chunks() == days
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "message"),
+    [
+        (pa.array([0], pa.timestamp("s", "No/Where")), "when", "in.parquet, column when: a value of type "),
+        (
+            pa.array([b"\xff"]).view(pa.string()),
+            "when",
+            "in.parquet, column when: a value of type string cannot",
+        ),
+        (pa.array([b"\xff"]).view(pa.string()), "text", "in.parquet: the column of texts is string: "),
+        (pa.array([[1]]), "text", "in.parquet: the column of texts is list<"),
+    ],
+)
+def test_values_of_parquet_that_are_no_texts(run: Run, column: Any, name: str, message: str) -> None:
+    parquet.write_table(pa.table({"text": ["а"], name: column}), "in.parquet")
+    with pytest.raises(SystemExit) as end:
+        run("in.parquet", "-o", "out.csv")
+    assert message in str(end.value.code)
+
+
+def test_parquet_whose_rows_are_damaged(run: Run) -> None:
+    parquet.write_table(pa.table({"text": ["аб" * 300] * 9}), "in.parquet", use_dictionary=False)
+    content = bytearray(Path("in.parquet").read_bytes())
+    content[4:60] = b"\xff" * 56
+    Path("in.parquet").write_bytes(content)
+    with pytest.raises(
+        SystemExit, match=r"error: in\.parquet is no Parquet file, or a damaged one \(.+\); ex"
+    ):
+        run("in.parquet", "-o", "out.csv")
+
+
+LONG = "x" * 200_000
+ODD_CSVS: list[tuple[str, dict[str, str]]] = [
+    ("   \ntext,id\nа,1\n", {"text": "а", "id": "1"}),
+    ("text,id\n  \nа,1\n \n", {"text": "а", "id": "1"}),
+    ('"text, RU";text\n1;а\n', {"text, RU": "1", "text": "а"}),
+    (f"text,{LONG}\nа,{LONG}\n", {"text": "а", LONG: LONG}),
+    ("text\n  \n", {"text": "  "}),  # of one column, a row
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    ODD_CSVS,
+    ids=["a blank line first", "blank lines", "a comma", "long", "a blank row"],
+)
+def test_odd_csvs_are_read(run: Run, content: str, expected: dict[str, str]) -> None:
+    Path("in.csv").write_text(content, encoding="utf-8")
+    run("in.csv", "-o", "out.jsonl")
+    (line,) = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert dict(list(json.loads(line).items())[:-3]) == expected
+    assert csv.field_size_limit() == 131_072
 
 
 def test_columns_that_collide_with_ours_stay(run: Run) -> None:
@@ -253,6 +331,13 @@ def test_a_run_that_fails_leaves_what_was_there(
     assert files() == ["in.csv", "out.csv"]
 
 
+def test_what_the_system_says_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("in.csv", ["а"])
+    monkeypatch.setattr("receiptbert.tables.open_binary", lambda _: Path("no\nfile").stat())
+    with pytest.raises(SystemExit, match=r"^receiptbert: error: no\\nfile: No such file or directory$"):
+        run("in.csv")
+
+
 def test_a_kill_ends_it_as_a_kill_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write("in.csv", ["а"])
     monkeypatch.setattr(Classifier, "__call__", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
@@ -271,26 +356,80 @@ def test_the_input_may_be_replaced(run: Run) -> None:
     assert "label" in read("in.csv")[0]
 
 
+def test_the_permissions_of_what_is_replaced_stay(run: Run) -> None:
+    write("in.csv", ["а"])
+    Path("in.csv").chmod(0o600)
+    run("in.csv", "-o", "in.csv")
+    assert Path("in.csv").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("stdin", ["-o", "out.csv"], "stdin is closed; name a file"),
+        ("stdout", ["in.csv"], "stdout is closed; name a file with --output"),
+    ],
+)
+def test_closed_streams(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str], message: str
+) -> None:
+    write("in.csv", ["а"])
+    monkeypatch.setattr(f"sys.{name}", None)
+    with pytest.raises(SystemExit, match=f"error: {message}$"):
+        run(*arguments)
+
+
 BAD: list[tuple[bytes, list[str], str]] = [
     (b"a,b\n", ["in.csv"], "in.csv has no column 'text'; choose one with --column among 'a', 'b'"),
     (b"text,text\n", ["in.csv"], "in.csv has several columns 'text'; "),
     (b"", ["in.csv"], "in.csv is empty; its first line must name the columns"),
-    (b"text\n\xd0\xb0\n\xcc\xee\xeb\n", ["in.csv"], "in.csv, line 3 is not UTF-8 (invalid"),
+    (
+        "text\nа\n".encode() + "Молоко".encode("cp1251"),
+        ["in.csv"],
+        "in.csv, line 3: not UTF-8, it seems to be windows",
+    ),
+    (
+        "text\nМОЛОКО ПАСТ".encode("koi8-r"),
+        ["in.csv"],
+        "in.csv, line 2: not UTF-8, it seems to be koi8-r; save",
+    ),
+    ("text\nМОЛОКО ПАСТ".encode("utf-16"), ["in.csv"], "in.csv: not UTF-8, it seems to be utf-16; save it"),
+    (
+        "ЧАЙ\nСЫР\n".encode("utf-16-le"),
+        ["in.csv", "--from", "lines"],
+        "in.csv: not UTF-8, it seems to be utf-16;",
+    ),
+    (b"text\nab\0cdefg\n", ["in.csv"], "in.csv, line 2: a NUL byte, which no text has; export the file anew"),
+    (b"text,id\ra,1\r", ["in.csv"], "in.csv, line 1: a carriage return without a line feed; save"),
     (b"text,id\na,1\nb,c,2\n", ["in.csv"], "in.csv, line 3: 3 fields, the header has 2; quote texts that"),
     (b'text,id\n"a,1\nb,2\n', ["in.csv"], "in.csv, line 3: unexpected end of data; texts that have quotes"),
     (b'text\n"a" b\n', ["in.csv"], "in.csv, line 2: ',' expected after '\"'; texts that have quotes"),
     (b"text\n", ["in.csv", "-o", "no/out.csv"], "/no is no folder; make it, or name another"),
-    (b"text\n", ["in.csv", "-o", "model"], "model: the ending tells no format; give one with --to"),
+    (
+        b"text\n",
+        ["in.csv", "-o", "model"],
+        "model: the ending tells no format; known are .csv, .tsv, .tab, .parquet, .pq, .jsonl, .ndjson; if",
+    ),
     (
         b"text\n",
         ["in.csv", "-o", "model", "--to", "csv"],
         "model is no file; name one, or leave --output out",
     ),
-    (b"text\n", ["in.dat"], "in.dat: the ending tells no format; give one with --from"),
+    (
+        b"text\n",
+        ["in.dat"],
+        "in.dat: the ending tells no format; known are .csv, .tsv, .tab, .parquet, .pq, .txt; if the file is "
+        "one of them under another name, give the format with --from",
+    ),
     (b"text\n", ["none.csv"], "none.csv not found"),
     (b"text\n", ["in.csv", "--precision", "fp16"], "fp16"),
     (b"text\n", ["model", "--from", "csv"], "model is a folder; name a file in it"),
-    (b"text\n", ["in.csv", "--from", "parquet"], "in.csv is no Parquet file: "),
+    (b"text\n", ["in.csv", "--from", "parquet"], "in.csv is no Parquet file, or a damaged one ("),
+    (
+        b"PAR1" + bytes(range(40)) + b"\x08\0\0\0PAR1",
+        ["in.csv", "--from", "parquet"],
+        "in.csv is no Parquet file, or a damaged one (Couldn't deserialize thrift",
+    ),
     (b"text\n", ["-", "--from", "parquet"], "Parquet cannot be read from stdin; name a file"),
     (
         b"text,a,a\n",
@@ -308,7 +447,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "arguments", "message"), BAD, ids=[message[:25] for *_, message in BAD])
+@pytest.mark.parametrize(("content", "arguments", "message"), BAD, ids=[message[:45] for *_, message in BAD])
 def test_bad_input_ends_in_one_line(run: Run, content: bytes, arguments: list[str], message: str) -> None:
     for name in ("in.csv", "in.dat"):
         Path(name).write_bytes(content)
@@ -380,9 +519,10 @@ def test_a_closed_pipe_is_the_end_and_no_error(
 def test_arguments_that_make_no_sense(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert message in capsys.readouterr().err
+    assert f"bad arguments: {end.value.code}" in cli.EPILOG
 
 
 def test_defaults_are_those_of_the_classifier() -> None:

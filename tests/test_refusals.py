@@ -212,9 +212,19 @@ CSVS: list[tuple[str, str | bytes, str]] = [
         RUSSIAN.encode("cp1251"),
         ", line 2: not UTF-8, it seems to be windows-1251; save it as UTF-8",
     ),
+    (
+        "cp1251, few letters",
+        CSV.replace("milk", "Чай чёрный").replace("tea", "Мыло").encode("cp1251"),
+        ", line 2: not UTF-8, it seems to be windows-1251; save it as UTF-8",
+    ),
     ("cp866", RUSSIAN.encode("cp866"), ", line 2: not UTF-8, it seems to be cp866 (DOS); save it as UTF-8"),
     ("koi8-r", RUSSIAN.encode("koi8-r"), ", line 2: not UTF-8, it seems to be koi8-r; save it as UTF-8"),
     ("utf-16", RUSSIAN.encode("utf-16"), ": not UTF-8, it seems to be utf-16; save it as UTF-8"),
+    (
+        "utf-16, no mark, Russian",
+        ("text,label,split\n" + "молоко пастеризованное,чай,train\n" * 20).encode("utf-16-be"),
+        ": not UTF-8, it seems to be utf-16; save it as UTF-8",
+    ),
     ("utf-16, no mark", CSV.encode("utf-16-le"), ": not UTF-8, it seems to be utf-16; save it as UTF-8"),
     (
         "latin-1",
@@ -231,6 +241,16 @@ CSVS: list[tuple[str, str | bytes, str]] = [
         "a NUL byte",
         CSV.replace("tea", "t\0a"),
         ", line 4: a NUL byte, which no text has; export the file anew",
+    ),
+    (
+        "NUL bytes, of a crash",
+        CSV.encode() + bytes(100),
+        ", line 7: a NUL byte, which no text has; export the file anew",
+    ),
+    (
+        "a name without end",
+        f"{'x' * 200_000},{CSV}",
+        ": a name in its header is longer than 131,072 characters, or its quote does not close; the header …",
     ),
     ("an open quote", CSV + '"tea,1,train\n', f", row 7: {QUOTE}"),
     ("an open quote far up", CSV.replace("milk", '"milk') + "tea,1,train\n" * 99, f", row 2: {QUOTE}"),

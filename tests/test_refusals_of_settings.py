@@ -208,6 +208,12 @@ def classes_added(folder: Path) -> None:
     dataclasses.replace(store, labels=store.labels + 1000).save(path)
 
 
+def row_of_test_removed(folder: Path) -> None:
+    rows = (folder / "data/raw/data.csv").read_text().splitlines(keepends=True)
+    del rows[next(number for number, row in enumerate(rows) if row.rstrip().endswith("test"))]
+    (folder / "data/raw/data.csv").write_text("".join(rows))
+
+
 def short_texts(folder: Path) -> None:
     """Unsupervised texts too short to learn anything from."""
     rows = (folder / "data/raw/data.csv").read_text().splitlines()
@@ -240,15 +246,27 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("fp16 on a CPU", "finetune", params(finetune__precision="fp16"), "params.yaml: finetune.precision = fp16, which this cpu does not have; set auto"),
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere holds no config.json; name a Hugging Face BERT checkpoint folder"),
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
-    ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is not JSON; take the checkpoint again from where it came"),
-    ("config is a list", "evaluate", content(OF_CONFIG, "[]"), f"{FINETUNED} is a checkpoint of type None; only bert can be used"),
+    ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels is of another type); run `dvc repro -f pretokenize`"),
+    ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"shortest": "2", "longest": 9}'), "data/tokenized/lengths.json is damaged (shortest is of another type); run `dvc repro -f pretokenize`"),
+    ("no counts", "evaluate", content("metrics/data.json", None), "metrics/data.json not found; run `dvc repro`"),
+    ("damaged counts", "evaluate", content("metrics/data.json", "<<<<<<<"), "metrics/data.json is damaged (…); run `dvc repro`"),
+    ("counts that are a list", "evaluate", content("metrics/data.json", "[]"), "metrics/data.json is damaged (it holds no JSON object); run `dvc repro`"),
+    ("counts of another version", "evaluate", content("metrics/data.json", "{}"), "metrics/data.json lacks rows; run `dvc repro`"),
+    ("a test row taken away", "evaluate", row_of_test_removed, "data/raw/data.csv has 19 test rows, data/tokenized 20; run `dvc repro`"),
+    ("no model yet", "evaluate", lambda folder: shutil.rmtree(folder / FINETUNED), f"{FINETUNED} is no folder; name that of a finetuned model (`dvc repro` makes one)"),
+    ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is damaged (…); {AGAIN}"),
+    ("config is a list", "evaluate", content(OF_CONFIG, "[]"), f"{OF_CONFIG} is damaged (it holds no JSON object); {AGAIN}"),
+    ("config nested too deep", "evaluate", content(OF_CONFIG, "[" * 100_000), f"{OF_CONFIG} is damaged (…); {AGAIN}"),
     ("another kind of model", "evaluate", config(model_type="gpt2"), f"{FINETUNED} is a checkpoint of type gpt2; only bert can be used"),
     ("another activation", "evaluate", config(hidden_act="silu"), f"{FINETUNED}: activation silu is not among …"),
     ("three segments", "evaluate", config(type_vocab_size=3), f"{FINETUNED}: 3 segment embeddings; only 2 can be used"),
     ("heads that do not divide", "evaluate", config(num_attention_heads=3), f"{OF_CONFIG}: hidden_size is no multiple of num_attention_heads; mend it"),
     ("a negative size", "evaluate", config(intermediate_size=-1), f"{OF_CONFIG}: intermediate_size is -1; it must be at least 1"),
     ("a size that is a text", "evaluate", config(hidden_size="8"), f"{OF_CONFIG}: …"),
-    ("a class missing", "evaluate", config(id2label={"0": "a", "2": "b"}), f"{OF_CONFIG}: id2label must number the classes 0 to 1"),
+    ("a class missing", "evaluate", config(id2label={"0": "a", "2": "b"}), f"{OF_CONFIG}: id2label must name the classes 0, 1, 2 and so on; {AGAIN}"),
+    ("classes that are a list", "evaluate", config(id2label=["a", "b"]), f"{OF_CONFIG}: id2label must name the classes 0, 1, 2 and so on; {AGAIN}"),
+    ("classes that are a number", "evaluate", config(id2label=5), f"{OF_CONFIG}: id2label must name the classes 0, 1, 2 and so on; {AGAIN}"),
+    ("a class without a name", "evaluate", config(id2label={"0": "a", "1": None}), f"{OF_CONFIG}: id2label must hold the classes as texts; {AGAIN}"),
     ("a class of the corpus unknown", "evaluate", classes_added, f"{FINETUNED} knows … classes, the corpus has … or more; run `dvc repro`"),
     ("another shape", "evaluate", config(intermediate_size=12), f"{FINETUNED}/model.safetensors lacks … weights of the shape that config.json promises, … among them"),
     ("another vocabulary", "evaluate", other_weights, f"{FINETUNED}/model.safetensors lacks 1 weights of the shape that config.json promises, bert.embeddings.word_embeddings.weight among them"),

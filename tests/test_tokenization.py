@@ -175,7 +175,12 @@ def test_older_checkpoints_have_a_vocabulary_and_settings(tmp_path: Path) -> Non
     ("name", "content", "message"),
     [
         ("tokenizer.json", "{}", "tokenizer.json is damaged"),
-        ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is damaged"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json is damaged"),
+        ("tokenizer_config.json", "null", "tokenizer_config.json is damaged"),
+        ("tokenizer_config.json", '{"cls_token": 5}', "cls_token cannot be 5; take"),
+        ("tokenizer_config.json", '{"cls_token": {}}', "cls_token cannot be {}; take"),
+        ("tokenizer_config.json", '{"do_lower_case": "yes"}', "do_lower_case cannot be 'yes'; take"),
         ("tokenizer_config.json", '{"cls_token": "<s>"}', "the tokenizer has no cls token"),
     ],
 )
@@ -185,6 +190,13 @@ def test_damaged_tokenizers_are_refused(
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
+        WordpieceTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(range(256)), b"[PAD]\n[UNK]\n[CLS]\n[MASK]\na\n"])
+def test_damaged_vocabularies_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"vocab\.txt is damaged \(.+\); take it again"):
         WordpieceTokenizer.from_pretrained(tmp_path)
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.hf_format import load_classifier, read_config, read_temperature
+from receiptbert.hf_format import class_names, load_classifier, read_config, read_temperature
 from receiptbert.inference import BATCH_SIZE, inference_loader, logits_by_batch
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.precision import choose_precision
 from receiptbert.token_store import TokenStore
-from receiptbert.tokenization import WordpieceTokenizer
+from receiptbert.tokenization import AGAIN, WordpieceTokenizer
 
 
 class Candidate(NamedTuple):
@@ -106,17 +106,15 @@ class Classifier:
             UserError: no such folder, no finetuned BERT in it, or no such device.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder; name that of a finetuned model (`dvc repro` makes one)")
         where = choose_device(device, key="device")
         precision = choose_precision(precision, where, "precision")
         model, tokenizer, categories = load_classifier(folder)
-        config = read_config(folder)
-        labels = config.get("corpus_labels", categories)
+        saved = read_config(folder).get("corpus_labels")
+        labels = categories if saved is None else class_names(saved, folder, "corpus_labels")
         if len(labels) != len(categories):
             raise UserError(
                 f"{folder}: config.json has {len(categories)} classes and {len(labels)} corpus_labels; "
-                "take the checkpoint again from where it came"
+                f"{AGAIN}"
             )
         classes = list(zip(labels, categories, strict=True))
         return cls(
@@ -151,7 +149,14 @@ class Classifier:
         return [prediction_of[text] for text in texts]
 
     def _decide(self, logits: Tensor, top_k: int) -> list[Prediction]:
-        """The predictions behind logits (B, C)."""
+        """The predictions behind logits (B, C).
+
+        Raises:
+            UserError: some are no finite numbers.
+        """
+        if not logits.isfinite().all():
+            mend = "try precision fp32" if self._precision == "fp16" else f"its weights are damaged, {AGAIN}"
+            raise UserError(f"the model's answers are no finite numbers; {mend}")
         # Of equally probable classes a stable sort puts the first first, as argmax does.
         ranked, order = (logits / self._temperature).sort(dim=1, descending=True, stable=True)
         confidences = ranked.softmax(dim=1)[:, :top_k].tolist()

@@ -10,14 +10,16 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from receiptbert.errors import Interrupted, one_line_errors
+from receiptbert.errors import Interrupted, UserError, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.predicting import INPUTS, OUTPUTS, predict
 from receiptbert.progress import say
 from receiptbert.tables import TextTable
 
 PROGRAM = "receiptbert"
-EPILOG = "Bad input ends with one line and status 1; RECEIPTBERT_DEBUG=1 shows the traceback."
+EPILOG = (
+    "Bad input ends with one line and status 1 (bad arguments: 2); RECEIPTBERT_DEBUG=1 shows the traceback."
+)
 
 PREDICT = """\
 Label each line of a table with its category.
@@ -28,9 +30,10 @@ these columns already, all of ours begin with predicted_.
 
 The endings tell the formats: .csv, .tsv, .parquet and .txt (plain lines) are read; .csv, .tsv, .parquet
 and .jsonl are written. Text is UTF-8. A CSV has a header, and commas, semicolons or tabs between its
-fields; a CSV made of it has the same, any other commas. Empty lines of a CSV are no rows; a row that is
-too short is filled up. Plain lines have no header, and each of them is a row, an empty one too. A text
-without anything to read gets an empty label and a confidence of 0."""
+fields; a CSV made of it has the same, any other commas. Empty lines of a CSV are no rows, nor are lines of
+spaces where it has several columns; a row that is too short is filled up. Plain lines have no header, and
+each of them is a row, an empty one too. A text without anything to read gets an empty label and a
+confidence of 0."""
 
 PREDICT_EXAMPLES = """\
 examples:
@@ -74,7 +77,7 @@ def _explain(error: Exception) -> str | None:
         and not isinstance(error, BrokenPipeError)
     ):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return str(UserError(f"{where}{error.strerror or error}"))
     return line
 
 

@@ -5,14 +5,16 @@ another name makes finetuning run again, but not pretraining.
 """
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from receiptbert.errors import UserError
+from receiptbert.json_files import read_json_object
 from receiptbert.reports import write_json
+
+AGAIN = "run `dvc repro -f pretokenize`"
 
 
 class _Facts:
@@ -30,12 +32,23 @@ class _Facts:
             UserError: there is no such file, or it holds anything else.
         """
         try:
-            facts = cls(**json.loads(path.read_text(encoding="utf-8")))
+            values = read_json_object(path, AGAIN)
         except FileNotFoundError:
             raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); run `dvc repro -f pretokenize`") from None
-        return facts
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        names = [field.name for field in fields]
+        if values.keys() != set(names):
+            raise UserError(f"{path} is damaged (it must hold {', '.join(names)}); {AGAIN}")
+        for field in fields:
+            if not _fits(values[field.name], field.type):
+                raise UserError(f"{path} is damaged ({field.name} is of another type); {AGAIN}")
+        return cls(**values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind == list[str]:
+        return type(value) is list and all(type(item) is str for item in value)
+    return type(value) is kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,16 +1,17 @@
 """Say what is wrong with a CSV: its encoding, its delimiter, a quote that opens and does not close.
 
-``check_bytes`` and ``check_header`` run before a file is read, ``place_of_bad_quotes`` once it could be read;
-the rest only after a failure.
+``check_bytes``, ``check_header`` and ``place_of_bad_quotes`` look at every corpus; the rest speaks after a
+failure. How text is decoded and which rows are blank, ``receiptbert predict`` takes from here too.
 """
 
 import csv
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from receiptbert.errors import UserError
 
@@ -18,6 +19,57 @@ CHUNK = 1 << 20
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 RUSSIAN_ENCODINGS = {"cp1251": "windows-1251", "cp866": "cp866 (DOS)", "koi8-r": "koi8-r"}
 FREQUENT_LETTERS = set("оеаинтсрвлкмпОЕАИНТСРВЛКМП")
+# The encoding of Russian Windows and Excel; on short samples others may seem to fit as well.
+LIKELIEST, MARGIN = "windows-1251", 0.1
+BYTE_ORDER_MARK = "\ufeff"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
+    """The lines of a text, with their ends and without a byte order mark.
+
+    Raises:
+        UserError: a line is not UTF-8 or has NUL bytes, which no text has; the message names it, and what the
+            text seems to be instead.
+    """
+    # Decoded line by line: the error can name the line.
+    for number, line in enumerate(stream, start=1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            text = "\0"  # as bad as that
+        if "\0" in text:
+            raise _no_text(called, number, line, stream.read(CHUNK))
+        yield text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
+
+
+def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserError:
+    sample = line + following
+    if (number == 1 and line.startswith(UTF16_MARKS)) or _seems_utf16(sample):
+        return UserError(f"{called}: not UTF-8, it seems to be utf-16; save it as UTF-8")
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        encoding = guess_encoding(sample[error.start :])
+        seems = f", it seems to be {encoding}" if encoding else ""
+        return UserError(f"{called}, line {number}: not UTF-8{seems}; save it as UTF-8")
+    return UserError(f"{called}, line {number}: a NUL byte, which no text has; export the file anew")
+
+
+def _seems_utf16(sample: bytes) -> bool:
+    """Whether every other byte is 0 or 4, as in English and Russian text in UTF-16."""
+    halves = [sum(map(half.count, (0, 4))) for half in (sample[::2], sample[1::2])]
+    return len(sample) > 3 and max(halves) > 0.4 * len(sample) and min(halves) < 0.1 * len(sample)
+
+
+def not_utf8(path: Path, called: str) -> UserError:
+    """What to say of a file that ``utf8_lines`` refuses."""
+    try:
+        with path.open("rb") as file:
+            deque(utf8_lines(file, called), maxlen=0)
+    except UserError as error:
+        return error
+    return UserError(f"{called} was changed while it was read; try again")
 
 
 def check_bytes(path: Path, called: str) -> int:
@@ -30,9 +82,7 @@ def check_bytes(path: Path, called: str) -> int:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             if b"\0" in chunk:
-                raise UserError(
-                    _nul_bytes(path, called, line_feeds + chunk[: chunk.index(0)].count(b"\n") + 1)
-                )
+                raise not_utf8(path, called)
             line_feeds += chunk.count(b"\n")
     return line_feeds
 
@@ -41,9 +91,12 @@ def check_header(path: Path, called: str, columns: Sequence[str]) -> None:
     """Raise a ``UserError`` unless the header names each of ``columns`` once."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
-            header = next((row for row in csv.reader(file) if not _is_blank(row)), [])
-        except csv.Error:  # a field without end
-            raise UserError(f"{called} is not a CSV; its header must name {','.join(columns)}") from None
+            header = next((row for row in csv.reader(file) if not is_blank(row)), [])
+        except csv.Error:
+            raise UserError(
+                f"{called}: a name in its header is longer than {csv.field_size_limit():,} characters, or "
+                f"its quote does not close; the header must name {','.join(columns)}"
+            ) from None
     if not header:
         raise UserError(f"{called} is empty; it needs a header that names {','.join(columns)}")
     if doubled := [name for name in columns if header.count(name) > 1]:
@@ -61,20 +114,6 @@ def _mend_header(header: list[str], columns: Sequence[str]) -> str:
     return f"its header is {shown!r} and must name {','.join(columns)}"
 
 
-def not_utf8(path: Path, called: str) -> UserError:
-    """What to say of a file that is not UTF-8: where that shows first, and what it seems to be instead."""
-    number, line, sample = 0, b"", b""
-    with path.open("rb") as file:
-        while not sample:
-            number, line = number + 1, file.readline()
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                sample = line[error.start :] + file.read(CHUNK)
-    encoding = "utf-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else guess_encoding(sample)
-    return UserError(f"{called}, line {number}: not UTF-8{_seems(encoding)}; save it as UTF-8")
-
-
 def guess_encoding(sample: bytes) -> str | None:
     """What text that is not UTF-8 seems to be; None if nothing fits well."""
     runs = re.findall(rb"[\x80-\xff]+", sample)
@@ -83,26 +122,23 @@ def guess_encoding(sample: bytes) -> str | None:
         return "utf-8 with a few damaged bytes"
     if len(foreign) < 1.5 * len(runs):  # alone between plain letters, as in "crème"
         return "latin-1 or windows-1252"
-    shares = {
-        name: sum(letter in FREQUENT_LETTERS for letter in foreign.decode(codec, errors="replace"))
-        / len(foreign)
+    fits = {
+        name: _likeness_to_russian(sample.decode(codec, "replace"), len(foreign))
         for codec, name in RUSSIAN_ENCODINGS.items()
     }
-    best = max(shares, key=shares.__getitem__)
-    return best if shares[best] > 0.5 else None
+    best = max(fits, key=fits.__getitem__)
+    if fits[LIKELIEST] > fits[best] - MARGIN:
+        best = LIKELIEST
+    return best if fits[best] > 0.4 else None
 
 
-def _seems(encoding: str | None) -> str:
-    return f", it seems to be {encoding}" if encoding else ""
+def _likeness_to_russian(text: str, foreign: int) -> float:
+    """The share of frequent letters among ``foreign`` bytes; capitals behind small letters count against it.
 
-
-def _nul_bytes(path: Path, called: str, line: int) -> str:
-    with path.open("rb") as file:
-        sample = file.read(CHUNK)
-    utf16 = sample.count(0) > len(sample) / 4 or sample[:2] in (b"\xff\xfe", b"\xfe\xff")
-    if utf16:
-        return f"{called}: not UTF-8, it seems to be utf-16; save it as UTF-8"
-    return f"{called}, line {line}: a NUL byte, which no text has; export the file anew"
+    The bytes of "Чай" in windows-1251 are "вЮИ" in koi8-r, and the other way round.
+    """
+    frequent = sum(letter in FREQUENT_LETTERS for letter in text)
+    return (frequent - 2 * len(re.findall("[а-яё][А-ЯЁ]", text))) / foreign
 
 
 def place(path: Path, index: int) -> str:
@@ -114,7 +150,7 @@ def place(path: Path, index: int) -> str:
     with _open(path) as reader:
         row = line = 1
         for row, fields in enumerate(reader, start=1):
-            data_rows += not _is_blank(fields)
+            data_rows += not is_blank(fields)
             if data_rows == index + 2:
                 return _shown(row, line)
             line = reader.line_num + 1
@@ -138,7 +174,7 @@ def too_wide(path: Path) -> str | None:
     width = None
     with _open(path) as reader:
         for row, fields in enumerate(reader, start=1):
-            if _is_blank(fields):
+            if is_blank(fields):
                 continue
             width = width or len(fields)
             if len(fields) > width:
@@ -150,16 +186,22 @@ def _shown(row: int, line: int) -> str:
     return f"row {row}" if row == line else f"row {row} (line {line})"
 
 
-def _is_blank(fields: list[str]) -> bool:
+def is_blank(fields: list[str]) -> bool:
+    """Whether a row is an empty line or one of spaces, which is no row of a table of several columns."""
     return not fields or (len(fields) == 1 and fields[0] != "" and not fields[0].strip())
 
 
 @contextmanager
 def _open(path: Path, strict: bool = False) -> Iterator[Any]:
-    """A ``csv.reader`` that takes fields of any length."""
+    with fields_of_any_length(), path.open(encoding="utf-8-sig", newline="") as file:
+        yield csv.reader(file, strict=strict)
+
+
+@contextmanager
+def fields_of_any_length() -> Iterator[None]:
+    """Lift the limit of 131,072 characters that the module ``csv`` sets to all its readers."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield csv.reader(file, strict=strict)
+        yield
     finally:
         csv.field_size_limit(limit)

@@ -17,8 +17,9 @@ from torch import nn
 from receiptbert.encoder import ACTIVATIONS, BertShape
 from receiptbert.errors import UserError
 from receiptbert.hf_names import HEADS, OUR_SOP, StateDict, from_hf, their_names, to_hf
+from receiptbert.json_files import read_json_object
 from receiptbert.modeling import BertFinetuneModel, BertModel
-from receiptbert.tokenization import WordpieceTokenizer
+from receiptbert.tokenization import AGAIN, WordpieceTokenizer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -191,18 +192,32 @@ def load_classifier(folder: Path) -> tuple[BertFinetuneModel, WordpieceTokenizer
     """A finetuned model without dropout, its tokenizer, and its classes in the order of their ids.
 
     Raises:
-        UserError: no BERT checkpoint, or one without a classifier.
+        UserError: no such folder, no BERT checkpoint in it, or one without a classifier.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name that of a finetuned model (`dvc repro` makes one)")
     shape, weights = read_shape(folder), _read_weights(folder)
     if (bias := weights.get(f"{HEADS[OUR_SOP]}.bias")) is None:
         raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")
     # Left out where nobody named the classes; transformers calls them so.
     names = read_config(folder).get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(bias))}
-    if set(names) != {str(i) for i in range(len(names))}:
-        raise UserError(f"{folder / CONFIG}: id2label must number the classes 0 to {len(names) - 1}")
-    model = BertFinetuneModel(**shape.kwargs(), num_classes=len(names))
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+        raise UserError(f"{folder / CONFIG}: id2label must name the classes 0, 1, 2 and so on; {AGAIN}")
+    classes = class_names([names[str(i)] for i in range(len(names))], folder, "id2label")
+    model = BertFinetuneModel(**shape.kwargs(), num_classes=len(classes))
     _require_all(model, _copy_weights(model, from_hf(weights)), folder)
-    return model.eval(), load_tokenizer(folder), [names[str(i)] for i in range(len(names))]
+    return model.eval(), load_tokenizer(folder), classes
+
+
+def class_names(values: Any, folder: Path, key: str) -> list[str]:
+    """The list ``values``, which config.json has under ``key``, as strings; whole numbers become such.
+
+    Raises:
+        UserError: it is no list, or has other things in it.
+    """
+    if not isinstance(values, list) or any(type(value) not in (str, int) for value in values):
+        raise UserError(f"{folder / CONFIG}: {key} must hold the classes as texts; {AGAIN}")
+    return list(map(str, values))
 
 
 def _require_all(model: nn.Module, found: list[str], folder: Path, spared: str = "") -> None:
@@ -224,17 +239,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is not a BERT's.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json_object(folder / CONFIG, AGAIN)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no {CONFIG}; name a Hugging Face BERT checkpoint folder") from None
-    except ValueError:
-        raise UserError(
-            f"{folder / CONFIG} is not JSON; take the checkpoint again from where it came"
-        ) from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "bert":
+    if (kind := config.get("model_type")) != "bert":
         raise UserError(f"{folder} is a checkpoint of type {kind}; only bert can be used")
-    return dict(config)
+    return config
 
 
 def _read_weights(folder: Path) -> StateDict:
@@ -244,6 +254,4 @@ def _read_weights(folder: Path) -> StateDict:
         # A pickled pytorch_model.bin could run any code when it is loaded.
         raise UserError(f"{folder} holds no {WEIGHTS}; load it with transformers and save it again") from None
     except SafetensorError as error:
-        raise UserError(
-            f"{folder / WEIGHTS} is damaged ({error}); take it again from where it came"
-        ) from None
+        raise UserError(f"{folder / WEIGHTS} is damaged ({error}); {AGAIN}") from None

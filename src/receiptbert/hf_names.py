@@ -63,8 +63,9 @@ def from_hf(weights: StateDict) -> StateDict:
         narrow = [theirs.replace("*", part) for part in NARROW] if "*" in theirs else [theirs]
         if all(name in weights for name in narrow):
             state[ours] = torch.cat([weights[name] for name in narrow])
-    if "cls.predictions.bias" in weights:
-        state[TIED] = weights["bert.embeddings.word_embeddings.weight"]
+    embeddings = weights.get("bert.embeddings.word_embeddings.weight")
+    if "cls.predictions.bias" in weights and embeddings is not None:
+        state[TIED] = embeddings
     for kind in ("weight", "bias"):
         if (pair := weights.get(f"{THEIR_SOP}.{kind}")) is not None:
             state[f"{OUR_SOP}.{kind}"] = pair[1:] - pair[:1]

@@ -24,6 +24,11 @@ SCORE_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy":
 PACKAGES = ["torch", "tokenizers", "transformers", "safetensors"]
 SHOWN = 10  # categories and errors
 MIN_ROWS = 10  # of a category whose score is worth showing
+# What the card tells of the data.
+COUNTS = [
+    *("rows", "distinct_texts", "classes", "train_rows_per_class", "rows_left_out", "largest_class_share"),
+    *("classes_absent_from_train", "test_rows_seen_elsewhere", "blank_texts"),
+]
 
 
 def count_parameters(model: BertFinetuneModel) -> dict[str, int]:
@@ -46,7 +51,7 @@ def model_card(result: Evaluation, model: BertFinetuneModel, data: Mapping[str, 
     Args:
         result: on test.
         model: that gave it.
-        data: the counts of ``corpus.describe``.
+        data: the counts of ``corpus.describe``, those of ``COUNTS`` at least.
     """
     sections = [
         _introduction(result, model),

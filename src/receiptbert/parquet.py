@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -18,15 +18,13 @@ class ParquetTable:
     """A table in a Parquet file.
 
     Raises:
-        UserError: it is none.
+        UserError: it is none, or damaged; damage of the rows shows when they are read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
+        with _damage_named(path):
             self._file = parquet.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is no Parquet file: {error}") from None
         self.schema: pa.Schema = self._file.schema_arrow
         self.columns: list[str] = self.schema.names
 
@@ -36,16 +34,52 @@ class ParquetTable:
 
     def chunks(self) -> Iterator[list[Column]]:
         """The rows, ``CHUNK`` at a time, as arrow arrays."""
-        for batch in self._file.iter_batches(batch_size=CHUNK):
-            yield batch.columns
+        with _damage_named(self._path):
+            for batch in self._file.iter_batches(batch_size=CHUNK):
+                yield batch.columns
 
     def texts(self, column: Column) -> list[str]:
         """The column as strings, missing ones empty."""
         assert isinstance(column, pa.Array)
         try:
             return ["" if text is None else text for text in column.cast(pa.string()).to_pylist()]
-        except pa.ArrowException as error:
-            raise UserError(f"{self._path}: the column of texts is {column.type}: {error}") from None
+        except (ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self._path}: the column of texts is {column.type}: {error}; make it one of texts in UTF-8"
+            ) from None
+
+    def values(self, chunk: list[Column]) -> list[Column]:
+        """The columns as Python's values; what is beyond these, such as the year 10,000, as a string."""
+        return [self._values(name, column) for name, column in zip(self.columns, chunk, strict=True)]
+
+    def _values(self, name: str, column: Column) -> list[Any]:
+        assert isinstance(column, pa.Array)
+        try:
+            return list(map(_value, column))
+        except (ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self._path}, column {name}: a value of type {column.type} cannot be written as text "
+                f"({error}); make it a column of texts, or write Parquet"
+            ) from None
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):
+        return scalar.cast(pa.string()).as_py()
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Name the file in errors about its content, which the library words without it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).strip()
+        raise UserError(f"{path} is no Parquet file, or a damaged one ({reason}); export it anew") from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 import receiptbert
+from receiptbert.csv_faults import fields_of_any_length
 from receiptbert.errors import UserError
 from receiptbert.progress import say, track
 from receiptbert.tables import (
@@ -42,6 +43,7 @@ NO_CANDIDATE = ("", "", 0.0)  # of an empty text, or of a model with fewer class
 KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
+@fields_of_any_length()
 def predict(args: argparse.Namespace) -> None:
     """Run the command; ``args`` are those of ``cli``.
 
@@ -74,7 +76,7 @@ def predict(args: argparse.Namespace) -> None:
             for chunk in track(chunks, "predicting", total, "lines", lambda chunk: len(chunk[0])):
                 predictions = classifier(table.texts(chunk[text_column]), args.top_k)
                 columns = answer_columns(predictions, args.top_k, args.min_confidence)
-                write([*chunk, *columns])
+                write([*(chunk if kind == "parquet" else table.values(chunk)), *columns])
                 lines += len(predictions)
                 unlabelled += columns[0].count("")
     if unlabelled:
@@ -127,7 +129,10 @@ def _format(path: Path | None, known: dict[str, str], default: str, option: str)
     if path is None:
         return default
     if path.suffix.lower() not in known:
-        raise UserError(f"{path}: the ending tells no format; give one with {option}")
+        raise UserError(
+            f"{path}: the ending tells no format; known are {', '.join(known)}; if the file is one of them "
+            f"under another name, give the format with {option}"
+        )
     return known[path.suffix.lower()]
 
 
@@ -136,6 +141,8 @@ def _open_table(path: Path | None, kind: str) -> Table:
         raise UserError(f"{path} not found")
     if path is not None and path.is_dir():
         raise UserError(f"{path} is a folder; name a file in it")
+    if path is None and sys.stdin is None:
+        raise UserError("stdin is closed; name a file")
     if path is None and sys.stdin.isatty():
         say(f"reading {kind} from the terminal; Ctrl-D ends it")
     if kind != "parquet":

@@ -8,6 +8,7 @@ from typing import Any
 
 from receiptbert.errors import UserError
 from receiptbert.files import whole
+from receiptbert.json_files import read_json_object
 
 # Enough to tell experiments apart, and no more: the noise of the last bits stays out of `git diff`.
 DECIMALS = 5
@@ -21,12 +22,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what ``write_json`` wrote in an earlier stage."""
+    """Read what ``write_json`` wrote in an earlier stage.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path, "run `dvc repro`")
     except FileNotFoundError:
         raise UserError(f"{path} not found; run `dvc repro`") from None
-    return values
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
+from receiptbert.csv_faults import is_blank, utf8_lines
 from receiptbert.errors import UserError
 
 # Rows in a chunk: enough for texts of like length to find each other, little enough to be no load for memory.
@@ -25,7 +27,6 @@ Column: TypeAlias = Sequence[Any]
 Write: TypeAlias = Callable[[Sequence[Column]], None]
 
 TEXT = "text"  # the one column of plain lines
-BYTE_ORDER_MARK = "\ufeff"
 DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # which one a CSV has, its header tells
 
 # A spreadsheet runs a cell that begins so; a number may.
@@ -38,13 +39,16 @@ class Table(Protocol):
     columns: list[str]
 
     def count(self) -> int | None:
-        """The number of rows, after a look at all of them for errors; None if they can be read but once."""
+        """The number of rows; None if they can be read but once. Of text, all are looked at for errors."""
 
     def chunks(self) -> Iterator[list[Column]]:
         """The rows, ``CHUNK`` at a time."""
 
     def texts(self, column: Column) -> list[str]:
         """A column of texts as such."""
+
+    def values(self, chunk: list[Column]) -> list[Column]:
+        """The columns of a chunk as Python's values."""
 
 
 class TextTable:
@@ -66,7 +70,7 @@ class TextTable:
         self.columns = next(self._rows)
 
     def count(self) -> int | None:
-        """The number of rows, after a look at all of them; None for stdin."""
+        """The number of rows, after a look at all of them for errors; None for stdin."""
         if self._path is None or not self._path.is_file():
             return None
         return sum(1 for _ in self._parse()) - 1
@@ -79,6 +83,10 @@ class TextTable:
     def texts(self, column: Column) -> list[str]:
         """The column as it is."""
         return list(column)
+
+    def values(self, chunk: list[Column]) -> list[Column]:
+        """The chunk as it is."""
+        return chunk
 
     @property
     def _name(self) -> str:
@@ -99,41 +107,45 @@ class TextTable:
             head.append(line)
             if line.strip():
                 break
-        self.delimiter = max(DELIMITERS[self.kind], key="".join(head).count)
+        self.delimiter = max(DELIMITERS[self.kind], key=lambda delimiter: _width(head, delimiter))
         # Not strict, it would take a quote left open at its word and swallow the rest of the file.
         rows = csv.reader(chain(head, lines), delimiter=self.delimiter, strict=True)
+        width = 0
         try:
-            width = 0
             for row in rows:
-                if not row:
-                    continue  # an empty line; an empty text is "" there
+                # Of one column, a line of spaces is a row, whose text is blank.
+                if not row or (width != 1 and is_blank(row)):
+                    continue
                 width = width or len(row)
-                if any(row[width:]):
-                    raise UserError(
-                        f"{self._name}, line {rows.line_num}: {len(row)} fields, the header has {width}; "
-                        f"quote texts that have {self.delimiter!r} in them"
-                    )
-                yield row[:width] + [""] * (width - len(row))
+                yield self._padded(row, width, rows.line_num)
         except csv.Error as error:
-            raise UserError(
-                f"{self._name}, line {rows.line_num}: {error}; texts that have quotes in them "
-                'must be quoted, and each such quote doubled ("")'
-            ) from None
+            raise UserError(f"{self._name}, line {rows.line_num}: {_explained(error)}") from None
         if not width:
             raise UserError(f"{self._name} is empty; its first line must name the columns")
 
+    def _padded(self, row: list[str], width: int, line: int) -> list[str]:
+        if any(row[width:]):
+            raise UserError(
+                f"{self._name}, line {line}: {len(row)} fields, the header has {width}; "
+                f"quote texts that have {self.delimiter!r} in them"
+            )
+        return row[:width] + [""] * (width - len(row))
+
     def _lines(self) -> Iterator[str]:
-        # Decoded line by line: the error can name the line.
         with open_binary(self._path) as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{self._name}, line {number} is not UTF-8 ({error.reason}); convert the file, "
-                        "as with iconv -f cp1251 -t utf-8"
-                    ) from None
-                yield text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
+            yield from utf8_lines(stream, self._name)
+
+
+def _width(head: list[str], delimiter: str) -> int:
+    """The number of fields of the last line."""
+    line = io.StringIO("".join(head[-1:]), newline="")
+    return len(next(csv.reader(line, delimiter=delimiter), []))
+
+
+def _explained(error: csv.Error) -> str:
+    if "new-line character" in str(error):
+        return "a carriage return without a line feed; save the file with line feeds, or quote the text"
+    return f'{error}; texts that have quotes in them must be quoted, and each such quote doubled ("")'
 
 
 @contextmanager
@@ -154,6 +166,8 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
     removed, and what had the name before stays as it was.
     """
     if path is None:
+        if sys.stdout is None:
+            raise UserError("stdout is closed; name a file with --output")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
@@ -165,6 +179,8 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as stream:
+            if path.exists():
+                shutil.copymode(path, partial)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -185,10 +201,14 @@ def delimited_writer(
     """
     with _as_text(stream, "utf-8-sig" if spreadsheet else "utf-8") as text:
         writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+        # Python before 3.13 quotes no carriage return, at which readers would end the row.
+        quoting = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
         def write(chunk: Sequence[Column]) -> None:
-            rows = _rows(chunk)
-            writer.writerows(map(_harmless, rows) if spreadsheet else rows)
+            rows = zip(*chunk, strict=True)
+            for row in map(_harmless, rows) if spreadsheet else rows:
+                broken = any("\r" in cell for cell in row if isinstance(cell, str))
+                (quoting if broken else writer).writerow(row)
 
         write([[name] for name in columns])
         yield write
@@ -199,9 +219,9 @@ def json_writer(stream: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
     """Write rows as JSON lines: one object a row."""
 
     def write(chunk: Sequence[Column]) -> None:
-        for row in _rows(chunk):
+        for row in zip(*chunk, strict=True):
             values = dict(zip(columns, map(_json_value, row), strict=True))
-            text.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+            text.write(json.dumps(values, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
     with _as_text(stream, "utf-8") as text:
         yield write
@@ -216,15 +236,15 @@ def _as_text(stream: BinaryIO, encoding: str) -> Iterator[io.TextIOWrapper]:
         text.detach()  # or it would close the stream, stdout perhaps
 
 
-def _rows(chunk: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    """The rows of a chunk, whose columns may be arrow arrays."""
-    columns = (column.to_pylist() if hasattr(column, "to_pylist") else column for column in chunk)
-    return zip(*columns, strict=True)
-
-
 def _json_value(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    return value
 
 
 def _harmless(row: tuple[Any, ...]) -> list[Any]:

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from receiptbert.errors import UserError
+from receiptbert.json_files import read_json_object
 from receiptbert.vocabulary import SPECIAL_TOKENS, learn_vocabulary
 
 SPECIAL_NAMES = ["pad", "unk", "cls", "sep", "mask"]  # what the configuration calls them
@@ -25,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
 }
 # Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
 CHUNK = 10_000
+AGAIN = "take it again from where it came"  # how to mend a damaged checkpoint
 
 
 class WordpieceTokenizer:
@@ -81,14 +85,19 @@ class WordpieceTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WordpieceTokenizer":
-        """Load from a folder that holds Hugging Face tokenizer files, ours or any other BERT's."""
+        """Load from a folder that holds Hugging Face tokenizer files, ours or any other BERT's.
+
+        Raises:
+            UserError: it holds none, or damaged ones.
+        """
         saved, vocabulary = Path(folder) / "tokenizer.json", Path(folder) / "vocab.txt"
         tokenizer = cls.__new__(cls)
         tokenizer._config = _read_config(Path(folder))
         if saved.exists():
             tokenizer._backend = _read_tokenizer(saved)
         elif vocabulary.exists():
-            tokenizer._backend = _untrained(vocabulary, tokenizer._config)
+            with _damage_named(vocabulary):
+                tokenizer._backend = _untrained(vocabulary, tokenizer._config)
         else:
             raise UserError(
                 f"{folder} holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"
@@ -197,27 +206,35 @@ def _untrained(vocabulary: Path, config: dict[str, Any], clean_text: bool = True
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
+    with _damage_named(path):
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no class of its own for it
-        raise UserError(f"{path} is damaged ({error}); take it again from where it came") from None
     # Settings of whoever saved it last; cutting and padding are the datasets' business.
     backend.no_padding()
     backend.no_truncation()
     return backend
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """``tokenizer_config.json`` as far as it concerns us; a folder without one has the defaults."""
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        yield
+    except Exception as error:  # the library has no class of its own for it
+        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """``tokenizer_config.json`` as far as it concerns us; what it leaves out or calls null has a default."""
+    path = folder / CONFIG
+    try:
+        saved = read_json_object(path, AGAIN)
     except FileNotFoundError:
         saved = {}
-    except ValueError:
-        raise UserError(
-            f"{folder / CONFIG} is not JSON; take the checkpoint again from where it came"
-        ) from None
-    config = {name: saved.get(name, default) for name, default in DEFAULTS.items()}
-    config |= {name: DEFAULTS[name] for name in config if name.endswith("_token") and config[name] is None}
-    # Older versions of transformers wrote a special token as a mapping.
-    return {name: value["content"] if isinstance(value, dict) else value for name, value in config.items()}
+    config: dict[str, Any] = {}
+    for name, default in DEFAULTS.items():
+        value = default if saved.get(name) is None else saved[name]
+        # Older versions of transformers wrote a special token as a mapping.
+        config[name] = value["content"] if isinstance(value, dict) and "content" in value else value
+        kinds = (str,) if isinstance(default, str) else (bool, NoneType)
+        if not isinstance(config[name], kinds):
+            raise UserError(f"{path}: {name} cannot be {value!r}; {AGAIN}")
+    return config
