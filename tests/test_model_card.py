@@ -86,7 +86,7 @@ def test_the_card_says_what_the_figures_say(card: str) -> None:
         f"off by {result.scores['ece']:.3f} (expected",
     ):
         assert line in card, line
-    assert "left out of train: 4, of val: 2, of unsupervised: 1,005." in " ".join(card.split())
+    assert "val or test has their text too: train 4, val 2, unsupervised 1,005." in " ".join(card.split())
     worst = card.split("## The worst categories")[1].split("##")[0]
     assert worst.index("| Сыр |") < worst.index("| Чай |")
     assert "Мыло" not in worst  # five rows of test
