@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from common import commit, environment, make_project, outputs, run, write_result
@@ -50,8 +51,7 @@ CHANGES = {
 }
 MAY_CHANGE = ("params.yaml", "dvc.lock", "metrics/")
 KILLED = 0.5  # of the experiments, unless they are done by then
-# A trainer ends with its DVC, once it has saved; the stages before it run to their end.
-ORPHAN_SECONDS = 10
+STAGE_SECONDS = 30  # that a stage may live after its DVC
 
 
 def main() -> None:
@@ -113,8 +113,26 @@ def _killed(command: list[str], folder: Path, seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        time.sleep(ORPHAN_SECONDS)
+        _wait_for_stages_in(folder)
         return True
+    return False
+
+
+def _wait_for_stages_in(folder: Path) -> None:
+    """Until none is at work there: a stage ends with its DVC, a trainer once it has saved."""
+    end = time.monotonic() + STAGE_SECONDS
+    while _works_in(folder):
+        if time.monotonic() > end:
+            sys.exit(f"a stage outlived its DVC by {STAGE_SECONDS} s")
+        time.sleep(0.1)
+
+
+def _works_in(folder: Path) -> bool:
+    """Whether a process is at work in ``folder`` (on Linux)."""
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            if link.readlink() == folder.resolve():
+                return True
     return False
 
 
