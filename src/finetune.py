@@ -56,10 +56,10 @@ def finetune(params: Params) -> None:
         if texts:
             train, teachers_scores = distil(finetuning, train, val, texts, p.seed, teachers)
         model, epochs, best, skipped_steps = finetuning.train(train, val, p.seed, logdir, final)
-        logits = finetuning.logits(model, val[0])
+        logits = finetuning.logits(model, val.texts)
         if not is_leader():
             return
-        temperature = fit_temperature(logits, val[1])
+        temperature = fit_temperature(logits, val.targets)
         with whole(pipeline.FINETUNED) as folder:
             save_pretrained(model, finetuning.tokenizer, folder, classes.names, classes.labels, temperature)
         scores = {

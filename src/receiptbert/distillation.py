@@ -66,9 +66,9 @@ def distil(
     """
 
     def linear_teacher() -> tuple[Probabilities, float]:
-        linear = LinearTeacher(texts.train, train.targets, texts.val, val[1], finetuning.num_classes)
+        linear = LinearTeacher(texts.train, train.targets, texts.val, val.targets, finetuning.num_classes)
         predicted = linear.probabilities(texts.val).argmax(axis=1)
-        return linear.probabilities(texts.unlabelled), f1(val[1], predicted, "weighted")
+        return linear.probabilities(texts.unlabelled), f1(val.targets, predicted, "weighted")
 
     linear_answers, linear_f1 = from_leader(linear_teacher)  # gigabytes in each process else
     say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")

@@ -75,7 +75,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                 probabilities as targets.
             scorer: takes the trainer, gives a metric's name and value, the higher the better; see
                 ``make_scorer``. Without it the last epoch's weights stay.
-            eval_every: judge each so many epochs, and the last one.
+            eval_every: evaluate every so many epochs, and after the last one.
         """
         with self._resumable():
             while self._epoch < n_epochs:
@@ -87,8 +87,8 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                     with self._interrupts.held():
                         self._end_epoch()
                     continue
-                judged, score = from_leader(partial(self._judge, dataloaders["eval"], scorer))
-                record |= judged
+                evaluated, score = from_leader(partial(self._evaluate, dataloaders["eval"], scorer))
+                record |= evaluated
                 with self._interrupts.held():
                     self._finish_epoch({"epoch": epoch} | record, score)
                 self._log(record, self._step)
@@ -99,13 +99,13 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
     def _begin(self) -> None:
         super()._begin()
         self.epochs: list[dict[str, float]] = []
-        """A record of each judged epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score."""
+        """A record of each epoch that was evaluated: ``epoch`` from 1, ``train_loss``, ``eval_loss``, the score."""
         self.best_epoch = 0
         """The epoch whose weights the model has after ``train``."""
         self._best_score = -math.inf
         self._best_weights: dict[str, Tensor] = {}
 
-    def _judge(
+    def _evaluate(
         self, dataloader: Batches, scorer: Callable[["FinetuneTrainer"], tuple[str, float]] | None
     ) -> tuple[dict[str, float], float]:
         """What the running epoch's record has of the evaluation, and the score."""

@@ -124,7 +124,7 @@ class Finetuning:
                 label_smoothing=train.label_smoothing,
                 checkpoints=checkpoints,
             )
-            # Few labels take hundreds of short epochs; to judge each would take longer than to train.
+            # Few labels take hundreds of short epochs; to score each would take longer than to train.
             trainer.train(dataloaders, train.epochs, scorer, math.ceil(train.epochs / p.epochs))
         (best,) = (record for record in trainer.epochs if record["epoch"] == trainer.best_epoch)
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,12 @@ from receiptbert.params import FinetuneParams
 from receiptbert.token_store import TokenStore, fingerprint
 from receiptbert.tokenization import WordpieceTokenizer
 
-Labelled: TypeAlias = tuple[TokenStore, npt.NDArray[np.int64]]  # n texts and their class ids (n,)
+
+class Labelled(NamedTuple):
+    """The labelled texts of a split, tokenized."""
+
+    texts: TokenStore  # n texts
+    targets: npt.NDArray[np.int64]  # their class ids (n,)
 
 
 class TrainingSet(NamedTuple):
@@ -56,6 +61,6 @@ def load_labelled(tokenized: Path, corpus: Path, split: str, tokenizer: Wordpiec
     if store.labels is None:
         raise UserError(f"{path} has no labels; run `dvc repro -f pretokenize`")
     if store.vocabulary == fingerprint(tokenizer):
-        return store, store.labels
+        return Labelled(store, store.labels)
     rows = read_corpus(corpus)
-    return TokenStore.from_texts(rows.loc[rows[SPLIT] == split, TEXT], tokenizer), store.labels
+    return Labelled(TokenStore.from_texts(rows.loc[rows[SPLIT] == split, TEXT], tokenizer), store.labels)
