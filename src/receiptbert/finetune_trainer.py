@@ -99,7 +99,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
     def _begin(self) -> None:
         super()._begin()
         self.epochs: list[dict[str, float]] = []
-        """A record of each epoch that was evaluated: ``epoch`` from 1, ``train_loss``, ``eval_loss``, the score."""
+        """Of each evaluated epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score."""
         self.best_epoch = 0
         """The epoch whose weights the model has after ``train``."""
         self._best_score = -math.inf
