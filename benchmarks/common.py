@@ -228,11 +228,14 @@ def write_result(
         return
     if rates:
         figures = {**figures, "medians": {name: statistics.median(values) for name, values in rates.items()}}
+    write_json(path, {**figures, "command": this_command(), "processor": processor()})
+
+
+def this_command() -> str:
+    """What was typed, but for where files lie on this machine, which says nothing elsewhere."""
     script = f"benchmarks/{Path(sys.argv[0]).name}"
-    # Where a corpus lies on this machine says nothing elsewhere.
     arguments = [Path(value).name if Path(value).is_absolute() else value for value in sys.argv[1:]]
-    command = " ".join(["python", script, *arguments])
-    write_json(path, {**figures, "command": command, "processor": processor()})
+    return " ".join(["python", script, *arguments])
 
 
 def processor() -> str:

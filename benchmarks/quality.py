@@ -43,6 +43,7 @@ from common import (
     shipped_params,
     stage_command,
     stage_environment,
+    this_command,
     write_params,
     write_result,
 )
@@ -229,7 +230,8 @@ class Table:
         with self._lock:
             done = [runs[seed] for seed in takewhile(runs.__contains__, count())]
             if done:
-                self._rows[name] = summary(done) | {"settings": settings, "processor": processor()}
+                made = {"settings": settings, "command": this_command(), "processor": processor()}
+                self._rows[name] = summary(done) | made
                 self._rows = {known: self._rows[known] for known in NAMES if known in self._rows}
                 write_result(self._path, {**self._about, **self._rows})
 
