@@ -15,6 +15,7 @@ import torch
 
 import apex_check
 import common
+import epoch
 import half_precision
 import learning_curve
 import make_sample
@@ -22,6 +23,7 @@ import onnx_runtime
 import parity
 import predict
 import quality
+import scale
 import sizes
 import throughput
 import wheel
@@ -31,9 +33,10 @@ from receiptbert.hf_format import save_pretrained
 from receiptbert.onnx_export import CalibratedModel
 from receiptbert.params import load_params
 from setting import Setting, Task
-from tests.conftest import ROOT
+from tests.conftest import ROOT, STAGES, run_here
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
+SHORT = ["--seconds", "0", "--warm-up", "0", "--vocab-size", "1000"]
 KEYS = {
     "quality": {"majority", "svm_word", "svm_char", "svm_both", "corpus"},
     "tokenization": {"pretokenize_vs_encode_batch_fast", "pretokenize_vs_loop"},
@@ -45,16 +48,6 @@ KEYS = {
         "finetune_vs_trainer_defaults",
     },
     "inference": {"predict_vs_pipeline_same_precision", "predict_vs_pipeline_defaults", "labels_equal"},
-    "scale": {"stages"},
-    "chaos": {"kills", "equal", "resumed", "overhead"},
-    "chaos_experiments": {
-        "experiments",
-        "killed",
-        "killed_while_dvc_wrote_its_files",
-        "up_to_date",
-        "unexpected_changes",
-        "equal",
-    },
 }
 
 
@@ -88,19 +81,28 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
     [
         ("quality", ["--only", "majority,svm_word,svm_char,svm_both", "--seeds", "1"]),
         ("tokenization", ["--rounds", "1"]),
-        ("throughput", [*QUICK, "--seconds", "0", "--batch-size", "8", "--finetune-batch-size", "8"]),
+        ("throughput", [*QUICK, *SHORT, "--batch-size", "8", "--finetune-batch-size", "8"]),
         ("inference", [*QUICK, "--lines", "50"]),
-        ("scale", ["--lines", "100", "--train", "200", "--steps", "5", "-S", "model.size=tiny"]),
-        ("chaos", ["--kills", "1", "-S", "pretrain.max_steps=50", "-S", "finetune.epochs=2"]),
-        ("chaos_experiments", ["--experiments", "1", "--seed", "2"]),
     ],
 )
 def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str, options: list[str]) -> None:
-    corpus = [] if name in ("scale", "chaos", "chaos_experiments") else ["--corpus", str(archive)]
-    figures = run_benchmark(name, [*corpus, *options], tmp_path)
+    figures = run_benchmark(name, ["--corpus", str(archive), *options], tmp_path)
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
     assert str(tmp_path) not in figures["command"]
     assert figures.get("labels_equal", True)
+
+
+def test_scale_measures_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(command: list[str], folder: Path) -> dict[str, float]:
+        run_here(STAGES[Path(command[1]).stem], folder)
+        return {"seconds": 2.0, "peak_gib": 0.5}
+
+    monkeypatch.setattr(scale, "measure", measure)
+    settings = ["model.size=tiny", "finetune.teachers=0", "runtime.device=cpu"]
+    options = ["--lines", "100", "--train", "200", "--steps", "5", *(f"-S{setting}" for setting in settings)]
+    figures = run_benchmark("scale", options, tmp_path)
+    assert list(figures["stages"]["100"]) == common.STAGES
+    assert all(cell == {"seconds": 2.0, "peak_gib": 0.5} for cell in figures["stages"]["100"].values())
 
 
 def test_a_measured_peak_is_that_of_the_command_alone(tmp_path: Path) -> None:
@@ -146,7 +148,12 @@ def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:
     assert not of_another_corpus.runs("svm_char", quality.settings_digest("svm_char"))
 
 
-def test_an_epoch_over_generated_lines(tmp_path: Path) -> None:
+def test_an_epoch_over_generated_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_stages(folder: Path, stages: Sequence[str]) -> None:
+        for stage in stages:
+            run_here(STAGES[stage], folder)
+
+    monkeypatch.setattr(epoch, "run_stages", run_stages)
     settings = ["model.size=tiny", "tokenizer.vocab_size=500", "runtime.device=cpu"]
     options = ["--lines", "400", "--batch-size", "50", *(f"-S{setting}" for setting in settings)]
     figures = run_benchmark("epoch", [*options, "--work", str(tmp_path / "work")], tmp_path)
@@ -394,7 +401,7 @@ def test_parity_counts_the_labels_that_differ(
 def test_apex_beside_torch(
     archive: Path, tmp_path: Path, apex: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--corpus", str(archive), "--size", "tiny", "--steps", "6", "--device", "cpu"]
+    options = ["--corpus", str(archive), "--size", "tiny", "--steps", "2", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["apex_check.py", *options, "--json", str(tmp_path / "figures.json")])
     with pytest.raises(
         SystemExit, match=r"^apex_check\.py: error: amp_backend = apex, which needs a CUDA GPU"
@@ -402,13 +409,13 @@ def test_apex_beside_torch(
         apex_check.main()
     monkeypatch.setattr(apex_check, "check_amp_backend", lambda *_: None)
     apex_check.main()
-    assert apex.calls.count("scale_loss") == 6
+    assert apex.calls.count("scale_loss") == 2
     figures = json.loads((tmp_path / "figures.json").read_text())
     fp32, torchs, apexs = (figures[name] for name in ("fp32", "torch", "apex"))
     assert apexs["mean_of_last_50"] == fp32["mean_of_last_50"]  # the stand-in casts nothing
     assert apexs["largest_difference_to_torch"] == fp32["largest_difference_to_torch"] > 0
     assert torchs["largest_difference_to_torch"] == 0 == torchs["skipped_steps"]
-    assert (figures["steps"], figures["device"]) == (6, "cpu")
+    assert (figures["steps"], figures["device"]) == (2, "cpu")
 
 
 def test_sizes_beside_a_matrix_product(
