@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from common import ROOT, in_turns, ratio, write_result
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
-from receiptbert.encoder import BertLayer, BertShape
+from receiptbert.encoder import BertShape
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier
+from receiptbert.layers import BertLayer
 from receiptbert.modeling import BertModel
 
 MINI = BertShape(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from receiptbert.encoder import MultiHeadSelfAttention
+from receiptbert.layers import MultiHeadSelfAttention
 from receiptbert.modeling import BertModel
 from receiptbert.tokenization import WordpieceTokenizer
 

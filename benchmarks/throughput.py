@@ -58,12 +58,12 @@ def pretrain_ours(setting: Setting, task: Task) -> float:
         LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
         Collator(setting.tokenizer, mask_prob=p.mask_prob),
     )
-    model = BertModel(**setting.shape, **_dropout(p.dropout), sop_weight=p.sop_weight)
+    model = BertModel(**setting.shape, **dropouts(p.dropout), sop_weight=p.sop_weight)
     optimizer = get_optimizer(model)
     trainer = Trainer(
         model,
         optimizer,
-        _constant(optimizer),
+        constant_rate(optimizer),
         setting.tokenizer.pad_token_id,
         setting.device,
         max_grad_norm=p.max_grad_norm,
@@ -85,13 +85,13 @@ def finetune_ours(setting: Setting, task: Task) -> float:
         LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
         partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
-    model = BertFinetuneModel(**setting.shape, **_dropout(p.dropout), num_classes=setting.num_classes)
+    model = BertFinetuneModel(**setting.shape, **dropouts(p.dropout), num_classes=setting.num_classes)
     with only_tokens(model.to(setting.device), tokens_in(setting.train, setting.tokenizer)):
         optimizer = get_optimizer(model)
         trainer = FinetuneTrainer(
             model,
             optimizer,
-            _constant(optimizer),
+            constant_rate(optimizer),
             setting.tokenizer.pad_token_id,
             setting.device,
             max_grad_norm=p.max_grad_norm,
@@ -111,7 +111,7 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
         batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
         collate_fn=LiteralCollator(setting.tokenizer, setting.params.pretrain.mask_prob),
     )
-    model = read_literally(BertModel(**setting.shape, **_dropout(setting.params.pretrain.dropout)))
+    model = read_literally(BertModel(**setting.shape, **dropouts(setting.params.pretrain.dropout)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     model.to(setting.device).train()
     watch = Stopwatch(setting, task)
@@ -240,7 +240,8 @@ def main() -> None:
     write_result(args.json, figures, rates)
 
 
-def _dropout(prob: float) -> dict[str, Any]:
+def dropouts(prob: float) -> dict[str, Any]:
+    """Keyword arguments of a model, all of one probability."""
     return {
         "input_dropout_prob": prob,
         "hidden_dropout_prob": prob,
@@ -248,7 +249,7 @@ def _dropout(prob: float) -> dict[str, Any]:
     }
 
 
-def _constant(optimizer: torch.optim.Optimizer) -> Scheduler:
+def constant_rate(optimizer: torch.optim.Optimizer) -> Scheduler:
     """A rate that never changes; speed does not depend on it."""
     return Scheduler(optimizer, 1e-5, 1e-5, 1e-5, 0, 1)
 

@@ -138,7 +138,7 @@ def test_memory_by_hand() -> None:
     gaps = PLAN.memory["activations"] / 2
     checkpoint = 6 * weights  # twice while it is written
     assert PLAN.total_memory == pytest.approx(on_gpu.total_memory + gaps + checkpoint)
-    recorded = weights + 2.4 * PLAN.memory["activations"] + 0.4 * 2**30
+    recorded = weights + 3.2 * PLAN.memory["activations"] + 0.4 * 2**30
     assert replace(on_gpu, recorded=True).total_memory == pytest.approx(on_gpu.total_memory + recorded)
     assert replace(PLAN, texts=2 * B).memory["activations"] == 2 * PLAN.memory["activations"]
     finetuning = 5 * 4 * FINETUNING.num_parameters + shared
@@ -166,26 +166,29 @@ def shape_of(hidden_size: int, layers: int, entries: int) -> BertShape:
 @pytest.mark.parametrize(
     ("hidden_size", "layers", "entries", "texts", "dropout", "measured"),
     [
-        pytest.param(256, 4, 30_000, 64, 0.0, 530, id="mini, many entries"),
-        pytest.param(256, 4, 8_000, 512, 0.1, 1_072, id="mini, large batches"),
-        pytest.param(512, 8, 8_000, 32, 0.1, 1_397, id="medium"),
-        pytest.param(768, 12, 8_000, 4, 0.1, 3_838, id="base"),
+        pytest.param(256, 4, 30_000, 64, 0.0, 0.55, id="mini, many entries"),
+        pytest.param(256, 4, 30_000, 256, 0.0, 0.79, id="mini, many entries, large batches"),
+        pytest.param(256, 4, 8_000, 512, 0.1, 0.83, id="mini, large batches"),
+        pytest.param(512, 8, 8_000, 32, 0.1, 1.30, id="medium"),
+        pytest.param(768, 12, 8_000, 4, 0.1, 3.57, id="base"),
     ],
 )
 def test_memory_is_about_what_was_measured(
     hidden_size: int, layers: int, entries: int, texts: int, dropout: float, measured: int
 ) -> None:
-    """In MiB, on a CPU, with texts as long as the sample's: docs/LOG.md, Memory."""
+    """In GiB, on a CPU, with texts as long as the sample's: benchmarks/memory.py."""
     shape = shape_of(hidden_size, layers, entries)
     plan = replace(
         PLAN, shape=shape, trained_tokens=entries, texts=texts, length=9.52, longest=23, dropout=dropout
     )
-    assert plan.total_memory / 2**20 == pytest.approx(measured, rel=0.12)
+    assert plan.total_memory / 2**30 == pytest.approx(measured, rel=0.08)
 
 
 @pytest.mark.parametrize(("texts", "measured"), [(256, 1.56), (1_024, 4.34)])
 def test_memory_of_a_gpu_is_about_what_was_measured(texts: int, measured: float) -> None:
     """In GiB, on an H200 in bf16: docs/LOG.md, Memory."""
+    # Since then the logits leave out 6 bytes each, in passes that are recorded and in those that are not.
+    measured -= 2 * 6 * 0.3 * (1 - 2 / 9.0) * 9.0 * texts * 30_000 / 2**30
     shape = shape_of(256, 4, 30_000)
     plan = replace(PLAN, shape=shape, trained_tokens=30_000, texts=texts, length=9.0, longest=23, mixed=True)
     on_gpu = replace(plan, on_cpu=False, recorded=True)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:  # what a type checker and an editor see
     from receiptbert.datasets import InferenceDataset as InferenceDataset
     from receiptbert.datasets import PretrainDataset as PretrainDataset
     from receiptbert.encoder import Bert as Bert
-    from receiptbert.encoder import BertEmbeddings as BertEmbeddings
-    from receiptbert.encoder import BertLayer as BertLayer
-    from receiptbert.encoder import FeedForward as FeedForward
-    from receiptbert.encoder import MultiHeadSelfAttention as MultiHeadSelfAttention
     from receiptbert.finetune_trainer import FinetuneTrainer as FinetuneTrainer
     from receiptbert.hf_format import load_weights as load_weights
     from receiptbert.initialization import init_layer as init_layer
+    from receiptbert.layers import BertEmbeddings as BertEmbeddings
+    from receiptbert.layers import BertLayer as BertLayer
+    from receiptbert.layers import FeedForward as FeedForward
+    from receiptbert.layers import MultiHeadSelfAttention as MultiHeadSelfAttention
     from receiptbert.metrics import make_scorer as make_scorer
     from receiptbert.modeling import BertFinetuneModel as BertFinetuneModel
     from receiptbert.modeling import BertModel as BertModel
@@ -37,10 +37,11 @@ _EXPORTS = {
     "classifier": ["Classifier"],
     "collation": ["Collator", "collate_fn"],
     "datasets": ["FinetuneDataset", "InferenceDataset", "PretrainDataset"],
-    "encoder": ["Bert", "BertEmbeddings", "BertLayer", "FeedForward", "MultiHeadSelfAttention"],
+    "encoder": ["Bert"],
     "finetune_trainer": ["FinetuneTrainer"],
     "hf_format": ["load_weights"],
     "initialization": ["init_layer"],
+    "layers": ["BertEmbeddings", "BertLayer", "FeedForward", "MultiHeadSelfAttention"],
     "metrics": ["make_scorer"],
     "modeling": ["BertFinetuneModel", "BertModel", "ClassifierHead", "MlmHead"],
     "optimization": ["Scheduler", "get_optimizer"],

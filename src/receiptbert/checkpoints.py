@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -156,9 +157,9 @@ def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[s
 
 def _code() -> list[Path]:
     """The files of this project that the running program has imported, itself included."""
-    source = Path(__file__).parents[1]
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return sorted(path for path in map(Path, filter(None, files)) if source in path.absolute().parents)
+    source = f"{Path(__file__).parents[1]}{os.sep}"  # Python makes absolute paths of modules' files
+    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+    return sorted(Path(file) for file in files if file.startswith(source))
 
 
 def _is_whole(path: Path) -> bool:

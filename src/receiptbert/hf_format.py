@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from receiptbert.encoder import ACTIVATIONS, BertShape
+from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.hf_names import HEADS, OUR_SOP, StateDict, from_hf, their_names, to_hf
 from receiptbert.json_files import read_json_object
+from receiptbert.layers import ACTIVATIONS
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.tokenization import AGAIN, WordpieceTokenizer
 

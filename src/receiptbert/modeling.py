@@ -8,11 +8,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from receiptbert.cross_entropy import cross_entropy_in_place
 from receiptbert.dropout import Dropout
-from receiptbert.encoder import ACTIVATIONS, Bert, BertShape
+from receiptbert.encoder import Bert, BertShape
 from receiptbert.initialization import linear
+from receiptbert.layers import ACTIVATIONS
 
 
 class MlmHead(nn.Module):
@@ -57,7 +58,7 @@ class MlmHead(nn.Module):
         # Logits at the targets alone: the product with the V x d matrix is the dearest of a small
         # model, and most tokens are no targets.
         logits = self.logits(hidden_states)  # (T, V)
-        loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
+        loss = cross_entropy_in_place(logits, labels, self.ignore_index)
         return loss / (labels != self.ignore_index).sum().clamp(min=1)
 
     def logits(self, hidden_states: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ GAPS = 0.5  # of the activations, on a CPU; fitted to what was measured (docs/LO
 NUMBER = 4  # bytes
 GIB = 2**30
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps.
-APART = 2.4  # of the activations, and so many bytes beside; fitted likewise, to an H200
+APART = 3.2  # of the activations, and so many bytes beside; fitted likewise, to an H200
 BESIDE = 0.4 * GIB
 
 
@@ -178,8 +178,8 @@ class Plan:
         if self.activation_checkpointing:
             kept = NUMBER * layers * d + (attention + rest if layers > 1 else attention + read * rest)
         embeddings = NUMBER * d + mask
-        # Logarithms of probabilities, their gradient, and the gradient of the logits.
-        logits = 3 * NUMBER * self._targets * self.shape.vocab_size
+        # Their gradient takes their place; in mixed precision both stand in half precision, too.
+        logits = (NUMBER + half if self.mixed else NUMBER) * self._targets * self.shape.vocab_size
         backward = half * (2 * i + 3 * d)  # gradients on their way through a feed-forward part
         return tokens * (embeddings + kept + logits + backward)
 

@@ -1,0 +1,154 @@
+"""The memory that pretraining takes at its peak, beside what its plan says.
+
+    python benchmarks/memory.py [--device auto] [--corpus ZIP] [--json OUT]
+
+Of each row a process of its own takes six steps and writes a checkpoint, as the stage does. On a CPU, how
+much its resident memory grew; on a GPU, what torch reserved there.
+"""
+
+import argparse
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from common import argument_parser, write_result
+from receiptbert.checkpoints import Checkpoints, conditions
+from receiptbert.collation import Collator
+from receiptbert.cuda_graphs import can_record
+from receiptbert.datasets import PretrainDataset
+from receiptbert.devices import choose_device, keep_freed_memory
+from receiptbert.encoder import BertShape
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
+from receiptbert.loading import make_loader
+from receiptbert.modeling import BertModel
+from receiptbert.optimization import get_optimizer
+from receiptbert.plan import GIB, Plan
+from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.trainer import Trainer
+from setting import Setting, read_setting
+from throughput import constant_rate, dropouts
+
+STEPS = 6
+
+
+class Row(NamedTuple):
+    """What is pretrained."""
+
+    size: str
+    entries: int
+    batch_size: int
+    dropout: float
+    activation_checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        """The row's key among the figures."""
+        name = f"{self.size}, {self.entries} entries, {self.batch_size} texts, dropout {self.dropout}"
+        return name + (", activation checkpointing" if self.activation_checkpointing else "")
+
+
+ROWS = [
+    Row("mini", 30_000, 64, 0.0),
+    Row("mini", 30_000, 256, 0.0),
+    Row("mini", 8_000, 512, 0.1),
+    Row("mini", 8_000, 512, 0.1, activation_checkpointing=True),
+    Row("medium", 8_000, 32, 0.1),
+    Row("base", 8_000, 4, 0.1),
+]
+
+
+def measure(row: Row, args: argparse.Namespace) -> tuple[float, float]:
+    """What the plan says and what is measured, in bytes; in a process that has done nothing else."""
+    keep_freed_memory(choose_device(args.device))
+    options = {"size": row.size, "vocab_size": row.entries, "overrides": ["tokenizer.vocab_size=8000"]}
+    setting = read_setting(argparse.Namespace(**vars(args) | options))
+    before = _resident("VmRSS")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Checkpoints(Path(folder, "pretrain"), [], [], 0) as checkpoints,
+    ):
+        pretrain(row, setting, checkpoints)
+    measured = _resident("VmHWM") - before
+    if setting.device.type == "cuda":
+        measured = torch.cuda.max_memory_reserved(setting.device)
+    return plan_of(row, setting).total_memory, measured
+
+
+def pretrain(row: Row, setting: Setting, checkpoints: Checkpoints) -> None:
+    """A few steps, as the stage takes them."""
+    p = setting.params.pretrain
+    dataset = PretrainDataset(
+        setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
+    )
+    loader = make_loader(
+        dataset,
+        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), row.batch_size),
+        Collator(setting.tokenizer, mask_prob=p.mask_prob),
+    )
+    model = BertModel(**setting.shape, **dropouts(row.dropout), sop_weight=p.sop_weight)
+    model.checkpoint_activations(row.activation_checkpointing)
+    optimizer = get_optimizer(model)
+    trainer = Trainer(
+        model,
+        optimizer,
+        constant_rate(optimizer),
+        setting.tokenizer.pad_token_id,
+        setting.device,
+        max_grad_norm=p.max_grad_norm,
+        precision=setting.precision,
+        checkpoints=checkpoints,
+    )
+    trainer.train(loader, n_epochs=1, max_steps=STEPS)
+
+
+def plan_of(row: Row, setting: Setting) -> Plan:
+    """What the stage would say of it."""
+    lengths = setting.unlabelled.lengths.clip(max=setting.maxlen) + SPECIAL_TOKENS_PER_TEXT
+    return Plan(
+        shape=BertShape(**setting.shape, eps=1e-3),
+        num_classes=None,
+        trained_tokens=setting.shape["vocab_size"],
+        soft_targets=0,
+        texts=row.batch_size,
+        processes=1,
+        length=float(lengths.mean()),
+        longest=int(lengths.max()),
+        mask_prob=setting.params.pretrain.mask_prob,
+        dropout=row.dropout,
+        mixed=setting.precision != "fp32",
+        on_cpu=setting.device.type == "cpu",
+        recorded=can_record(setting.device, row.activation_checkpointing),
+        activation_checkpointing=row.activation_checkpointing,
+        steps=STEPS,
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    figures: dict[str, dict[str, float]] = {}
+    print(f"{'GiB':66}      plan  measured")
+    for row in ROWS:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            plan, measured = process.submit(measure, row, args).result()
+        figures[row.name] = {"plan_gib": round(plan / GIB, 3), "measured_gib": round(measured / GIB, 3)}
+        print(f"{row.name:66}{plan / GIB:10.2f}{measured / GIB:10.2f}", flush=True)
+    device = choose_device(args.device)
+    write_result(args.json, {"device": conditions(device, "fp32", "torch")["device"], "rows": figures})
+
+
+def _resident(field: str) -> int:
+    """Bytes of memory that this process has, or at most had (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The parts of the encoder of BERT, as in the assignment (Devlin et al. 2019, section 3).
+
+Shapes: B texts in a batch, S tokens in a text, d hidden size, h heads, V vocabulary, P positions.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from receiptbert.dropout import Dropout
+from receiptbert.initialization import embedding, linear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+class BertEmbeddings(nn.Module):
+    """Token, position and segment embeddings, summed; then layer norm and dropout.
+
+    Args:
+        vocab_size: V.
+        hidden_size: d.
+        max_seqlen: P, the number of position embeddings.
+        dropout_prob: dropout at the end.
+        type_vocab_size: the number of segments.
+        eps: of the layer norm.
+
+    Parameters: (V + P + 2) d + 2d.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        max_seqlen: int,
+        dropout_prob: float = 0.0,
+        type_vocab_size: int = 2,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self._token_embeddings = embedding(vocab_size, hidden_size)
+        self._position_embeddings = embedding(max_seqlen, hidden_size)
+        self._segment_embeddings = embedding(type_vocab_size, hidden_size)
+        self._layer_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self._dropout = Dropout(dropout_prob)
+
+    def get_token_embeddings(self) -> nn.Embedding:
+        """The token embeddings, which the MLM head shares."""
+        return self._token_embeddings
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """(B, S) ids and (B, S) segments, all 0 if None -> (B, S, d)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        # A single row of segments is broadcast over the batch.
+        segments = torch.zeros_like(input_ids[:1]) if token_type_ids is None else token_type_ids
+        embeddings = (
+            self._token_embeddings(input_ids)
+            + self._position_embeddings(positions)
+            + self._segment_embeddings(segments)
+        )
+        return cast(Tensor, self._dropout(self._layer_norm(embeddings)))
+
+
+class MultiHeadSelfAttention(nn.Module):
+    """Multi-head self-attention with its residual connection and layer norm.
+
+    Args:
+        hidden_size: d.
+        num_attention_heads: h; as a rule d / 64, that is 64 dimensions a head.
+        attention_probs_dropout_prob: dropout of attention weights, which hides whole tokens.
+        dropout_prob: dropout before the residual sum.
+        eps: of the layer norm.
+
+    Parameters: 4d^2 + 6d.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        attention_probs_dropout_prob: float = 0.0,
+        dropout_prob: float = 0.0,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_attention_heads:
+            raise ValueError(f"hidden_size {hidden_size} is no multiple of {num_attention_heads} heads")
+        self._num_heads = num_attention_heads
+        self._size_per_head = hidden_size // num_attention_heads
+        self._attention_dropout_prob = attention_probs_dropout_prob
+        # One wide projection: three products in one call over the same input.
+        self._qkv = linear(hidden_size, 3 * hidden_size)
+        self._output = linear(hidden_size, hidden_size)
+        self._dropout = Dropout(dropout_prob)
+        self._layer_norm = nn.LayerNorm(hidden_size, eps=eps)
+
+    @property
+    def size_per_head(self) -> int:
+        """d / h."""
+        return self._size_per_head
+
+    def forward(
+        self, embeddings: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given.
+
+        Args:
+            attention_mask: (B, S, S), 1 where the query (second axis) sees the key (third axis), else 0;
+                None if every token sees every token.
+            rows: (N,), the tokens whose output is wanted, as numbers from 0 to BS - 1.
+        """
+        query, key, value = (self._split_heads(part) for part in self._qkv(embeddings).chunk(3, dim=-1))
+        # softmax(QK^T / sqrt(d / h)) V in one kernel, which never holds the scores of a whole batch.
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if attention_mask is None else attention_mask[:, None].bool(),  # (B, 1, S, S)
+            dropout_p=self._attention_dropout_prob if self.training else 0.0,
+        )  # (B, h, S, d/h)
+        context = context.transpose(1, 2).flatten(2)  # (B, S, d)
+        if rows is not None:
+            context, embeddings = (x.flatten(0, 1).index_select(0, rows) for x in (context, embeddings))
+        output = self._output(context)
+        return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, h, S, d/h)."""
+        return x.view(*x.shape[:-1], self._num_heads, self._size_per_head).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between, residual connection and layer norm.
+
+    Args:
+        hidden_size: d.
+        intermediate_size: width between the two layers; as a rule 4d.
+        dropout_prob: dropout before the residual sum.
+        act_func: ``gelu`` or ``relu``.
+        eps: of the layer norm.
+
+    Parameters: 8d^2 + 7d where the intermediate size is 4d.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        dropout_prob: float = 0.0,
+        act_func: str = "relu",
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self._expand = linear(hidden_size, intermediate_size)
+        self._activation = ACTIVATIONS[act_func]
+        self._contract = linear(intermediate_size, hidden_size)
+        self._dropout = Dropout(dropout_prob)
+        self._layer_norm = nn.LayerNorm(hidden_size, eps=eps)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(..., d) -> (..., d)."""
+        output = self._contract(self._activation(self._expand(embeddings)))
+        return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))
+
+
+class BertLayer(nn.Module):
+    """Self-attention, then feed-forward; the arguments are theirs.
+
+    Parameters: 12d^2 + 13d where the intermediate size is 4d.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_attention_heads: int,
+        dropout_prob: float = 0.0,
+        attention_probs_dropout_prob: float = 0.0,
+        act_func: str = "relu",
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self._multihead_attention = MultiHeadSelfAttention(
+            hidden_size=hidden_size,
+            num_attention_heads=num_attention_heads,
+            attention_probs_dropout_prob=attention_probs_dropout_prob,
+            dropout_prob=dropout_prob,
+            eps=eps,
+        )
+        self._feedforward = FeedForward(
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            act_func=act_func,
+            eps=eps,
+            dropout_prob=dropout_prob,
+        )
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """(B, S, d) and a mask (B, S, S) or None -> (B, S, d), or (N, d) for the tokens ``rows`` (N,)."""
+        return cast(Tensor, self._feedforward(self._multihead_attention(x, attention_mask, rows)))
