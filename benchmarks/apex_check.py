@@ -2,9 +2,9 @@
 
     python benchmarks/apex_check.py [--corpus ZIP] [--size mini] [--steps 200] [--json OUT]
 
-Needs a GPU and an apex that has amp (README.md says which). The same training in fp32 is the yardstick: two
-engines that do their work differ from each other no more than from it. Apex comes last, since its O1 replaces
-functions of torch for the whole process.
+Needs a GPU and an apex that has amp (docs/training.md says which). The same training in fp32 is the
+yardstick: two engines that do their work differ from each other no more than from it. Apex comes last, since
+its O1 replaces functions of torch for the whole process.
 """
 
 import sys

@@ -264,7 +264,7 @@ def test_points_of_a_learning_curve_side_by_side(
         return {labels: unlabelled / 2 + labels / 10 + seed / 100 for labels in learning_curve.LABELS}
 
     # A tenth of so few labels is too little for a linear model.
-    monkeypatch.setattr(quality.Contest, "svm", lambda *_: {"weighted_f1": 0.5})
+    monkeypatch.setattr(quality.Contest, "svm", lambda *_, seed: {"weighted_f1": 0.5})
     monkeypatch.setattr(learning_curve, "bert_scores", pretend)
     drawn = []
     monkeypatch.setattr(learning_curve, "plot", lambda scores, *_: drawn.append(list(scores)))
@@ -275,12 +275,13 @@ def test_points_of_a_learning_curve_side_by_side(
     found = json.loads(result.read_text())["weighted_f1"]
     assert list(found) == [
         "linear SVM",
+        "linear SVM, words too",
         "BERT, 100% of the texts",
         "BERT, 30% of the texts",
         "BERT, 10% of the texts",
         "BERT from scratch",
     ]
-    assert [len(series) for series in drawn] == [2, 3, 4, 5]  # as each is done
+    assert [len(series) for series in drawn] == [3, 4, 5, 6]  # as each is done
     assert drawn[-1] == list(found)
     assert found["BERT, 30% of the texts"]["0.1"] == pytest.approx([0.16, 0.17])
     assert found["BERT from scratch"]["1.0"] == pytest.approx([0.1, 0.11])
