@@ -142,7 +142,7 @@ def main() -> None:
         for share in LABELS:
             contest = Contest(args.corpus, draw(corpus, TRAIN, share))
             for series, features in SVMS.items():  # no seed changes them
-                scores[series][share] = [contest.svm(features, seed=0)["weighted_f1"]]
+                scores[series][share] = [contest.svm(features, 0)["weighted_f1"]]
         for unlabelled, seed, found in (done.result() for done in as_completed(runs)):
             curve = curves[unlabelled]
             curve[seed] = found

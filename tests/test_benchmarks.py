@@ -264,7 +264,7 @@ def test_points_of_a_learning_curve_side_by_side(
         return {labels: unlabelled / 2 + labels / 10 + seed / 100 for labels in learning_curve.LABELS}
 
     # A tenth of so few labels is too little for a linear model.
-    monkeypatch.setattr(quality.Contest, "svm", lambda *_, seed: {"weighted_f1": 0.5})
+    monkeypatch.setattr(quality.Contest, "svm", lambda *_: {"weighted_f1": 0.5})
     monkeypatch.setattr(learning_curve, "bert_scores", pretend)
     drawn = []
     monkeypatch.setattr(learning_curve, "plot", lambda scores, *_: drawn.append(list(scores)))
