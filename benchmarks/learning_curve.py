@@ -7,11 +7,12 @@ Shares of the labels and of the unlabelled lines are drawn at random, the same f
 is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
 random weights, and there are no teachers. With ``--seeds 0`` there are the SVMs alone.
 
-The curve of all unlabelled lines is the first; each is written, and drawn, when all its seeds are done. With
+The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds are done. With
 ``--work DIR`` all is kept in DIR, and a run that was cut off goes on from there. After a change of the
 corpus, of the settings or of the code, use a new folder.
 """
 
+import argparse
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -121,6 +122,13 @@ def as_json(scores: Scores) -> Mapping[str, object]:
     }
 
 
+def keep(args: argparse.Namespace, scores: Scores) -> None:
+    """Write and draw what is done, where that is asked for."""
+    write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
+    if args.plot is not None:
+        plot(scores, args.corpus.stem, args.plot)
+
+
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
@@ -143,6 +151,7 @@ def main() -> None:
             contest = Contest(args.corpus, draw(corpus, TRAIN, share))
             for series, features in SVMS.items():  # no seed changes them
                 scores[series][share] = [contest.svm(features, 0)["weighted_f1"]]
+        keep(args, scores)
         for unlabelled, seed, found in (done.result() for done in as_completed(runs)):
             curve = curves[unlabelled]
             curve[seed] = found
@@ -152,9 +161,7 @@ def main() -> None:
                     share: [curve[seed][share] for seed in range(args.seeds)] for share in LABELS
                 }
                 scores = {series: scores[series] for series in SERIES if series in scores}
-                write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
-                if args.plot is not None:
-                    plot(scores, args.corpus.stem, args.plot)
+                keep(args, scores)
     print_table(scores)
 
 

@@ -17,20 +17,13 @@ import torch
 
 from common import argument_parser, write_result
 from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.collation import Collator
 from receiptbert.cuda_graphs import can_record
-from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.loading import make_loader
-from receiptbert.modeling import BertModel
-from receiptbert.optimization import get_optimizer
 from receiptbert.plan import GIB, Plan
-from receiptbert.sampling import LengthGroupedBatchSampler
-from receiptbert.trainer import Trainer
 from setting import Setting, read_setting
-from throughput import constant_rate, dropouts
+from throughput import make_pretraining
 
 STEPS = 6
 
@@ -71,38 +64,14 @@ def measure(row: Row, args: argparse.Namespace) -> tuple[float, float]:
         tempfile.TemporaryDirectory() as folder,
         Checkpoints(Path(folder, "pretrain"), [], [], 0) as checkpoints,
     ):
-        pretrain(row, setting, checkpoints)
+        trainer, batches = make_pretraining(
+            setting, row.batch_size, row.dropout, row.activation_checkpointing, checkpoints
+        )
+        trainer.train(batches, n_epochs=1, max_steps=STEPS)
     measured = _resident("VmHWM") - before
     if setting.device.type == "cuda":
         measured = torch.cuda.max_memory_reserved(setting.device)
     return plan_of(row, setting).total_memory, measured
-
-
-def pretrain(row: Row, setting: Setting, checkpoints: Checkpoints) -> None:
-    """A few steps, as the stage takes them."""
-    p = setting.params.pretrain
-    dataset = PretrainDataset(
-        setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
-    )
-    loader = make_loader(
-        dataset,
-        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), row.batch_size),
-        Collator(setting.tokenizer, mask_prob=p.mask_prob),
-    )
-    model = BertModel(**setting.shape, **dropouts(row.dropout), sop_weight=p.sop_weight)
-    model.checkpoint_activations(row.activation_checkpointing)
-    optimizer = get_optimizer(model)
-    trainer = Trainer(
-        model,
-        optimizer,
-        constant_rate(optimizer),
-        setting.tokenizer.pad_token_id,
-        setting.device,
-        max_grad_norm=p.max_grad_norm,
-        precision=setting.precision,
-        checkpoints=checkpoints,
-    )
-    trainer.train(loader, n_epochs=1, max_steps=STEPS)
 
 
 def plan_of(row: Row, setting: Setting) -> Plan:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 import huggingface
 from common import Rates, argument_parser, in_turns, print_rates, ratio, write_result
 from literal import LiteralCollator, LiteralPairs, read_literally
-from receiptbert.checkpoints import conditions
+from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.collation import Collator, collate_fn
 from receiptbert.datasets import FinetuneDataset, PretrainDataset
 from receiptbert.devices import choose_device, keep_freed_memory
@@ -40,6 +40,7 @@ from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import operations_per_token
 from receiptbert.precision import DTYPES
+from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.trainer import Trainer
 from setting import Setting, Stopwatch, Task, Timed, add_setting_options, read_setting
@@ -47,28 +48,42 @@ from setting import Setting, Stopwatch, Task, Timed, add_setting_options, read_s
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns, enough to keep the device busy
 
 
-def pretrain_ours(setting: Setting, task: Task) -> float:
-    """Our pretraining for a while; tokens per second."""
+def make_pretraining(
+    setting: Setting,
+    batch_size: int,
+    dropout: float,
+    activation_checkpointing: bool = False,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Trainer, Batches]:
+    """Our trainer and the batches of an epoch, as the stage puts them together."""
     p = setting.params.pretrain
     dataset = PretrainDataset(
         setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
     )
     loader = make_loader(
         dataset,
-        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
+        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), batch_size),
         Collator(setting.tokenizer, mask_prob=p.mask_prob),
     )
-    model = BertModel(**setting.shape, **dropouts(p.dropout), sop_weight=p.sop_weight)
+    model = BertModel(**setting.shape, **_dropout(dropout), sop_weight=p.sop_weight)
+    model.checkpoint_activations(activation_checkpointing)
     optimizer = get_optimizer(model)
     trainer = Trainer(
         model,
         optimizer,
-        constant_rate(optimizer),
+        _constant(optimizer),
         setting.tokenizer.pad_token_id,
         setting.device,
         max_grad_norm=p.max_grad_norm,
         precision=setting.precision,
+        checkpoints=checkpoints,
     )
+    return trainer, loader
+
+
+def pretrain_ours(setting: Setting, task: Task) -> float:
+    """Our pretraining for a while; tokens per second."""
+    trainer, loader = make_pretraining(setting, task.batch_size, setting.params.pretrain.dropout)
     watch = Stopwatch(setting, task)
     trainer.train(Timed(loader, watch), n_epochs=1)
     return watch.rate()
@@ -85,13 +100,13 @@ def finetune_ours(setting: Setting, task: Task) -> float:
         LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
         partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
-    model = BertFinetuneModel(**setting.shape, **dropouts(p.dropout), num_classes=setting.num_classes)
+    model = BertFinetuneModel(**setting.shape, **_dropout(p.dropout), num_classes=setting.num_classes)
     with only_tokens(model.to(setting.device), tokens_in(setting.train, setting.tokenizer)):
         optimizer = get_optimizer(model)
         trainer = FinetuneTrainer(
             model,
             optimizer,
-            constant_rate(optimizer),
+            _constant(optimizer),
             setting.tokenizer.pad_token_id,
             setting.device,
             max_grad_norm=p.max_grad_norm,
@@ -111,7 +126,7 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
         batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
         collate_fn=LiteralCollator(setting.tokenizer, setting.params.pretrain.mask_prob),
     )
-    model = read_literally(BertModel(**setting.shape, **dropouts(setting.params.pretrain.dropout)))
+    model = read_literally(BertModel(**setting.shape, **_dropout(setting.params.pretrain.dropout)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     model.to(setting.device).train()
     watch = Stopwatch(setting, task)
@@ -240,8 +255,7 @@ def main() -> None:
     write_result(args.json, figures, rates)
 
 
-def dropouts(prob: float) -> dict[str, Any]:
-    """Keyword arguments of a model, all of one probability."""
+def _dropout(prob: float) -> dict[str, Any]:
     return {
         "input_dropout_prob": prob,
         "hidden_dropout_prob": prob,
@@ -249,7 +263,7 @@ def dropouts(prob: float) -> dict[str, Any]:
     }
 
 
-def constant_rate(optimizer: torch.optim.Optimizer) -> Scheduler:
+def _constant(optimizer: torch.optim.Optimizer) -> Scheduler:
     """A rate that never changes; speed does not depend on it."""
     return Scheduler(optimizer, 1e-5, 1e-5, 1e-5, 0, 1)
 

@@ -19,6 +19,7 @@ import epoch
 import half_precision
 import learning_curve
 import make_sample
+import memory
 import onnx_runtime
 import parity
 import predict
@@ -281,7 +282,7 @@ def test_points_of_a_learning_curve_side_by_side(
         "BERT, 10% of the texts",
         "BERT from scratch",
     ]
-    assert [len(series) for series in drawn] == [3, 4, 5, 6]  # as each is done
+    assert [len(series) for series in drawn] == [2, 3, 4, 5, 6]  # as each is done
     assert drawn[-1] == list(found)
     assert found["BERT, 30% of the texts"]["0.1"] == pytest.approx([0.16, 0.17])
     assert found["BERT from scratch"]["1.0"] == pytest.approx([0.1, 0.11])
@@ -488,6 +489,18 @@ def test_the_numbers_behind_the_answers(
     assert parameters["embeddings"] == (30_000 + 24 + 2 + 2) * 256
     assert parameters["attention"] == 4 * (4 * 256**2 + 6 * 256)
     assert parameters["feed_forward"] == 4 * (8 * 256**2 + 7 * 256)
+
+
+def test_memory_beside_the_plan(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [memory.Row("tiny", 300, 4, 0.0), memory.Row("tiny", 9_000, 4, 0.1, activation_checkpointing=True)]
+    monkeypatch.setattr(memory, "ROWS", rows)
+    figures = run_benchmark("memory", ["--corpus", str(archive), "--device", "cpu"], tmp_path)
+    small, large = (figures["rows"][row.name] for row in rows)
+    assert large["plan_gib"] - small["plan_gib"] > 8_000 * 128 * 4 * 4 / 2**30  # weights, gradients, moments
+    assert large["measured_gib"] > small["measured_gib"] > 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["tiny,", "tiny,"]
 
 
 # --- half_precision.py ---

@@ -174,7 +174,7 @@ def shape_of(hidden_size: int, layers: int, entries: int) -> BertShape:
     ],
 )
 def test_memory_is_about_what_was_measured(
-    hidden_size: int, layers: int, entries: int, texts: int, dropout: float, measured: int
+    hidden_size: int, layers: int, entries: int, texts: int, dropout: float, measured: float
 ) -> None:
     """In GiB, on a CPU, with texts as long as the sample's: benchmarks/memory.py."""
     shape = shape_of(hidden_size, layers, entries)
