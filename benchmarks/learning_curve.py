@@ -7,9 +7,9 @@ Shares of the labels and of the unlabelled lines are drawn at random, the same f
 is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
 random weights, and there are no teachers. With ``--seeds 0`` there are the SVMs alone.
 
-The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds are done. With
-``--work DIR`` all is kept in DIR, and a run that was cut off goes on from there. After a change of the
-corpus, of the settings or of the code, use a new folder.
+The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds
+are done. With ``--work DIR`` all is kept in DIR, and a run that was cut off goes on from there. After a
+change of the corpus, of the settings or of the code, use a new folder.
 """
 
 import argparse
