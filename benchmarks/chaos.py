@@ -128,7 +128,7 @@ def _overhead(folder: Path) -> dict[str, float]:
     weights += params.tokenizer.vocab_size * params.model.hidden_size
     state = State({name: torch.rand(weights) for name in ("weights", "first", "second")}, {})
     seconds = []
-    with Checkpoints(folder / "overhead", [], [], 0) as checkpoints:
+    with Checkpoints(folder / "overhead", "parameters", 0) as checkpoints:
         for step in range(5):
             start = time.monotonic()
             checkpoints.save(step, state)

@@ -55,7 +55,7 @@ def pretrain(folder: Path) -> dict[str, float | str]:
     torch.optim.AdamW([torch.zeros(1)])  # the first one imports torch's compiler, which takes seconds
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Checkpoints(Path(scratch) / "pretrain", [], [], params.runtime.checkpoint_seconds) as checkpoints,
+        Checkpoints(Path(scratch) / "pretrain", "epoch", params.runtime.checkpoint_seconds) as checkpoints,
     ):
         start = time.perf_counter()
         _, trainer = pretraining.train(f"{scratch}/runs", checkpoints)

@@ -73,7 +73,7 @@ def finetune(
 
     train = training_set(*texts_of(TRAIN), p)
     with tempfile.TemporaryDirectory() as name:
-        checkpoints = Checkpoints(Path(name) / "finetune", [p, precision, seed], [], 1e9)
+        checkpoints = Checkpoints(Path(name) / "finetune", f"{precision}-{seed}", 1e9)
         with checkpoints, arithmetic(precision, device):
             tuned = finetuning.train(train, texts_of(VAL), seed, f"{name}/runs", checkpoints)
     test, true = texts_of(TEST)

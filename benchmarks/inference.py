@@ -21,11 +21,12 @@ from torch.utils.data import DataLoader
 from transformers import pipeline
 
 from common import argument_parser, in_turns, print_rates, ratio, write_result
+from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.collation import collate_fn
 from receiptbert.datasets import FinetuneDataset
 from receiptbert.finetune_trainer import FinetuneTrainer
 from receiptbert.hf_format import load_classifier, save_pretrained
-from receiptbert.inference import BATCH_SIZE, inference_loader, predict
+from receiptbert.inference import inference_loader, predict
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -75,7 +76,7 @@ def main() -> None:
         {
             "ours": contestant("ours", ours, args.lines),
             "pipeline, same precision": contestant(
-                "pipeline, same precision", pipe(batch_size=BATCH_SIZE), args.lines
+                "pipeline, same precision", pipe(batch_size=PREDICTION_BATCH_SIZE), args.lines
             ),
             "pipeline, defaults": contestant("pipeline, defaults", pipe(), args.lines // 10),
             "labels equal": compare,

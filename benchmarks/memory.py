@@ -62,7 +62,7 @@ def measure(row: Row, args: argparse.Namespace) -> tuple[float, float]:
     before = _resident("VmRSS")
     with (
         tempfile.TemporaryDirectory() as folder,
-        Checkpoints(Path(folder, "pretrain"), [], [], 0) as checkpoints,
+        Checkpoints(Path(folder, "pretrain"), "parameters", 0) as checkpoints,
     ):
         trainer, batches = make_pretraining(
             setting, row.batch_size, row.dropout, row.activation_checkpointing, checkpoints

@@ -1,7 +1,7 @@
 """Stage 6: score the finetuned model on test, and write its card."""
 
 import pipeline
-from receiptbert.corpus import SPLIT, TEST, TEXT, majority_class, read_corpus
+from receiptbert.corpus import TEST, majority_class, read_corpus
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
@@ -9,7 +9,7 @@ from receiptbert.files import whole
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier, read_temperature
 from receiptbert.inference import inference_loader, predict_logits
-from receiptbert.labelled import load_labelled
+from receiptbert.labelled import load_labelled, texts_of
 from receiptbert.model_card import COUNTS, model_card
 from receiptbert.params import Params
 from receiptbert.reports import read_json, write_csv, write_json
@@ -30,16 +30,12 @@ def evaluate(params: Params) -> None:
             "run `dvc repro`"
         )
     corpus = read_corpus(pipeline.CORPUS)
-    if (rows := int((corpus[SPLIT] == TEST).sum())) != len(test):
-        raise UserError(
-            f"{pipeline.CORPUS} has {rows:,} test rows, {pipeline.TOKENIZED} {len(test):,}; run `dvc repro`"
-        )
-
+    texts = texts_of(corpus, TEST, test, pipeline.CORPUS)
     loader = inference_loader(test, tokenizer, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT)
     result = Evaluation(
         logits=predict_logits(model.to(device), loader, tokenizer.pad_token_id, device),
         true=targets,
-        texts=corpus.loc[corpus[SPLIT] == TEST, TEXT].tolist(),
+        texts=texts,
         names=names,
         majority=majority_class(corpus),
         temperature=read_temperature(pipeline.FINETUNED),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pipeline
 from receiptbert.calibration import fit_temperature
-from receiptbert.checkpoints import Checkpoints, conditions
+from receiptbert.checkpoints import Checkpoints, conditions, training_fingerprint
 from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device, keep_freed_memory
@@ -37,17 +37,19 @@ def finetune(params: Params) -> None:
             f"few labels: {train.epochs} epochs instead of {p.epochs}, for finetune.min_steps = {p.min_steps}"
         )
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
-    texts = read_teaching_texts(pipeline.CORPUS, train, finetuning.tokenizer, p.seed) if p.teachers else None
+    texts = (
+        read_teaching_texts(pipeline.CORPUS, train, val, finetuning.tokenizer, p.seed) if p.teachers else None
+    )
     # Before the teachers have trained for hours: the final model's batches are the largest.
     finetuning.require_memory(train, texts.unlabelled_ids if texts else None)
-    inputs = [pipeline.CORPUS, pipeline.TOKENIZED, source]
+    fingerprint = training_fingerprint([p], [pipeline.CORPUS, pipeline.TOKENIZED, source])
     names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
     logdirs = map(pipeline.new_run_folder, names)
     with ExitStack() as stack:
-        # All stay until the stage is done: however late it is cut off, no BERT trains twice.
+        # All stay until the outputs are written: if the final model is cut off, no teacher trains again.
         checkpoints = [
             stack.enter_context(
-                Checkpoints(pipeline.CHECKPOINTS / name, [p], inputs, params.runtime.checkpoint_seconds)
+                Checkpoints(pipeline.CHECKPOINTS / name, fingerprint, params.runtime.checkpoint_seconds)
             )
             for name in names
         ]

@@ -33,6 +33,11 @@ CHECKPOINTS = Path(".checkpoints")
 METRICS = Path("metrics")
 PLOTS = METRICS / "plots"
 
+# Else a killed DVC would leave its stage behind, in the way of the next; so would torch's launcher. Asked for
+# before the imports that take seconds: a stage's first is this module.
+if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}:
+    end_with_parent()
+
 
 def run_stage(
     stage: Callable[[Params], None], voice: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -46,9 +51,6 @@ def run_stage(
     Args:
         voice: which of several processes says so, see ``launching.one_voice``.
     """
-    # Else a killed DVC would leave its stage behind, in the way of the next; so would torch's launcher.
-    if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}:
-        end_with_parent()
     name, params = stage.__name__, None
     with one_line_errors(name, lambda error: explain(error, name, params)), voice():
         params = load_params(PARAMS)

@@ -1,7 +1,7 @@
 """Stage 4: pretrain BERT on the unsupervised texts, by masked tokens and sentence order."""
 
 import pipeline
-from receiptbert.checkpoints import Checkpoints, conditions
+from receiptbert.checkpoints import Checkpoints, conditions, training_fingerprint
 from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distributed import is_leader
@@ -27,11 +27,11 @@ def pretrain(params: Params) -> None:
     texts = TokenStore.load(texts_path, tokenizer)
     pretraining = Pretraining(params, texts, tokenizer, TextLengths.load(lengths_path), device)
     pretraining.require_memory()
+    fingerprint = training_fingerprint(
+        [params.model, params.pretrain], [lengths_path, texts_path, pipeline.TOKENIZER]
+    )
     with Checkpoints(
-        pipeline.CHECKPOINTS / "pretrain",
-        [params.model, params.pretrain],
-        [lengths_path, texts_path, pipeline.TOKENIZER],
-        runtime.checkpoint_seconds,
+        pipeline.CHECKPOINTS / "pretrain", fingerprint, runtime.checkpoint_seconds
     ) as checkpoints:
         model, trainer = pretraining.train(pipeline.new_run_folder("pretrain"), checkpoints)
         if not is_leader():

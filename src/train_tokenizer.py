@@ -1,7 +1,6 @@
 """Stage 2: learn a WordPiece vocabulary from the unsupervised and train texts."""
 
-import tempfile
-from pathlib import Path
+import shutil
 
 import pipeline
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
@@ -15,17 +14,19 @@ def train_tokenizer(params: Params) -> None:
     corpus = read_corpus(pipeline.CORPUS)
     # Never from val or test: their words must stay as unknown as tomorrow's receipts.
     texts = corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT]
-    with tempfile.TemporaryDirectory() as scratch:
+    with whole(pipeline.TOKENIZER) as folder:
+        # Not in /tmp, where the texts of a stage that is killed would stay: the next run removes this folder.
+        scratch = folder / "scratch"
         tokenizer = WordpieceTokenizer.from_corpus(
             track(texts, "reading", len(texts), "texts"),
-            corpus_save_path=Path(scratch) / "corpus.txt",
+            corpus_save_path=scratch / "corpus.txt",
             tokenizer_save_path=scratch,
             tokenizer_name="receipts",
             vocab_size=params.tokenizer.vocab_size,
             min_frequency=params.tokenizer.min_frequency,
         )
-        with whole(pipeline.TOKENIZER) as folder:
-            tokenizer.save_pretrained(folder)
+        shutil.rmtree(scratch)
+        tokenizer.save_pretrained(folder)
     p = params.tokenizer
     fewer = (
         f", all that pairs seen {p.min_frequency} times give" if tokenizer.vocab_size < p.vocab_size else ""

@@ -94,6 +94,11 @@ def test_where_val_does_not_tell_the_temperature_is_one(logits: np.ndarray, true
     assert fit_temperature(logits.astype(np.float32), np.array(true, dtype=np.int64)) == 1.0
 
 
+def test_the_highest_temperature_is_given_where_a_higher_one_would_be_likelier() -> None:
+    logits, true = drawn(0.5, rows=1_000)
+    assert fit_temperature(40 * logits, true) == HOTTEST  # 20 would be
+
+
 @given(LOGITS, st.data())
 def test_the_fit_changes_no_answer_and_never_harms_val(logits: np.ndarray, data: st.DataObject) -> None:
     classes = st.lists(st.integers(0, 3), min_size=len(logits), max_size=len(logits))

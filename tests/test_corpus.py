@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from receiptbert.corpus import (
@@ -12,6 +13,7 @@ from receiptbert.corpus import (
     read_corpus,
 )
 from receiptbert.errors import UserError
+from receiptbert.tokenization import WordpieceTokenizer
 
 GOOD = "text,label,split\nmilk,1,train\nrye bread,2,train\ntea,2,val\nsoap,1,test\nkvass,,unsupervised\n"
 
@@ -81,19 +83,28 @@ def test_category_labels_are_read_as_the_corpus_labels_are(tmp_path: Path) -> No
 
 
 def test_description_counts_what_goes_wrong_silently(tmp_path: Path) -> None:
-    extra = "MILK,1,test\n tea ,1,unsupervised\nsoda,7,test\nrye  bread,1,train\n,1,train\n"
+    extra = "MILK,1,test\n tea ,1,unsupervised\nsoda,7,test\nrye  bread,1,train\n,1,train\n ,2,test\n"
     corpus = read_corpus(corpus_file(tmp_path, GOOD + extra))
     described = describe(corpus, fold(corpus["text"]))
-    assert described["rows"] == {"train": 4, "val": 1, "test": 3, "unsupervised": 2}
+    assert described["rows"] == {"train": 4, "val": 1, "test": 4, "unsupervised": 2}
     assert described["distinct_texts"]["train"] == 3
-    assert described["blank_texts"] == 1
-    assert described["texts_in_several_splits"] == 2  # milk and tea
+    assert described["blank_texts"] == 2
+    assert described["texts_in_several_splits"] == 2  # milk and tea; blank is no text
+    assert described["texts_with_several_labels"] == 1  # rye bread
     assert described["test_rows_seen_elsewhere"] == 1  # MILK
     assert described["unsupervised_rows_with_label"] == 1  # tea
-    assert described["classes"] == {"train": 2, "val": 1, "test": 2}
+    assert described["classes"] == {"train": 2, "val": 1, "test": 3}
     assert described["classes_absent_from_train"] == 1  # 7
     assert described["train_rows_per_class"] == {"largest": 3, "median": 2.0, "smallest": 1}
     assert described["largest_class_share"] == 0.75
+
+
+def test_texts_alike_to_the_tokenizer_are_one_text(tokenizer: WordpieceTokenizer) -> None:
+    texts = ["СЁМГА  С/С", "семга с/с", "Се\u0308мга с/с\u00a0", "CAFÉ Й", "cafe и", "İ", "ẞ"]
+    folded = fold(pd.Series(texts))
+    assert folded.tolist() == ["семга с/с"] * 3 + ["cafe и"] * 2 + ["i", "ß"]
+    normalizer = tokenizer._backend.normalizer
+    assert folded.tolist() == [" ".join(normalizer.normalize_str(text).split()) for text in texts]
 
 
 def test_majority_class_is_the_id_of_the_most_frequent_label_of_train(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_were_not(
             raise Cut
 
     whole = pretrain()
-    with Checkpoints(tmp_path / "pretrain", ["parameters"], [], seconds=0) as checkpoints:
+    with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
         with pytest.raises(Cut):
             pretrain(before_step=cut, checkpoints=checkpoints)
         assert pretrain(checkpoints=checkpoints) == list(values(whole))

@@ -49,9 +49,9 @@ def test_no_more_unlabelled_texts_are_drawn_than_there_is_time_for() -> None:
     assert sorted(draw_unlabelled(texts, training_set(50, 12), seed=0)) == sorted(texts)
 
 
-def test_texts_of_two_vocabularies_make_no_pool() -> None:
+def test_texts_of_two_tokenizers_make_no_pool() -> None:
     other = TokenStore(np.ones(1, np.uint16), np.array([0, 1]), None, "w")
-    with pytest.raises(ValueError, match="different vocabularies"):
+    with pytest.raises(ValueError, match="different tokenizers"):
         distillation_pool(training_set(2, 1), other, np.ones((1, 3), np.float32))
 
 

@@ -44,6 +44,10 @@ def test_the_linear_teacher_answers_text_by_text_and_always_alike(monkeypatch: p
     whole = teacher([0, 2, 3]).probabilities(texts)
     assert len(texts) < CHUNK
     monkeypatch.setattr("receiptbert.linear_teacher.CHUNK", 3)
+    in_chunks = LinearTeacher(
+        *(lines([0, 2, 3] * 10), np.array([0, 2, 3] * 10), lines([0, 2, 3] * 3), np.array([0, 2, 3] * 3), 5)
+    )
+    assert in_chunks._inverse_temperature == max(INVERSE_TEMPERATURES)  # val in three chunks
     assert (teacher([0, 2, 3]).probabilities(texts) == whole).all()
     assert teacher([0, 2, 3]).probabilities([]).shape == (0, 5)
 

@@ -1,3 +1,7 @@
+import sys
+
+import pytest
+
 import receiptbert
 
 NAMES = [
@@ -32,3 +36,14 @@ def test_every_public_name_is_importable() -> None:
     for name in NAMES:
         assert getattr(receiptbert, name).__name__ == name
         assert getattr(receiptbert, name).__doc__
+
+
+def test_what_a_plain_install_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the packages of training."""
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    monkeypatch.delitem(sys.modules, "receiptbert.metrics", raising=False)
+    with pytest.raises(ImportError, match=r"make_scorer needs the package sklearn.metrics; install"):
+        _ = receiptbert.make_scorer
+    monkeypatch.setitem(receiptbert._MODULE_OF, "make_scorer", "no_such_module")
+    with pytest.raises(ModuleNotFoundError, match=r"receiptbert\.no_such_module"):  # our own bug, not theirs
+        _ = receiptbert.make_scorer

@@ -27,12 +27,11 @@ def test_shipped_file_is_read_whole() -> None:
             "num_attention_heads": 4,
             "intermediate_size": 1024,
         },
-        "pretrain": {"lr": 5e-4, "warmup": 0.06, "weight_decay": 0.01, "dropout": 0.0},
+        "pretrain": {"lr": 5e-4, "warmup": 0.06, "dropout": 0.0},
         "finetune": {
             "lr": 8e-4,
             "layer_lr_decay": 0.65,
             "warmup": 0.06,
-            "weight_decay": 0.01,
             "dropout": 0.1,
         },
     }

@@ -232,6 +232,14 @@ def test_what_cannot_fit_is_refused_with_what_would(plan: Plan, fits: dict[str, 
     require_memory(plan, None, *settings)
 
 
+def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
+    free = int(replace(PLAN, texts=2).total_memory) + 1
+    with pytest.raises(UserError, match=r"pretrain.batch_size=2 with pretrain.num_accum_steps=24"):
+        require_memory(replace(PLAN, texts=48), free, "pretrain", 48, 1)
+    with pytest.raises(UserError, match=r"set a smaller model.size"):  # where texts // 32 would be none
+        require_memory(replace(PLAN, texts=20), int(replace(PLAN, texts=0).total_memory) + 1, "finetune", 32)
+
+
 def test_the_plan_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     announce(replace(PLAN, on_cpu=False), 3 * 2**30)
     announce(FINETUNING, None)

@@ -176,12 +176,12 @@ def test_archives_with_other_bytes_are_read_or_refused(changes: list[tuple[int, 
 # --- Token stores; test_token_store.py has the round trip ---
 
 
-def store_of(rows: list[list[int]], vocabulary: str = "v") -> TokenStore:
+def store_of(rows: list[list[int]], tokenizer: str = "v") -> TokenStore:
     return TokenStore(
         ids=np.array([i for row in rows for i in row], dtype=np.uint16),
         offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
         labels=np.arange(len(rows)),
-        vocabulary=vocabulary,
+        tokenizer=tokenizer,
     )
 
 

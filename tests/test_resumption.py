@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from receiptbert import WordpieceTokenizer, make_scorer
-from receiptbert.checkpoints import Checkpoints, State, fingerprint
+from receiptbert.checkpoints import Checkpoints, State, conditions, training_fingerprint
 from receiptbert.errors import Interrupted, UserError
 from tests.conftest import overflow
 from tests.test_training import finetune_parts, labelled, pretrain_loader, pretrain_trainer
@@ -44,7 +44,7 @@ def run_pretrain(
         model = pretrain_model(hidden_dropout_prob=0.1)
         loader = pretrain_loader(texts, tokenizer)
         torch.manual_seed(1)
-        with Checkpoints(tmp_path / "pretrain", ["parameters"], [], seconds=0) as checkpoints:
+        with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
             trainer = pretrain_trainer(model, tokenizer, num_accum_steps=2, checkpoints=checkpoints, **kwargs)
             watch(trainer, before_step)
             trainer.train(loader, 4, max_steps=11)
@@ -66,7 +66,7 @@ def run_finetune(
         model = finetune_model(hidden_dropout_prob=0.1)
         score = make_scorer(*labelled(texts), tokenizer, 12)
         torch.manual_seed(1)
-        with Checkpoints(tmp_path / "finetune", ["parameters"], [], seconds=0) as checkpoints:
+        with Checkpoints(tmp_path / "finetune", "parameters", seconds=0) as checkpoints:
             trainer, loaders = finetune_parts(texts, tokenizer, model, checkpoints=checkpoints, **kwargs)
             watch(trainer, before_step)
             trainer.train(loaders, 3, lambda t: (before_score(t), score(t))[1], eval_every=2)
@@ -208,7 +208,7 @@ def state(value: float) -> State:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
-    with Checkpoints(tmp_path / "stage", ["a"], [], seconds=60) as made:
+    with Checkpoints(tmp_path / "stage", "a", seconds=60) as made:
         yield made
 
 
@@ -290,24 +290,25 @@ def test_with_other_inputs_or_other_code_there_is_no_checkpoint(
     found = []
     for content in ("as it was", "as it was", "changed"):
         file.write_text(content)
-        with Checkpoints(tmp_path / "stage", ["a"], [file] if kind == "inputs" else [], 60) as checkpoints:
+        own = training_fingerprint(["a"], [file] if kind == "inputs" else [])
+        with Checkpoints(tmp_path / "stage", own, 60) as checkpoints:
             found.append(checkpoints.load() is not None)
             checkpoints.save(1, state(1))
     assert found == [False, True, False]
 
 
 def test_another_trainer_is_refused_by_name(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path / "pretrain", ["a"], [], 60):
+    with Checkpoints(tmp_path / "pretrain", "a", 60):
         with pytest.raises(UserError, match="another pretrain is training"), make_other(tmp_path):
             pass
-        with Checkpoints(tmp_path / "finetune", ["a"], [], 60):
+        with Checkpoints(tmp_path / "finetune", "a", 60):
             pass
     with make_other(tmp_path):
         pass
 
 
 def make_other(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path / "pretrain", ["b"], [], 60)
+    return Checkpoints(tmp_path / "pretrain", "b", 60)
 
 
 def test_only_the_same_parameters_inputs_and_names_resume(
@@ -315,27 +316,37 @@ def test_only_the_same_parameters_inputs_and_names_resume(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.txt").write_text("a")
-    first = fingerprint(["x"], [tmp_path / "in"])
-    assert fingerprint(["x"], [tmp_path / "in"]) == first
-    assert fingerprint(["y"], [tmp_path / "in"]) != first
+    first = training_fingerprint(["x"], [tmp_path / "in"])
+    assert training_fingerprint(["x"], [tmp_path / "in"]) == first
+    assert training_fingerprint(["y"], [tmp_path / "in"]) != first
     (tmp_path / "in/a.txt").write_text("b")
-    assert fingerprint(["x"], [tmp_path / "in"]) != first
+    assert training_fingerprint(["x"], [tmp_path / "in"]) != first
     (tmp_path / "in/a.txt").write_text("a")
     (tmp_path / "in/a.txt").rename(tmp_path / "in/b.txt")
-    assert fingerprint(["x"], [tmp_path / "in"]) != first
+    assert training_fingerprint(["x"], [tmp_path / "in"]) != first
 
-    with Checkpoints(tmp_path / "stage", ["x"], [], 60) as one:
+    with Checkpoints(tmp_path / "stage", "x", 60) as one:
         one.save(1, state(1))
-    with Checkpoints(tmp_path / "stage", ["y"], [], 60) as other:
+    with Checkpoints(tmp_path / "stage", "y", 60) as other:
         assert other.load() is None
     assert "1 other" in capsys.readouterr().err
+
+
+def test_conditions_are_what_decides_the_last_bits() -> None:
+    now = conditions(torch.device("cpu"), "fp32", "torch")
+    assert now == {
+        "device": "cpu",
+        "precision": "fp32",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def test_checkpoints_rest_between_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     monkeypatch.setattr("receiptbert.checkpoints.REST", 60)
-    checkpoints = Checkpoints(tmp_path / "stage", ["x"], [], seconds=10)
+    checkpoints = Checkpoints(tmp_path / "stage", "x", seconds=10)
     assert not checkpoints.due
     now = 10.0
     assert checkpoints.due

@@ -107,7 +107,7 @@ def test_each_size_trains_a_step_and_resumes(
         return trainer.history
 
     whole = train(copy.deepcopy(model), 2)
-    with Checkpoints(tmp_path / "pretrain", [params], [], seconds=0) as checkpoints:
+    with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
         train(model, 1, checkpoints)
         for parameter in model.parameters():
             parameter.detach().zero_()

@@ -203,3 +203,18 @@ def test_damaged_vocabularies_are_refused(tmp_path: Path, content: bytes) -> Non
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer\.json and no vocab\.txt"):
         WordpieceTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_is_known_by_its_vocabulary_and_its_normalization(
+    tokenizer: WordpieceTokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    assert WordpieceTokenizer.from_pretrained(tmp_path).fingerprint == tokenizer.fingerprint
+    vocabulary = tmp_path / "vocab.txt"
+    others = [
+        WordpieceTokenizer(vocabulary, **{name: False}).fingerprint
+        for name in ("strip_accents", "clean_text", "lowercase")
+    ]
+    vocabulary.write_text(vocabulary.read_text() + "another\n")
+    others.append(WordpieceTokenizer(vocabulary).fingerprint)
+    assert len({tokenizer.fingerprint, *others}) == 5

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from receiptbert.choices import AMP_BACKENDS
 from receiptbert.errors import UserError
 from receiptbert.precision import DTYPES
 
@@ -85,8 +86,8 @@ def check_amp_backend(name: str, precision: str, device: torch.device, key: str 
         UserError: no such backend, or apex cannot be had on this device, in this precision, in this
             environment.
     """
-    if name not in ("torch", "apex"):
-        raise UserError(f"{key} = {name} is neither torch nor apex")
+    if name not in AMP_BACKENDS:
+        raise UserError(f"{key} = {name} is neither {' nor '.join(AMP_BACKENDS)}")
     if name == "torch":
         return
     if device.type != "cuda":

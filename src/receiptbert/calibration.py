@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 
 Floats = npt.NDArray[np.floating]
-Classes = npt.NDArray[np.int64]
+ClassIds = npt.NDArray[np.int64]
 
 BINS = 15  # of the reliability table, of equal width, as in Guo et al. 2017
 # Where the temperature is looked for. Past these, val does not tell it: all rows right, say, or none.
@@ -20,7 +20,7 @@ TEMPERATURE_DECIMALS = 4
 THRESHOLDS = [step / 20 for step in range(20)] + [0.99]
 
 
-def fit_temperature(logits: Floats, true: Classes) -> float:
+def fit_temperature(logits: Floats, true: ClassIds) -> float:
     """The temperature under which ``true`` is most likely (Guo et al. 2017, "On Calibration of Modern Neural
     Networks"), rounded so that equal models have equal bytes.
 
@@ -31,8 +31,9 @@ def fit_temperature(logits: Floats, true: Classes) -> float:
         true: class ids, shape (n,).
 
     Returns:
-        a number from 0.1 to 10; 1 where these rows do not tell: there are none, all are answered right with
-        room to spare, the logits are no better than chance or no numbers.
+        a number from 0.1 to 10 (10 too where a higher one would be likelier); 1 where these rows do not tell:
+        there are none, all are answered right with room to spare, the logits are no better than chance or no
+        numbers.
     """
     if not len(true):
         return 1.0
@@ -44,8 +45,10 @@ def fit_temperature(logits: Floats, true: Classes) -> float:
         expected = (softmax(inverse * logits, axis=1) * logits).sum(axis=1)  # (n,)
         return float(expected.mean() - mean_true)
 
-    if not slope(1 / HOTTEST) < 0 < slope(1 / COLDEST):
+    if not slope(0) < 0 < slope(1 / COLDEST):
         return 1.0
+    if slope(1 / HOTTEST) >= 0:
+        return HOTTEST
     return round(1 / float(brentq(slope, 1 / HOTTEST, 1 / COLDEST)), TEMPERATURE_DECIMALS)
 
 
@@ -61,7 +64,7 @@ class Answers(NamedTuple):
     correct: npt.NDArray[np.bool_]
 
 
-def answers(logits: Floats, true: Classes, temperature: float = 1.0) -> Answers:
+def answers(logits: Floats, true: ClassIds, temperature: float = 1.0) -> Answers:
     """The answers that logits (n, C) give at a temperature to texts of the classes ``true`` (n,)."""
     probabilities = softmax(logits.astype(np.float64) / temperature, axis=1)
     return Answers(probabilities.max(axis=1), logits.argmax(axis=1) == true)
@@ -116,7 +119,7 @@ def coverage(given: Answers) -> list[Coverage]:
     ]
 
 
-def calibration_scores(logits: Floats, true: Classes, temperature: float) -> dict[str, float]:
+def calibration_scores(logits: Floats, true: ClassIds, temperature: float) -> dict[str, float]:
     """Expected calibration error and negative log likelihood (nats), with the temperature and without."""
 
     def nll(temperature: float) -> float:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from receiptbert.distributed import is_leader, num_processes
+from receiptbert.distributed import from_leader, is_leader, num_processes, rank
 from receiptbert.errors import UserError
 from receiptbert.files import whole
 from receiptbert.progress import say
@@ -37,28 +38,25 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one stage with certain parameters, inputs and code.
+    """The checkpoints of one training.
 
-    They lie in ``folder/<fingerprint>``, so that other parameters, inputs or code find none. Use it as a
-    context manager: within it no second training is in ``folder``. Of several processes that train together
-    only the leader writes and reads.
+    They lie in ``folder/<fingerprint>``, so that a training with another one finds none. Use it as a context
+    manager: within it no second training is in ``folder``. Of several processes that train together only the
+    leader writes and reads.
 
     Args:
-        folder: of the stage; its name is the stage's.
-        parameters: objects whose ``repr`` tells all their values.
-        inputs: files, and folders of files, that the training reads.
+        folder: of the stage, or of one of its trainings; its name is the training's.
+        fingerprint: what ``training_fingerprint`` gives, or any other name.
         seconds: from one checkpoint to the next, at the least; the first comes after as long.
 
     Raises:
         UserError: another process trains in ``folder`` (when the context is entered).
     """
 
-    def __init__(
-        self, folder: Path, parameters: Sequence[object], inputs: Iterable[Path], seconds: float
-    ) -> None:
+    def __init__(self, folder: Path, fingerprint: str, seconds: float) -> None:
         self._stage = folder.name
         self._parent = folder
-        self._folder = folder / fingerprint(parameters, [*inputs, *_code()])
+        self._folder = folder / fingerprint
         self._seconds = seconds
         self._rest = 0.0
         self._last = 0.0  # when the last one was written, or the training began
@@ -135,24 +133,41 @@ class Checkpoints:
         return sorted(self._folder.glob("step-*.safetensors"), reverse=True)
 
 
-def fingerprint(parameters: Sequence[object], files: Iterable[Path]) -> str:
-    """16 hexadecimal digits that change with any of ``parameters``, or a name or a byte of ``files``."""
+def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -> str:
+    """16 hexadecimal digits that change with the parameters, and a name or a byte of the inputs or the code.
+
+    Args:
+        parameters: objects whose ``repr`` tells all their values.
+        inputs: files, and folders of files, that the training reads.
+
+    Raises:
+        UserError: of several processes that are to train together, this one has others than the leader.
+    """
     digest = hashlib.sha256(repr(parameters).encode())
-    for top in files:
+    for top in [*inputs, *_code()]:
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file():
                 with path.open("rb") as file:
                     digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    own = digest.hexdigest()[:16]
+    if own != from_leader(lambda: own):
+        raise UserError(
+            f"process {rank()}, on {socket.gethostname()}, has other parameters, inputs or code than "
+            "process 0; give all hosts the same files"
+        )
+    return own
 
 
 def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[str, Any]:
     """What, beside parameters, inputs and code, decides the last bits of a training."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name, on_gpu = device.type, {}
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        on_gpu = {"deterministic": torch.are_deterministic_algorithms_enabled()}
     backend = {"amp_backend": amp_backend} if precision == "fp16" else {}  # all else is torch's
     several = {"processes": num_processes()} if num_processes() > 1 else {}
-    threads = {"threads": torch.get_num_threads()}
-    return {"device": name, "precision": precision} | backend | several | threads
+    always = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": name, "precision": precision} | on_gpu | backend | several | always
 
 
 def _code() -> list[Path]:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import class_names, load_classifier, read_config, read_temperature
-from receiptbert.inference import BATCH_SIZE, inference_loader, logits_by_batch
+from receiptbert.inference import inference_loader, logits_by_batch
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.precision import choose_precision
 from receiptbert.token_store import TokenStore
@@ -91,7 +92,7 @@ class Classifier:
         folder: str | Path,
         device: str = "auto",
         precision: str = "fp32",
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = PREDICTION_BATCH_SIZE,
     ) -> "Classifier":
         """Load what finetune wrote, or any Hugging Face ``BertForSequenceClassification``.
 

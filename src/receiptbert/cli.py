@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
+from receiptbert.choices import PRECISIONS, PREDICTION_BATCH_SIZE
 from receiptbert.errors import Interrupted, UserError, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.predicting import INPUTS, OUTPUTS, predict
@@ -157,7 +158,7 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     model.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda:1 ...")
     model.add_argument(
         "--precision",
-        choices=["auto", "fp32", "bf16", "fp16"],
+        choices=PRECISIONS,
         default="fp32",
         help="fp32 (default) gives the labels that evaluate scores; bf16 and fp16 are faster where the "
         "hardware has them, and may decide a close call otherwise; auto chooses",
@@ -165,7 +166,7 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     model.add_argument(
         "--batch-size",
         type=_positive,
-        default=128,
+        default=PREDICTION_BATCH_SIZE,
         metavar="N",
         help="texts computed at once, on average (%(default)s)",
     )

@@ -1,6 +1,7 @@
 """Read and check the corpus: one CSV with the columns ``text``, ``label`` and ``split``."""
 
 import re
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,17 @@ def label_names(labels: list[str], categories: dict[str, str]) -> list[str]:
 
 
 def fold(texts: "pd.Series[str]") -> "pd.Series[str]":
-    """Texts in lower case with spaces folded: what is alike then is one text."""
-    return texts.str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
+    """Texts as the tokenizer reads them: without accents (``ё`` is ``е``), in lower case, spaces folded.
+
+    What is alike then is one text.
+    """
+    return texts.map(_without_accents).str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
+
+
+def _without_accents(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
 
 
 def held_out_too(corpus: pd.DataFrame, folded: "pd.Series[str]") -> "pd.Series[bool]":
@@ -172,14 +182,14 @@ def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
         corpus: as ``read_corpus`` gives it.
         folded: what ``fold`` makes of the texts: two that are alike there are the same here.
     """
-    split, labels = corpus[SPLIT], corpus[LABEL]
-    splits_per_text = split.groupby(folded).nunique()
+    split, labels, blank = corpus[SPLIT], corpus[LABEL], folded == ""
+    splits_per_text = split[~blank].groupby(folded).nunique()
     shared = set(splits_per_text.index[splits_per_text > 1])
-    labels_per_text = labels[labels != ""].groupby(folded).nunique()
+    labels_per_text = labels[(labels != "") & ~blank].groupby(folded).nunique()
     return {
         "rows": {name: int((split == name).sum()) for name in SPLITS},
         "distinct_texts": {name: int(folded[split == name].nunique()) for name in SPLITS},
-        "blank_texts": int((folded == "").sum()),
+        "blank_texts": int(blank.sum()),
         "texts_in_several_splits": len(shared),
         "test_rows_seen_elsewhere": int(folded[split == TEST].isin(shared).sum()),
         "texts_with_several_labels": int((labels_per_text > 1).sum()),

@@ -80,6 +80,9 @@ class Classes(_Facts):
 def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:
     """The shortest text in which at least one token is a target with probability ``at_least_one``.
 
+    Where targets are drawn token by token. With ``pretrain.whole_words`` words are drawn, of which a text
+    has fewer: it is without a target more often.
+
     The assignment's question: the least n with 1 - (1 - mask_prob)^n >= at_least_one; 5 for 0.15 and 0.5.
     """
     return math.ceil(math.log1p(-at_least_one) / math.log1p(-mask_prob))

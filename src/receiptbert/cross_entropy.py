@@ -1,8 +1,8 @@
 """Cross entropy in the memory of the logits.
 
 T targets by V entries of the vocabulary are the largest tensor of a small model: 72 MB for 600 targets and
-30,000 entries. Torch's cross entropy makes another of them forward and two more backward; to write and read
-these takes longer than what is computed.
+30,000 entries. Torch's cross entropy makes another of them forward and two more backward, which take memory
+and the time to write and read them.
 """
 
 from typing import Any, cast

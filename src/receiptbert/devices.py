@@ -21,6 +21,8 @@ def choose_device(
 ) -> torch.device:
     """``auto`` is the GPU if there is one, else the CPU; any other name is taken literally.
 
+    With a GPU, this whole process does without cuDNN's attention from here on.
+
     Args:
         name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         deterministic: use only algorithms that give the same bits in every run, in this whole process. On a
@@ -40,12 +42,13 @@ def choose_device(
         raise UserError(f"{key} = {name}, which was never tried; set auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"{key} = {name}, but torch {torch.__version__} finds no such GPU; set auto")
-    # cuDNN makes a plan of attention for each new shape of a batch, which takes tens of milliseconds, and for
-    # short texts torch's own kernel is faster.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if deterministic and device.type == "cuda":
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it is first used
-        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        # CuDNN makes a plan of attention for each new shape of a batch, which takes tens of milliseconds, and
+        # for short texts torch's own kernel is faster.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        if deterministic:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it is first used
+            torch.use_deterministic_algorithms(True)
     return device
 
 

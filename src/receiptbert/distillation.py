@@ -15,7 +15,7 @@ from receiptbert.checkpoints import Checkpoints
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, VAL, read_corpus
 from receiptbert.distributed import from_leader
 from receiptbert.finetuning import UNLABELLED_PER_LABEL, Finetuning
-from receiptbert.labelled import Labelled, TrainingSet
+from receiptbert.labelled import Labelled, TrainingSet, texts_of
 from receiptbert.linear_teacher import LinearTeacher, Probabilities
 from receiptbert.metrics import f1
 from receiptbert.progress import say
@@ -33,15 +33,22 @@ class TeachingTexts(NamedTuple):
 
 
 def read_teaching_texts(
-    corpus: Path, labelled: TrainingSet, tokenizer: WordpieceTokenizer, seed: int
+    corpus: Path, train: TrainingSet, val: Labelled, tokenizer: WordpieceTokenizer, seed: int
 ) -> TeachingTexts:
-    """The texts of ``corpus``; of the unsupervised ones, what a training on ``labelled`` has time for."""
+    """The texts of ``corpus``; of the unsupervised ones, what a training on ``train`` has time for.
+
+    Raises:
+        UserError: ``train`` or ``val`` is of another corpus.
+    """
     rows = read_corpus(corpus)
-    train, val, unsupervised = (
-        rows.loc[rows[SPLIT] == split, TEXT].tolist() for split in (TRAIN, VAL, UNSUPERVISED)
+    unsupervised = rows.loc[rows[SPLIT] == UNSUPERVISED, TEXT].tolist()
+    unlabelled = draw_unlabelled(unsupervised, train, seed)
+    return TeachingTexts(
+        texts_of(rows, TRAIN, train.texts, corpus),
+        texts_of(rows, VAL, val.texts, corpus),
+        unlabelled,
+        TokenStore.from_texts(unlabelled, tokenizer),
     )
-    unlabelled = draw_unlabelled(unsupervised, labelled, seed)
-    return TeachingTexts(train, val, unlabelled, TokenStore.from_texts(unlabelled, tokenizer))
 
 
 def distil(

@@ -18,7 +18,7 @@ from receiptbert.calibration import (
     reliability,
 )
 from receiptbert.metrics import (
-    Classes,
+    ClassIds,
     ClassScore,
     ConfusedPair,
     class_scores,
@@ -49,16 +49,16 @@ class Evaluation:
     """
 
     logits: npt.NDArray[np.float32]
-    true: Classes
+    true: ClassIds
     texts: Sequence[str]
     names: Sequence[str]
     majority: int
     temperature: float
 
     @cached_property
-    def predicted(self) -> Classes:
+    def predicted(self) -> ClassIds:
         """Class ids, shape (n,)."""
-        predicted: Classes = self.logits.argmax(axis=1)
+        predicted: ClassIds = self.logits.argmax(axis=1)
         return predicted
 
     @cached_property

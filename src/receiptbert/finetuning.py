@@ -107,7 +107,6 @@ class Finetuning:
             "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
         }
         steps = num_optimizer_steps(len(batches), train.epochs)
-        announce(self._plan(train, train.texts, steps), free_memory(self._device))
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
         with only_tokens(model, tokens_in(train.texts, self.tokenizer)):
             optimizer = get_optimizer(model, p.weight_decay, self._layer_lr_decay)
@@ -130,18 +129,22 @@ class Finetuning:
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
     def require_memory(self, train: TrainingSet, unlabelled: TokenStore | None) -> None:
-        """Refuse to train on ``train`` and ``unlabelled`` texts if the device has no room for it.
+        """Say what a training on ``train`` and ``unlabelled`` texts will take.
+
+        Once, for the largest: of later ones, what earlier ones have freed would not count as free.
 
         Raises:
-            UserError: names what would fit.
+            UserError: there is no room for it; names what would fit.
         """
         texts = train.texts.followed_by(unlabelled) if unlabelled else train.texts
-        plan = self._plan(train, texts, steps=0)
+        plan, free = self._plan(train, texts), free_memory(self._device)
+        announce(plan, free)
         batch_size = min(train.batch_size, train.num_labelled)  # no batch has more
-        require_memory(plan, free_memory(self._device), "finetune", batch_size)
+        require_memory(plan, free, "finetune", batch_size)
 
-    def _plan(self, train: TrainingSet, texts: TokenStore, steps: int) -> Plan:
+    def _plan(self, train: TrainingSet, texts: TokenStore) -> Plan:
         """Of a training like ``train``, but on ``texts``, the labelled ones and perhaps others."""
+        num_batches = math.ceil(train.num_labelled / train.batch_size)
         lengths = (texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=self._shape.max_seqlen)
         num_unlabelled = len(texts) - train.num_labelled
         in_epoch = train.num_labelled + num_drawn(train.num_labelled, num_unlabelled)
@@ -150,7 +153,7 @@ class Finetuning:
             num_classes=self.num_classes,
             trained_tokens=len(tokens_in(texts, self.tokenizer)),
             soft_targets=len(texts) * self.num_classes if num_unlabelled else 0,
-            texts=math.ceil(in_epoch / math.ceil(train.num_labelled / train.batch_size)),
+            texts=math.ceil(in_epoch / num_batches),
             processes=num_processes(),
             length=float(lengths.mean()),
             longest=int(lengths.max()),
@@ -160,7 +163,7 @@ class Finetuning:
             on_cpu=self._device.type == "cpu",
             recorded=can_record(self._device, self._runtime.activation_checkpointing),
             activation_checkpointing=self._runtime.activation_checkpointing,
-            steps=steps,
+            steps=num_optimizer_steps(num_batches, train.epochs),
         )
 
     def logits(self, model: BertFinetuneModel, texts: TokenStore) -> npt.NDArray[np.float32]:

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.datasets import InferenceDataset, Texts
 from receiptbert.flat_texts import cut
 from receiptbert.precision import DTYPES
 from receiptbert.progress import track
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.tokenization import WordpieceTokenizer
-
-# Texts of average length: enough to fill the processor, few enough to stay in its cache.
-BATCH_SIZE = 128
 
 
 def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
@@ -30,7 +28,7 @@ def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
 
 
 def inference_loader(
-    texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | None, batch_size: int = BATCH_SIZE
+    texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | None, batch_size: int = PREDICTION_BATCH_SIZE
 ) -> DataLoader[Tensor]:
     """Batches of ids (B, S) of texts of like length; ``predict`` restores the order of ``texts``."""
     dataset = InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer)

@@ -1,4 +1,5 @@
-"""How the weights of a new model are drawn (Devlin et al. 2019; the assignment's ``init_layer``)."""
+"""How the weights of a new model are drawn: as in the code that Devlin et al. (2019) released (their paper
+does not say), the assignment's ``init_layer``."""
 
 from typing import cast
 

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from receiptbert.corpus import SPLIT, TEXT, read_corpus
 from receiptbert.errors import UserError
 from receiptbert.params import FinetuneParams
-from receiptbert.token_store import TokenStore, fingerprint
+from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
 
@@ -60,7 +61,26 @@ def load_labelled(tokenized: Path, corpus: Path, split: str, tokenizer: Wordpiec
     store = TokenStore.load(path)
     if store.labels is None:
         raise UserError(f"{path} has no labels; run `dvc repro -f pretokenize`")
-    if store.vocabulary == fingerprint(tokenizer):
+    if store.tokenizer == tokenizer.fingerprint:
         return Labelled(store, store.labels)
-    rows = read_corpus(corpus)
-    return Labelled(TokenStore.from_texts(rows.loc[rows[SPLIT] == split, TEXT], tokenizer), store.labels)
+    texts = texts_of(read_corpus(corpus), split, store, corpus)
+    return Labelled(TokenStore.from_texts(texts, tokenizer), store.labels)
+
+
+def texts_of(rows: pd.DataFrame, split: str, tokenized: TokenStore, corpus: Path) -> list[str]:
+    """The texts of ``split`` as they are written.
+
+    Args:
+        rows: of the corpus.
+        tokenized: the same texts.
+        corpus: where the rows come from, for the message.
+
+    Raises:
+        UserError: they are not as many.
+    """
+    texts = rows.loc[rows[SPLIT] == split, TEXT].tolist()
+    if len(texts) != len(tokenized):
+        raise UserError(
+            f"{corpus} has {len(texts):,} {split} rows, and {len(tokenized):,} are tokenized; run `dvc repro`"
+        )
+    return texts

@@ -96,12 +96,15 @@ def launch(script: str, processes: int) -> None:
     except ChildFailedError as error:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
         # SIGTERM is what the launcher ends the others with.
-        for number, code in codes.items():
-            if code < 0 and code != -signal.SIGTERM:
-                raise UserError(
-                    f"process {number} of {processes} was ended by {signal.Signals(-code).name}; "
-                    "the same command goes on from the last checkpoint"
-                ) from None
+        # Only where no process has failed and said why does it tell anything.
+        killed = codes if set(codes.values()) == {-signal.SIGTERM} else {}
+        killed |= {number: code for number, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+        if killed:
+            number = min(killed)
+            raise UserError(
+                f"process {number} of {processes} was ended by {signal.Signals(-killed[number]).name}; "
+                "the same command goes on from the last checkpoint"
+            ) from None
         sys.exit(max(1, *codes.values()))
     finally:
         logging.disable(logging.NOTSET)

@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 
 from receiptbert.errors import UserError
 
-Classes = npt.NDArray[np.int64]
+ClassIds = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float32]
 
 CHARACTERS: dict[str, Any] = {
@@ -49,9 +49,9 @@ class LinearTeacher:
     def __init__(
         self,
         train_texts: Sequence[str],
-        train_targets: Classes,
+        train_targets: ClassIds,
         val_texts: Sequence[str],
-        val_targets: Classes,
+        val_targets: ClassIds,
         num_classes: int,
     ) -> None:
         self._num_classes = num_classes
@@ -69,7 +69,7 @@ class LinearTeacher:
             self._svm.fit(features, train_targets)
         # Nothing can be learned of a class that train lacks; its rows would have an infinite loss.
         known = np.isin(val_targets, self._svm.classes_)
-        margins = self._margins(val_texts)[known]
+        margins = np.concatenate([self._margins(val_texts[rows]) for rows in _chunks(len(val_texts))])[known]
         columns = np.searchsorted(self._svm.classes_, val_targets[known])[:, None]
 
         def loss(inverse_temperature: float) -> float:
@@ -81,8 +81,7 @@ class LinearTeacher:
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """How probable each class is for each of ``texts``, shape (n, C)."""
         probabilities = np.zeros((len(texts), self._num_classes), dtype=np.float32)
-        for start in range(0, len(texts), CHUNK):
-            rows = slice(start, start + CHUNK)
+        for rows in _chunks(len(texts)):
             margins = self._margins(texts[rows])
             probabilities[rows, self._svm.classes_] = softmax(self._inverse_temperature * margins, axis=1)
         return probabilities
@@ -92,6 +91,10 @@ class LinearTeacher:
         margins = self._svm.decision_function(self._vectorizer.transform(texts))
         # Of two classes it gives the second's alone.
         return np.stack([-margins, margins], axis=1) if margins.ndim == 1 else margins
+
+
+def _chunks(number: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, number, CHUNK)]
 
 
 def tfidf(*kinds: dict[str, Any]) -> FeatureUnion:

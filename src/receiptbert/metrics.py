@@ -15,12 +15,12 @@ from receiptbert.tokenization import WordpieceTokenizer
 if TYPE_CHECKING:
     from receiptbert.finetune_trainer import FinetuneTrainer
 
-Classes = npt.NDArray[np.int64]
+ClassIds = npt.NDArray[np.int64]
 
 BOOTSTRAP_DRAWS = 1000
 
 
-def scores(true: Classes, predicted: Classes, majority: int) -> dict[str, Any]:
+def scores(true: ClassIds, predicted: ClassIds, majority: int) -> dict[str, Any]:
     """Weighted F1 (the score of this project) first, then macro F1, accuracy, and what is behind them.
 
     Args:
@@ -38,13 +38,13 @@ def scores(true: Classes, predicted: Classes, majority: int) -> dict[str, Any]:
     }
 
 
-def f1(true: Sequence[int] | Classes, predicted: Classes, average: str) -> float:
+def f1(true: Sequence[int] | ClassIds, predicted: ClassIds, average: str) -> float:
     """The ``weighted`` or ``macro`` average of the F1 scores of the classes; one never predicted has 0."""
     return float(f1_score(true, predicted, average=average, zero_division=0))
 
 
-def score_intervals(true: Classes, predicted: Classes, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95% intervals of weighted F1, macro F1 and accuracy: the percentile bootstrap (Efron 1979).
+def score_intervals(true: ClassIds, predicted: ClassIds, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95% intervals of weighted F1, macro F1 and accuracy: the percentile bootstrap (Efron 1981).
 
     The rows are drawn again with replacement, and the scores computed of each draw. All that a draw does to
     the scores is in its confusion matrix, so that is what is drawn: its cells have the multinomial
@@ -63,7 +63,7 @@ def score_intervals(true: Classes, predicted: Classes, seed: int = 0) -> dict[st
     return {name: (float(low), float(high)) for name, low, high in zip(names, *ends, strict=True)}
 
 
-def confusion_scores(actual: Classes, answer: Classes, rows: Classes) -> tuple[float, float, float]:
+def confusion_scores(actual: ClassIds, answer: ClassIds, rows: ClassIds) -> tuple[float, float, float]:
     """Weighted F1, macro F1, accuracy of ``rows`` of each pair of classes; all of shape (cells,)."""
     size = int(max(actual.max(), answer.max())) + 1
     hits, of_class, answered = (
@@ -85,7 +85,7 @@ class ClassScore(NamedTuple):
     rows: int
 
 
-def class_scores(true: Classes, predicted: Classes, names: Sequence[str]) -> list[ClassScore]:
+def class_scores(true: ClassIds, predicted: ClassIds, names: Sequence[str]) -> list[ClassScore]:
     """The scores of each class that occurs, the best first."""
     numbers = np.union1d(true, predicted)
     precision, recall, f1, rows = precision_recall_fscore_support(
@@ -108,7 +108,7 @@ class ConfusedPair(NamedTuple):
 
 
 def most_confused_pairs(
-    true: Classes, predicted: Classes, texts: Sequence[str], names: Sequence[str], count: int = 20
+    true: ClassIds, predicted: ClassIds, texts: Sequence[str], names: Sequence[str], count: int = 20
 ) -> list[ConfusedPair]:
     """The ``count`` most frequent errors, each with the first text that shows it."""
     errors: Counter[tuple[int, int]] = Counter()

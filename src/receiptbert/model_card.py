@@ -51,7 +51,7 @@ def model_card(result: Evaluation, model: BertFinetuneModel, data: Mapping[str, 
     Args:
         result: on test.
         model: that gave it.
-        data: the counts of ``corpus.describe``, those of ``COUNTS`` at least.
+        data: the counts of ``metrics/data.json``, those of ``COUNTS`` at least.
     """
     sections = [
         _introduction(result, model),

@@ -18,8 +18,8 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: 
         model: whose parameters are trained.
         weight_decay: of those that are decayed.
         layer_lr_decay: the rate of each layer of the encoder as a share of that of what is above it, a layer
-            or the head; below the layers are the embeddings (Howard and Ruder 2018; of BERT, Clark et al.
-            2020). What is lower is more general, and has less to learn anew. At 1 there are two groups.
+            or the head; below the layers are the embeddings (Howard and Ruder 2018; of BERT, Sun et al.
+            2019). What is lower is more general, and has less to learn anew. At 1 there are two groups.
     """
     lr_scales = _lr_scales(model, layer_lr_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

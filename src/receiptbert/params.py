@@ -15,15 +15,14 @@ from typing import Any, TypeVar, get_type_hints
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from receiptbert.choices import ACT_FUNCS, AMP_BACKENDS, PRECISIONS
 from receiptbert.errors import UserError
 from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
 
 Section = TypeVar("Section")
 
-PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
-
 OF_SHAPE = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
-OF_TRAINING = ["lr", "warmup", "weight_decay", "dropout"]
+OF_TRAINING = ["lr", "warmup", "dropout"]
 # What may be `auto`: for the value of model.size, and for as many processes as there are GPUs.
 MAY_BE_AUTO = {f"model.{name}" for name in OF_SHAPE}
 MAY_BE_AUTO |= {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OF_TRAINING}
@@ -82,7 +81,7 @@ class ModelParams:
             "hidden_size",
             f"a multiple of num_attention_heads ({self.num_attention_heads})",
         )
-        _require(self.act_func in ("gelu", "relu"), "act_func", "gelu or relu")
+        _require(self.act_func in ACT_FUNCS, "act_func", " or ".join(ACT_FUNCS))
 
     def kwargs(self) -> dict[str, Any]:
         """As keyword arguments of ``BertModel``."""
@@ -171,7 +170,7 @@ class RuntimeParams:
 
     def __post_init__(self) -> None:
         _require(self.processes is None or self.processes >= 1, "processes", "at least 1, or auto")
-        _require(self.amp_backend in ("torch", "apex"), "amp_backend", "torch or apex")
+        _require(self.amp_backend in AMP_BACKENDS, "amp_backend", " or ".join(AMP_BACKENDS))
         _require(self.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0")
         _require(
             self.device == "auto" or self.device.split(":")[0] in ("cpu", "cuda"),

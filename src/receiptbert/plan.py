@@ -4,7 +4,8 @@ Plain arithmetic. d is the hidden size, i the intermediate size, C the number of
 bytes, or 2 where a matrix product of mixed precision reads or writes it.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,9 @@ TIMES_FORWARD = 3
 GAPS = 0.5  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 NUMBER = 4  # bytes
 GIB = 2**30
-# Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps.
-APART = 3.2  # of the activations, and so many bytes beside; fitted likewise, to an H200
+# Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: so
+# much of the activations, and so many bytes beside. Of an H200, before cross entropy took less (ibid.).
+APART = 3.2
 BESIDE = 0.4 * GIB
 
 
@@ -209,7 +211,7 @@ def require_memory(
     Args:
         free: as in ``announce``; None refuses nothing.
         stage: ``pretrain`` or ``finetune``, whose settings the advice names.
-        batch_size: the setting; ``plan.texts`` is a multiple of it.
+        batch_size: the setting; ``plan.texts`` is about a multiple of it.
         num_accum_steps: the setting; None if the stage has none.
 
     Raises:
@@ -235,21 +237,16 @@ def require_memory(
 def _smaller_batch(
     plan: Plan, free: int, stage: str, batch_size: int, num_accum_steps: int | None
 ) -> str | None:
-    """The settings of the largest batch that fits; None if not even one text does."""
-    for factor in _powers_of_two(batch_size):
-        if replace(plan, texts=plan.texts // factor).total_memory <= free:
+    """The settings of the largest batch that fits and divides this one; None if not even one text does."""
+    for factor in range(2, batch_size + 1):
+        if batch_size % factor:  # so many batches would not make a step of as many texts
+            continue
+        if replace(plan, texts=math.ceil(plan.texts / factor)).total_memory <= free:
             smaller = f"{stage}.batch_size={batch_size // factor}"
             if num_accum_steps is None:
                 return smaller
             return f"{smaller} with {stage}.num_accum_steps={num_accum_steps * factor}"
     return None
-
-
-def _powers_of_two(limit: int) -> Iterator[int]:
-    factor = 2
-    while factor <= limit:
-        yield factor
-        factor *= 2
 
 
 def _parts(parts: dict[str, int] | dict[str, float], written: Callable[[float], str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from receiptbert.choices import PRECISIONS
 from receiptbert.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,8 +24,8 @@ def choose_precision(name: str, device: torch.device, key: str) -> str:
     """
     if name == "auto":
         return "bf16" if has_bf16(device) else "fp32"
-    if name not in DTYPES:
-        raise UserError(f"{key} = {name} is not among auto, {', '.join(DTYPES)}")
+    if name not in PRECISIONS:
+        raise UserError(f"{key} = {name} is not among {', '.join(PRECISIONS)}")
     if (name == "bf16" and not has_bf16(device)) or (name == "fp16" and device.type == "cpu"):
         raise UserError(f"{key} = {name}, which this {device.type} does not have; set auto")
     return name

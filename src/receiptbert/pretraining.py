@@ -72,11 +72,7 @@ class Pretraining:
         )
 
     def train(self, logdir: str, checkpoints: Checkpoints) -> tuple[BertModel, Trainer]:
-        """Train a model from random weights, or on from a checkpoint.
-
-        Raises:
-            UserError: the memory cannot hold it (and see ``Trainer``).
-        """
+        """Train a model from random weights, or on from a checkpoint; raises what ``Trainer.train`` does."""
         p, runtime = self._params.pretrain, self._params.runtime
         model = self._make_model()
         optimizer = get_optimizer(model, weight_decay=p.weight_decay)

@@ -15,7 +15,6 @@ Settings of a training, and where each comes from:
   the head's alone. The other rates come from trainings without it.
 - Warm-up. 0.06 of the steps, as tiny and mini were measured here, and as RoBERTa was pretrained (large) and
   finetuned (Liu et al. 2019); to finetune large, 0.1 (Mosbach et al. 2021).
-- Weight decay. 0.01 in all sizes (Devlin et al. 2019), and in what was measured here.
 - Dropout. 0.1 (Devlin et al. 2019, and so in the checkpoints of Turc et al.), but none to pretrain tiny and
   mini, as they were measured here.
 
@@ -34,7 +33,6 @@ class Training:
 
     lr: float
     warmup: float
-    weight_decay: float
     dropout: float
 
 
@@ -56,10 +54,10 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(128, 2, Training(1e-3, 0.06, 0.01, 0.0), FinetuneTraining(1e-3, 0.06, 0.01, 0.1)),
-    "mini": Size(256, 4, Training(5e-4, 0.06, 0.01, 0.0), FinetuneTraining(8e-4, 0.06, 0.01, 0.1, 0.65)),
-    "small": Size(512, 4, Training(3e-4, 0.06, 0.01, 0.1), FinetuneTraining(3e-4, 0.06, 0.01, 0.1)),
-    "medium": Size(512, 8, Training(2e-4, 0.06, 0.01, 0.1), FinetuneTraining(1e-4, 0.06, 0.01, 0.1)),
-    "base": Size(768, 12, Training(1e-4, 0.06, 0.01, 0.1), FinetuneTraining(5e-5, 0.06, 0.01, 0.1)),
-    "large": Size(1024, 24, Training(1e-4, 0.06, 0.01, 0.1), FinetuneTraining(2e-5, 0.1, 0.01, 0.1)),
+    "tiny": Size(128, 2, Training(1e-3, 0.06, 0.0), FinetuneTraining(1e-3, 0.06, 0.1)),
+    "mini": Size(256, 4, Training(5e-4, 0.06, 0.0), FinetuneTraining(8e-4, 0.06, 0.1, 0.65)),
+    "small": Size(512, 4, Training(3e-4, 0.06, 0.1), FinetuneTraining(3e-4, 0.06, 0.1)),
+    "medium": Size(512, 8, Training(2e-4, 0.06, 0.1), FinetuneTraining(1e-4, 0.06, 0.1)),
+    "base": Size(768, 12, Training(1e-4, 0.06, 0.1), FinetuneTraining(5e-5, 0.06, 0.1)),
+    "large": Size(1024, 24, Training(1e-4, 0.06, 0.1), FinetuneTraining(2e-5, 0.1, 0.1)),
 }

@@ -1,6 +1,5 @@
 """The token ids of many texts as two flat arrays, in one file."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +26,13 @@ class TokenStore:
         ids: all ids one text after another, shape (tokens,).
         offsets: text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; shape (n + 1,), int64.
         labels: class ids, shape (n,), int64; None where the texts are unlabelled.
-        vocabulary: fingerprint of the vocabulary that the ids belong to.
+        tokenizer: fingerprint of the tokenizer that the ids are of.
     """
 
     ids: IntArray
     offsets: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
-    vocabulary: str
+    tokenizer: str
 
     @classmethod
     def from_texts(
@@ -64,7 +63,7 @@ class TokenStore:
             ids=np.concatenate(ids),
             offsets=_offsets(np.concatenate(lengths)),
             labels=None,
-            vocabulary=fingerprint(tokenizer),
+            tokenizer=tokenizer.fingerprint,
         ).take(places)
         return replace(store, labels=None if labels is None else np.fromiter(labels, dtype=np.int64))
 
@@ -91,18 +90,18 @@ class TokenStore:
             ids=self.ids[shift + np.arange(offsets[-1])],
             offsets=offsets,
             labels=None if self.labels is None else self.labels[index],
-            vocabulary=self.vocabulary,
+            tokenizer=self.tokenizer,
         )
 
     def followed_by(self, other: "TokenStore") -> "TokenStore":
-        """These texts and then those of ``other``, which has the same vocabulary; without labels."""
-        if self.vocabulary != other.vocabulary:
-            raise ValueError("the two stores have different vocabularies")
+        """These texts and then those of ``other``, which is of the same tokenizer; without labels."""
+        if self.tokenizer != other.tokenizer:
+            raise ValueError("the two stores are of different tokenizers")
         return TokenStore(
             ids=np.concatenate([self.ids, other.ids]),
             offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
             labels=None,
-            vocabulary=self.vocabulary,
+            tokenizer=self.tokenizer,
         )
 
     def sorted_by_length(self) -> "TokenStore":
@@ -136,7 +135,7 @@ class TokenStore:
         if self.labels is not None:
             arrays["labels"] = self.labels
         with whole(path) as partial:
-            save_file(arrays, partial, metadata={"vocabulary": self.vocabulary})
+            save_file(arrays, partial, metadata={"tokenizer": self.tokenizer})
 
     @classmethod
     def load(cls, path: Path, tokenizer: WordpieceTokenizer | None = None) -> "TokenStore":
@@ -154,7 +153,7 @@ class TokenStore:
                     ids=file.get_tensor("ids"),
                     offsets=file.get_tensor("offsets"),
                     labels=file.get_tensor("labels") if "labels" in file.keys() else None,  # noqa: SIM118
-                    vocabulary=file.metadata()["vocabulary"],
+                    tokenizer=file.metadata()["tokenizer"],
                 )
         except FileNotFoundError:
             raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
@@ -164,7 +163,7 @@ class TokenStore:
             reason = store._fault()
         if reason:
             raise UserError(f"{path} is no token store ({reason}); run `dvc repro -f pretokenize`")
-        if tokenizer is not None and store.vocabulary != fingerprint(tokenizer):
+        if tokenizer is not None and store.tokenizer != tokenizer.fingerprint:
             raise UserError(f"{path} was made with another tokenizer; run `dvc repro pretokenize`")
         return store
 
@@ -182,17 +181,13 @@ class TokenStore:
         return ""
 
 
-def fingerprint(tokenizer: WordpieceTokenizer) -> str:
-    """SHA-256 of the vocabulary: ids of one tokenizer mean nothing to a model of another."""
-    return hashlib.sha256("\n".join(tokenizer.tokens).encode()).hexdigest()
-
-
 def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele et al. 2014): each input bit flips half the output bits."""
+    """The finalizer of SplitMix64 (Steele et al. 2014; its constants are Stafford's Mix13, 2011): each input
+    bit flips half the output bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,5 +1,6 @@
 """WordPiece: the tokenizer of BERT, trained on our own texts to the same bytes every time."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ DEFAULTS: dict[str, Any] = {
 # Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
 CHUNK = 10_000
 AGAIN = "take it again from where it came"  # how to mend a damaged checkpoint
+# Normalizers differ in what they make of capitals, accents, Chinese characters and control characters.
+PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc 3,2%"
 
 
 class WordpieceTokenizer:
@@ -150,6 +153,14 @@ class WordpieceTokenizer:
         """The vocabulary in the order of its ids."""
         vocabulary: dict[str, int] = self._backend.get_vocab()
         return sorted(vocabulary, key=vocabulary.__getitem__)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary and of what the normalization does: ids of one tokenizer mean nothing to
+        a model of another."""
+        normalizer = self._backend.normalizer
+        normalized = normalizer.normalize_str(PROBE) if normalizer else PROBE
+        return hashlib.sha256("\n".join([*self.tokens, normalized]).encode()).hexdigest()
 
     @property
     def special_token_ids(self) -> list[int]:

@@ -1,0 +1,6 @@
+"""What settings may be, in one place for those too that do without torch, which takes seconds to import."""
+
+PRECISIONS = ["auto", "fp32", "bf16", "fp16"]  # of matrix products
+ACT_FUNCS = ["gelu", "relu"]
+AMP_BACKENDS = ["torch", "apex"]
+PREDICTION_BATCH_SIZE = 128  # texts of average length: enough to fill the processor, few enough for its cache
