@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,14 @@ PRETRAIN = (
 )
 def test_out_of_memory_names_numbers(error: Exception, stage: str, line: str) -> None:
     assert explain(error, stage, load_params(ROOT / "params.yaml")) == line
+
+
+def test_out_of_memory_names_a_batch_that_makes_the_same_steps() -> None:
+    shipped = load_params(ROOT / "params.yaml")
+    odd = replace(shipped, pretrain=replace(shipped.pretrain, batch_size=75, num_accum_steps=2))
+    line = explain(CPU, "pretrain", odd)
+    assert line is not None
+    assert "pretrain.batch_size is 75: try pretrain.batch_size=25 and pretrain.num_accum_steps=6," in line
 
 
 def test_a_traceback_is_there_for_who_asks(bare_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@ import sys
 import pytest
 
 import receiptbert
+from receiptbert.choices import ACT_FUNCS, PRECISIONS
+from receiptbert.layers import ACTIVATIONS
+from receiptbert.precision import DTYPES
 
 NAMES = [
     "Bert",
@@ -47,3 +50,8 @@ def test_what_a_plain_install_lacks_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(receiptbert._MODULE_OF, "make_scorer", "no_such_module")
     with pytest.raises(ModuleNotFoundError, match=r"receiptbert\.no_such_module"):  # our own bug, not theirs
         _ = receiptbert.make_scorer
+
+
+def test_choices_are_what_there_is() -> None:
+    assert set(ACT_FUNCS) == set(ACTIVATIONS)
+    assert ["auto", *DTYPES] == PRECISIONS

@@ -236,6 +236,8 @@ def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
     free = int(replace(PLAN, texts=2).total_memory) + 1
     with pytest.raises(UserError, match=r"pretrain.batch_size=2 with pretrain.num_accum_steps=24"):
         require_memory(replace(PLAN, texts=48), free, "pretrain", 48, 1)
+    with pytest.raises(UserError, match=r"set finetune.batch_size=15,"):  # nothing accumulates: any will do
+        require_memory(replace(PLAN, texts=31), int(replace(PLAN, texts=16).total_memory) + 1, "finetune", 31)
     with pytest.raises(UserError, match=r"set a smaller model.size"):  # where texts // 32 would be none
         require_memory(replace(PLAN, texts=20), int(replace(PLAN, texts=0).total_memory) + 1, "finetune", 32)
 

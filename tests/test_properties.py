@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.normalizers import BertNormalizer
 
 from receiptbert import Collator, PretrainDataset, WordpieceTokenizer
 from receiptbert.archive import extract_corpus
@@ -174,6 +175,12 @@ def test_archives_with_other_bytes_are_read_or_refused(changes: list[tuple[int, 
 
 
 # --- Token stores; test_token_store.py has the round trip ---
+
+
+@given(st.text(st.characters(max_codepoint=0x52F, exclude_characters="Σ"), max_size=20))
+def test_texts_are_folded_as_the_tokenizer_normalizes(text: str) -> None:
+    normalizer = BertNormalizer()
+    assert fold(pd.Series([text])).tolist() == [" ".join(normalizer.normalize_str(text).split())]
 
 
 def store_of(rows: list[list[int]], tokenizer: str = "v") -> TokenStore:

@@ -332,6 +332,19 @@ def test_only_the_same_parameters_inputs_and_names_resume(
     assert "1 other" in capsys.readouterr().err
 
 
+def test_a_training_goes_on_where_conditions_have_other_names(
+    run_pretrain: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a CPU to a GPU, which has more of them, and back."""
+    on_cpu, on_gpu = {"device": "cpu", "threads": 2}, {"device": "H200", "deterministic": True, "threads": 2}
+    for step, now in ((3, on_cpu), (6, on_gpu), (9, on_cpu)):
+        monkeypatch.setattr("receiptbert.resumption.conditions", lambda *_, now=now: now)
+        with pytest.raises(Cut):
+            run_pretrain(at(step, cut))
+    said = [line for line in capsys.readouterr().err.splitlines() if " was " in line]
+    assert [line.split(":")[0] for line in said] == ["device was cpu, is H200", "device was H200, is cpu"]
+
+
 def test_conditions_are_what_decides_the_last_bits() -> None:
     now = conditions(torch.device("cpu"), "fp32", "torch")
     assert now == {

@@ -1,6 +1,9 @@
 """Each stage in this process: what it makes of its inputs; that it heeds all its settings, and no other."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,13 @@ from receiptbert.pretraining import Pretraining
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, STAGES, contents, run_here, set_params
 
+# 2 is PR_GET_PDEATHSIG of linux/prctl.h.
+SIGNAL_OF_PARENT = """
+import ctypes, pipeline, sys
+asked = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(asked))
+print(asked.value, "torch" in sys.modules)
+"""
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 # Steps enough for every setting to tell.
 BASE = {
@@ -195,3 +205,14 @@ def test_a_stage_reads_nothing_that_dvc_yaml_does_not_name(
     assert made
     for path in made:
         assert (tmp_path / path).read_bytes() == (tiny_project / path).read_bytes(), path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process hears of its parent's end")
+def test_a_stage_asks_to_end_with_dvc_before_it_imports_what_takes_long() -> None:
+    for name, expected in (("DVC_STAGE", signal.SIGTERM), ("TORCHELASTIC_RUN_ID", signal.SIGTERM), ("X", 0)):
+        said = subprocess.check_output(
+            [sys.executable, "-c", SIGNAL_OF_PARENT],
+            env={"PYTHONPATH": str(ROOT / "src"), name: "x"},
+            text=True,
+        )
+        assert said.split() == [str(int(expected)), "False"]

@@ -14,7 +14,8 @@ Floats = npt.NDArray[np.floating]
 ClassIds = npt.NDArray[np.int64]
 
 BINS = 15  # of the reliability table, of equal width, as in Guo et al. 2017
-# Where the temperature is looked for. Past these, val does not tell it: all rows right, say, or none.
+# Where the temperature is looked for. A colder one val does not tell (all rows are right, say); all that are
+# hotter make answers of no confidence.
 COLDEST, HOTTEST = 0.1, 10.0
 TEMPERATURE_DECIMALS = 4
 THRESHOLDS = [step / 20 for step in range(20)] + [0.99]

@@ -1,4 +1,4 @@
-"""What settings may be, in one place for those too that do without torch, which takes seconds to import."""
+"""What settings may be and are by default, for those too that do without torch, which is slow to import."""
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]  # of matrix products
 ACT_FUNCS = ["gelu", "relu"]

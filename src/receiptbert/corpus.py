@@ -147,17 +147,20 @@ def label_names(labels: list[str], categories: dict[str, str]) -> list[str]:
 
 
 def fold(texts: "pd.Series[str]") -> "pd.Series[str]":
-    """Texts as the tokenizer reads them: without accents (``ё`` is ``е``), in lower case, spaces folded.
-
-    What is alike then is one text.
-    """
-    return texts.map(_without_accents).str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
+    """Texts as the tokenizer normalizes them: in lower case, without accents (``ё`` is ``е``) and characters
+    that nobody sees, spaces folded. What is alike then is one text."""
+    return texts.map(_plain).str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
 
 
-def _without_accents(text: str) -> str:
-    if text.isascii():
+def _plain(text: str) -> str:
+    if text.isascii() and text.isprintable():
         return text
-    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+    return "".join(c for c in unicodedata.normalize("NFD", text) if c in "\t\n\r" or not _is_dropped(c))
+
+
+def _is_dropped(character: str) -> bool:
+    """Accents, control and format characters, those of private use, and what stands for a broken byte."""
+    return unicodedata.category(character) in ("Mn", "Cc", "Cf", "Co") or character == "\ufffd"
 
 
 def held_out_too(corpus: pd.DataFrame, folded: "pd.Series[str]") -> "pd.Series[bool]":

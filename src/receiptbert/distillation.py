@@ -38,7 +38,7 @@ def read_teaching_texts(
     """The texts of ``corpus``; of the unsupervised ones, what a training on ``train`` has time for.
 
     Raises:
-        UserError: ``train`` or ``val`` is of another corpus.
+        UserError: ``corpus`` has not as many texts as ``train`` and ``val``.
     """
     rows = read_corpus(corpus)
     unsupervised = rows.loc[rows[SPLIT] == UNSUPERVISED, TEXT].tolist()

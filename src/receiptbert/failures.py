@@ -74,9 +74,12 @@ def _smaller_batches(stage: str, params: "Params | None") -> str:
     size = params.pretrain.batch_size if stage == "pretrain" else params.finetune.batch_size
     advice = []
     if size > 1:
-        smaller = f"{stage}.batch_size is {size}: try {stage}.batch_size={size // 2}"
+        factor = 2
         if stage == "pretrain":
-            steps = params.pretrain.num_accum_steps * 2
+            factor = next(number for number in range(2, size + 1) if size % number == 0)
+        smaller = f"{stage}.batch_size is {size}: try {stage}.batch_size={size // factor}"
+        if stage == "pretrain":
+            steps = params.pretrain.num_accum_steps * factor
             smaller += f" and pretrain.num_accum_steps={steps}, which makes steps of as many texts"
         advice.append(smaller)
     if not params.runtime.activation_checkpointing:

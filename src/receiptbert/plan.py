@@ -22,7 +22,8 @@ GAPS = 0.5  # of the activations, on a CPU; fitted to what was measured (docs/LO
 NUMBER = 4  # bytes
 GIB = 2**30
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: so
-# much of the activations, and so many bytes beside. Of an H200, before cross entropy took less (ibid.).
+# much of the activations, and so many bytes beside. Fitted to an H200 before cross entropy took less, and
+# made to say less by as much since (ibid.).
 APART = 3.2
 BESIDE = 0.4 * GIB
 
@@ -237,9 +238,9 @@ def require_memory(
 def _smaller_batch(
     plan: Plan, free: int, stage: str, batch_size: int, num_accum_steps: int | None
 ) -> str | None:
-    """The settings of the largest batch that fits and divides this one; None if not even one text does."""
+    """The settings of the largest batch that fits; None if not even one text does."""
     for factor in range(2, batch_size + 1):
-        if batch_size % factor:  # so many batches would not make a step of as many texts
+        if num_accum_steps is not None and batch_size % factor:  # they would make no step of as many texts
             continue
         if replace(plan, texts=math.ceil(plan.texts / factor)).total_memory <= free:
             smaller = f"{stage}.batch_size={batch_size // factor}"

@@ -192,8 +192,8 @@ class ResumableDescent(Descent[Model]):
             torch.cuda.set_rng_state(tensors["cuda_random"], self._device)
         self._logdir, self._purge_step = values["logdir"], self._step + 1
         say(f"resumed after step {self._step}")
-        before, now = values["conditions"], self._conditions()
         alone = {"processes": 1}
-        before, now = alone | before, alone | now
-        if changed := [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key]]:
+        before, now = alone | values["conditions"], alone | self._conditions()
+        both = [key for key in now if key in before]  # a CPU has fewer than a GPU
+        if changed := [f"{key} was {before[key]}, is {now[key]}" for key in both if before[key] != now[key]]:
             say(f"{'; '.join(changed)}: the last bits of the result will be others")

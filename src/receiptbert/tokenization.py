@@ -30,8 +30,9 @@ DEFAULTS: dict[str, Any] = {
 # Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
 CHUNK = 10_000
 AGAIN = "take it again from where it came"  # how to mend a damaged checkpoint
-# Normalizers differ in what they make of capitals, accents, Chinese characters and control characters.
-PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc 3,2%"
+# Tokenizers differ in what they make of capitals, accents, Chinese, unseen and compatibility characters and
+# punctuation, before they look for pieces.
+PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc № ½ ﬁ 3,2%"
 
 
 class WordpieceTokenizer:
@@ -156,11 +157,12 @@ class WordpieceTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary and of what the normalization does: ids of one tokenizer mean nothing to
-        a model of another."""
-        normalizer = self._backend.normalizer
+        """SHA-256 of the vocabulary and of the words of ``PROBE``: ids of one tokenizer mean nothing to a
+        model of another."""
+        normalizer, pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
         normalized = normalizer.normalize_str(PROBE) if normalizer else PROBE
-        return hashlib.sha256("\n".join([*self.tokens, normalized]).encode()).hexdigest()
+        words = pre_tokenizer.pre_tokenize_str(normalized) if pre_tokenizer else [(normalized, None)]
+        return hashlib.sha256("\n".join([*self.tokens, *(word for word, _ in words)]).encode()).hexdigest()
 
     @property
     def special_token_ids(self) -> list[int]:
