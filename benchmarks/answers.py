@@ -5,7 +5,6 @@
 Runs in seconds. What is said of padding needs the finetuned model and the lines of the last ``make repro``.
 """
 
-import argparse
 import math
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import ROOT, in_turns, ratio, write_result
+from common import ROOT, argument_parser, in_turns, ratio, run_main, write_result
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertShape
@@ -21,17 +20,10 @@ from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier
 from receiptbert.layers import BertLayer
 from receiptbert.modeling import BertModel
+from receiptbert.pretraining import EPS
+from setting import shape_of
 
-MINI = BertShape(
-    vocab_size=30_000,
-    max_seqlen=24,
-    hidden_size=256,
-    num_hidden_layers=4,
-    intermediate_size=1024,
-    num_attention_heads=4,
-    act_func="gelu",
-    eps=1e-3,
-)
+MINI = BertShape(**shape_of("mini"), vocab_size=30_000, max_seqlen=24, act_func="gelu", eps=EPS)
 KEYS = 11  # tokens of a receipt line, marks included
 
 
@@ -54,7 +46,7 @@ def attention_weights(scaled: bool) -> dict[str, float]:
 
 def wide_projection() -> float:
     """How many times faster one d x 3d product is than three d x d, forward and backward."""
-    x = torch.randn(64 * KEYS, MINI.hidden_size)
+    x = torch.randn(64 * KEYS, MINI.hidden_size, requires_grad=True)  # of a layer below, which learns too
     wide = nn.Linear(MINI.hidden_size, 3 * MINI.hidden_size)
     narrow = nn.ModuleList(nn.Linear(MINI.hidden_size, MINI.hidden_size) for _ in range(3))
 
@@ -116,17 +108,16 @@ def parameters() -> dict[str, int]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argument_parser(__doc__, corpus=False)
     parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
     parser.add_argument("--data", type=Path, default=ROOT / "data/raw/data.csv")
-    parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     figures = {
         "scaled": attention_weights(scaled=True),
         "not_scaled": attention_weights(scaled=False),
         "wide_projection_is_faster": wide_projection(),
         "lines_with_another_class_if_padding_is_not_masked": unmasked_padding(args.model, args.data),
-        "multiplications_11_tokens": multiplications(11),
+        f"multiplications_{KEYS}_tokens": multiplications(KEYS),
         "multiplications_512_tokens": multiplications(512),
         "parameters": parameters(),
     }
@@ -136,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -7,7 +7,6 @@ yardstick: two engines that do their work differ from each other no more than fr
 its O1 replaces functions of torch for the whole process.
 """
 
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -15,19 +14,18 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from common import argument_parser, write_result
+from common import argument_parser, positive, run_main, write_result
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import conditions
 from receiptbert.collation import Collator
 from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import choose_device
-from receiptbert.errors import UserError
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.sizes import SIZES
 from receiptbert.trainer import Trainer
-from setting import Setting, read_setting
+from setting import Setting, dropout_of, read_setting
 
 LAST = 50  # steps whose mean is shown
 
@@ -43,14 +41,12 @@ def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=positive, default=200)
     parser.add_argument("--device", default="auto")
-    parser.set_defaults(vocab_size=None, overrides=[])  # entries as many as the corpus has
+    parser.set_defaults(vocab_size=None)  # entries as many as the corpus has
     args = parser.parse_args()
-    try:
-        check_amp_backend("apex", "fp16", choose_device(args.device, key="--device"))
-    except UserError as error:
-        sys.exit(f"apex_check.py: error: {error}")
+    args.overrides = [f"model.size={args.size}"]  # for what `auto` is
+    check_amp_backend("apex", "fp16", choose_device(args.device, key="--device"))
 
     setting = read_setting(args)
     runs = {
@@ -74,7 +70,7 @@ def main() -> None:
 
 
 def pretrain(setting: Setting, steps: int, precision: str, amp_backend: str) -> Run:
-    """Pretrain with the shipped settings; the batches and masks are the same whatever the engine."""
+    """Pretrain with the size's settings; the batches and masks are the same whatever the engine."""
     p = setting.params.pretrain
     torch.manual_seed(p.seed)
     dataset = PretrainDataset(
@@ -93,7 +89,7 @@ def pretrain(setting: Setting, steps: int, precision: str, amp_backend: str) -> 
             letters_only=p.letters_only,
         ),
     )
-    model = BertModel(**setting.shape, sop_weight=p.sop_weight)
+    model = BertModel(**setting.shape, **dropout_of(p.dropout), sop_weight=p.sop_weight)
     optimizer = get_optimizer(model, weight_decay=p.weight_decay)
     trainer = Trainer(
         model,
@@ -111,4 +107,4 @@ def pretrain(setting: Setting, steps: int, precision: str, amp_backend: str) -> 
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -2,13 +2,13 @@
 
     python benchmarks/chaos.py --kills 50 [-S KEY=VALUE ...] [--json OUT]
 
-Each of the two stages gets half of the kills, on a small corpus. ``equal`` counts those after which the
-outputs were those of a training that nobody killed, ``resumed`` those that left a checkpoint to go on from.
+Each of the two stages gets half of them, on a small corpus. ``killed`` counts those whose moment came before
+the end, ``equal`` those of them after which the outputs were those of a training that nobody killed,
+``resumed`` those that left a checkpoint to go on from.
 ``overhead`` is the share of the training time that checkpoints take with the shipped settings: the time to
 write one of a model as large as the shipped one, over that from one to the next.
 """
 
-import argparse
 import random
 import shutil
 import signal
@@ -17,13 +17,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 
-from common import ROOT, add_overrides, shipped_params, stage_command, write_params, write_result
+from common import (
+    ROOT,
+    add_overrides,
+    argument_parser,
+    positive,
+    run_main,
+    shipped_params,
+    stage_command,
+    write_params,
+    write_result,
+)
 from receiptbert.checkpoints import REST, Checkpoints, State
+from receiptbert.encoder import BertShape
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
+from receiptbert.plan import parameters
+from receiptbert.pretraining import EPS
 from receiptbert.progress import say
+from receiptbert.reports import read_json
 
 CORPUS = ["--unlabelled", "3000", "--train", "600", "--val", "100", "--test", "60"]
 SETTINGS = [
@@ -48,52 +64,53 @@ OUTPUTS = {
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
+    parser = argument_parser(__doc__, corpus=False)
+    parser.add_argument("--kills", type=positive, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     add_overrides(parser)
-    parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         write_params(Path(folder), [*SETTINGS, *args.overrides])
-        equal, resumed = _kill_often(Path(folder), args.kills, random.Random(args.seed))
-        figures = {"kills": args.kills, "equal": equal, "resumed": resumed, **_overhead(Path(folder))}
+        counts = _kill_often(Path(folder), args.kills, random.Random(args.seed))
+        figures = {"kills": args.kills, **counts, **_overhead(Path(folder))}
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
     write_result(args.json, figures)
-    if equal < args.kills:
+    if counts["equal"] < counts["killed"]:
         sys.exit("some outputs differ")
 
 
-def _kill_often(folder: Path, kills: int, moments: random.Random) -> tuple[int, int]:
-    """How often the outputs were equal, and how often there was a checkpoint."""
+def _kill_often(folder: Path, kills: int, moments: random.Random) -> Counter[str]:
+    """How often a stage was killed, the outputs were equal, and there was a checkpoint."""
     generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip", *CORPUS]
     subprocess.run(generator, cwd=folder, check=True)
     for stage in ("unzip", "train_tokenizer", "pretokenize"):
         _run(stage, folder)
     seconds, whole = {}, {}
     for stage in OUTPUTS:  # finetuning needs what pretraining gives
-        seconds[stage] = _run(stage, folder)
+        start = time.monotonic()
+        _run(stage, folder)
+        seconds[stage] = time.monotonic() - start
         whole[stage] = _read(folder, stage)
-    equal = resumed = 0
+    counts = Counter(killed=0, equal=0, resumed=0)
     for number in range(kills):
         stage = list(OUTPUTS)[number % 2]
         _remove(folder, stage)  # as DVC does
         moment = moments.uniform(0, seconds[stage])
-        _run(stage, folder, kill_after=moment)
+        if not _run(stage, folder, kill_after=moment):
+            say(f"{number + 1} of {kills}: {stage} had ended before {moment:.1f} s")
+            continue
         has_checkpoint = any((folder / ".checkpoints").glob(f"{stage}*/*/*.safetensors"))
         _run(stage, folder)
         same = _read(folder, stage) == whole[stage]
-        equal += same
-        resumed += has_checkpoint
+        counts.update(killed=1, equal=same, resumed=has_checkpoint)
         how = f"{'a' if has_checkpoint else 'no'} checkpoint, {'equal' if same else 'DIFFERENT'}"
         say(f"{number + 1} of {kills}: {stage} at {moment:.1f} s, {how}")
-    return equal, resumed
+    return counts
 
 
-def _run(stage: str, folder: Path, kill_after: float | None = None) -> float:
-    """Run a stage, to its end or to its death; the seconds it lived."""
-    start = time.monotonic()
+def _run(stage: str, folder: Path, kill_after: float | None = None) -> bool:
+    """Run a stage, to its end or to its death; whether it was killed."""
     process = subprocess.Popen(
         stage_command(stage), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -102,10 +119,10 @@ def _run(stage: str, folder: Path, kill_after: float | None = None) -> float:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        return time.monotonic() - start
+        return True
     if process.returncode:
         sys.exit(f"{stage} failed: {errors.decode()}")
-    return time.monotonic() - start
+    return False
 
 
 def _read(folder: Path, stage: str) -> dict[str, bytes]:
@@ -123,9 +140,14 @@ def _remove(folder: Path, stage: str) -> None:
 
 def _overhead(folder: Path) -> dict[str, float]:
     """What checkpoints of the shipped model cost on this disk."""
-    params = shipped_params()
-    weights = 12 * params.model.num_hidden_layers * params.model.hidden_size**2
-    weights += params.tokenizer.vocab_size * params.model.hidden_size
+    params, sample = shipped_params(), read_json(ROOT / "metrics/tokens.json")
+    shape = BertShape(
+        **params.model.kwargs(),
+        vocab_size=sample["vocab_size"],
+        max_seqlen=sample["max_length"] + SPECIAL_TOKENS_PER_TEXT,
+        eps=EPS,
+    )
+    weights = sum(parameters(shape, None).values())
     state = State({name: torch.rand(weights) for name in ("weights", "first", "second")}, {})
     seconds = []
     with Checkpoints(folder / "overhead", "parameters", 0) as checkpoints:
@@ -144,4 +166,4 @@ def _overhead(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -9,7 +9,6 @@ while it wrote ``dvc.lock`` or ``params.yaml``, after what README says to do the
 output have the bytes that a fresh project with these parameters gives.
 """
 
-import argparse
 import random
 import shutil
 import subprocess
@@ -19,7 +18,17 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from common import commit, environment, make_project, outputs, run, write_result
+from common import (
+    argument_parser,
+    commit,
+    environment,
+    make_project,
+    outputs,
+    positive,
+    run,
+    run_main,
+    write_result,
+)
 from receiptbert.errors import UserError
 from receiptbert.params import load_params
 from receiptbert.progress import say
@@ -56,10 +65,9 @@ STAGE_SECONDS = 30  # that a stage may live after its DVC
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--experiments", type=int, default=20)
+    parser = argument_parser(__doc__, corpus=False)
+    parser.add_argument("--experiments", type=positive, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of changes, kills and moments")
-    parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 
     dice = random.Random(args.seed)
@@ -159,4 +167,4 @@ def _unexpected(status: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

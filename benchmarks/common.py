@@ -5,6 +5,8 @@ import csv
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -20,6 +22,8 @@ from ruamel.yaml import YAML
 
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, held_out_too, read_corpus
+from receiptbert.errors import one_line_errors
+from receiptbert.failures import explain
 from receiptbert.params import Params, TokenizerParams, load_params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
@@ -31,14 +35,35 @@ STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "ev
 Rates = list[float]  # of one contestant, one a round
 
 
-def argument_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has."""
+def argument_parser(doc: str, *, corpus: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has, or every one that reads a ``corpus``."""
     parser = argparse.ArgumentParser(
         description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--corpus", type=Path, default=ROOT / "data/sample.zip", help="a zip as in data/")
+    if corpus:
+        parser.add_argument("--corpus", type=Path, default=ROOT / "data/sample.zip", help="a zip as in data/")
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """The type of an option that is a time above 0."""
+    if not re.fullmatch(r"\d*\.?\d+", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return float(text)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a benchmark; bad input ends it with one line, as it does a stage."""
+    with one_line_errors(Path(sys.argv[0]).name, explain):
+        main()
 
 
 def add_overrides(parser: argparse.ArgumentParser, what: str = "") -> None:
@@ -59,10 +84,16 @@ def stage_command(stage: str) -> list[str]:
     return [sys.executable, str(ROOT / f"src/{stage}.py")]
 
 
-def stage_environment(jobs: int) -> dict[str, str]:
+def stage_environment(stage: str, jobs: int = 1) -> dict[str, str]:
     """Variables for a stage beside which others run, ``jobs`` in all: each has its share of the cores."""
-    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-    return share | os.environ
+    share = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
+    # As DVC sets it: a stage that has it ends when we are killed.
+    return share | os.environ | {"DVC_STAGE": stage}
+
+
+def cores() -> int:
+    """Cores that may be used."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_params(folder: Path, overrides: Sequence[str]) -> None:
@@ -83,22 +114,25 @@ def deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def make_project(folder: Path, corpus: Sequence[str], settings: Sequence[str]) -> None:
+def make_project(
+    folder: Path, corpus: Sequence[str], settings: Sequence[str], variables: dict[str, str] | None = None
+) -> None:
     """The code and the pipeline in ``folder``, with a small corpus as ``data/corpus.zip``, in git and DVC.
 
     Args:
         folder: is made.
         corpus: options of ``data/make_sample.py``.
         settings: as for ``write_params``.
+        variables: as for ``run``.
     """
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "data").mkdir()
-    run([sys.executable, str(ROOT / "data/make_sample.py"), "data/corpus.zip", *corpus], folder)
+    run([sys.executable, str(ROOT / "data/make_sample.py"), "data/corpus.zip", *corpus], folder, variables)
     write_params(folder, ["data.archive=data/corpus.zip", *settings])
-    run(["git", "init", "-q"], folder)
-    run(["dvc", "init", "-q"], folder)
+    run(["git", "init", "-q"], folder, variables)
+    run(["dvc", "init", "-q"], folder, variables)
     shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
 
 
@@ -117,10 +151,10 @@ def run(command: Sequence[str], folder: Path, variables: dict[str, str] | None =
     return done.stdout
 
 
-def commit(folder: Path) -> None:
-    """Commit all that git does not ignore in ``folder``."""
-    run(["git", "add", "-A"], folder)
-    run(["git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "state"], folder)
+def commit(folder: Path, variables: dict[str, str] | None = None) -> None:
+    """Commit all that git does not ignore in ``folder``; ``variables`` as for ``run``."""
+    run(["git", "add", "-A"], folder, variables)
+    run(["git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "state"], folder, variables)
 
 
 def outputs(project: Path) -> dict[str, bytes]:
@@ -235,18 +269,17 @@ def this_command() -> str:
     """What was typed, but for where files lie on this machine, which says nothing elsewhere."""
     script = f"benchmarks/{Path(sys.argv[0]).name}"
     arguments = [Path(value).name if Path(value).is_absolute() else value for value in sys.argv[1:]]
-    return " ".join(["python", script, *arguments])
+    return shlex.join(["python", script, *arguments])
 
 
 def processor() -> str:
     """The kind of processor, how many cores of it may be used, and the GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return ", ".join([name, f"{cores} cores", *_gpus()])
+    return ", ".join([name, f"{cores()} cores", *_gpus()])
 
 
 def _gpus() -> list[str]:

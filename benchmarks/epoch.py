@@ -5,27 +5,38 @@
 The lines come from the generator of the sample and go through the stages up to pretokenize; then pretraining
 runs as in its stage, from random weights to the end of the first epoch. On a GPU the seconds in which passes
 are recorded are among those of the epoch; the start of the program is not, torch's import of its compiler
-for the first optimizer included. With ``--work DIR`` the prepared lines stay in DIR, for the next run,
-whatever ``--lines`` it is given.
+for the first optimizer included. With ``--work DIR`` the prepared lines stay in DIR, for the next run with
+as many lines and the settings that prepare them.
 """
 
 import subprocess
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from common import ROOT, STAGES, add_overrides, write_params, write_result
+from common import (
+    ROOT,
+    STAGES,
+    add_overrides,
+    argument_parser,
+    positive,
+    run_main,
+    write_params,
+    write_result,
+)
 from quality import run_stages
 from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device, keep_freed_memory
+from receiptbert.errors import UserError
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
 from receiptbert.progress import say
+from receiptbert.reports import read_json, write_json
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -33,13 +44,27 @@ NO_LIMIT = 10**9  # steps
 
 
 def prepare(folder: Path, lines: int) -> None:
-    """Generate a corpus in ``folder`` and run the stages before pretraining, unless that has been done."""
-    if (folder / "data/tokenized/lengths.json").exists():
+    """Generate a corpus in ``folder`` and run the stages before pretraining, unless that has been done.
+
+    Raises:
+        UserError: it has been done otherwise.
+    """
+    params, record = load_params(folder / "params.yaml"), folder / "prepared.json"
+    made_with = {
+        "lines": lines,
+        "tokenizer": asdict(params.tokenizer),
+        "pretokenize": asdict(params.pretokenize),
+        "mask_prob": params.pretrain.mask_prob,
+    }
+    if record.exists():
+        if read_json(record) != made_with:
+            raise UserError(f"{folder} holds lines that were prepared otherwise; name another folder")
         return
     say(f"generating {lines:,} lines")
     generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip"]
     subprocess.run([*generator, "--unlabelled", str(lines)], cwd=folder, check=True)
     run_stages(folder, STAGES[: STAGES.index("pretrain")])
+    write_json(record, made_with)
 
 
 def pretrain(folder: Path) -> dict[str, float | str]:
@@ -77,12 +102,11 @@ def pretrain(folder: Path) -> dict[str, float | str]:
 
 def main() -> None:
     """The command line."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lines", type=int, default=3_100_000)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser = argument_parser(__doc__, corpus=False)
+    parser.add_argument("--lines", type=positive, default=3_100_000)
+    parser.add_argument("--batch-size", type=positive, default=256)
     add_overrides(parser)
     parser.add_argument("--work", type=Path, help="keep the prepared lines there")
-    parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.work or Path(scratch)
@@ -98,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

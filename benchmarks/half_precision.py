@@ -9,7 +9,6 @@ fp32, in which the hardware sums up too; and the result is rounded. So it says w
 not how fast it is.
 """
 
-import argparse
 import dataclasses
 import statistics
 import tempfile
@@ -23,7 +22,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common import ROOT, add_overrides, deviation, write_params, write_result
+from common import (
+    ROOT,
+    add_overrides,
+    argument_parser,
+    deviation,
+    positive,
+    run_main,
+    shipped_params,
+    write_result,
+)
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.corpus import TEST, TRAIN, VAL
 from receiptbert.corpus_facts import Classes
@@ -31,7 +39,7 @@ from receiptbert.devices import choose_device
 from receiptbert.finetuning import Finetuning
 from receiptbert.labelled import Labelled, load_labelled, training_set
 from receiptbert.metrics import f1
-from receiptbert.params import Params, load_params
+from receiptbert.params import Params
 from receiptbert.precision import DTYPES, has_bf16
 from receiptbert.progress import say
 
@@ -102,17 +110,14 @@ def summaries(runs: dict[str, list[dict[str, float]]]) -> Iterator[tuple[str, di
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser = argument_parser(__doc__, corpus=False)
     parser.add_argument("--project", type=Path, default=ROOT, help="where the stages up to pretrain have run")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
+    parser.add_argument("--seeds", type=positive, default=3, help="runs of each, with seeds from 0 on")
     parser.add_argument("--device", default="auto")
     add_overrides(parser)
     args = parser.parse_args()
     device = choose_device(args.device, key="--device")
-    with tempfile.TemporaryDirectory() as name:
-        write_params(Path(name), args.overrides)
-        params = load_params(Path(name) / "params.yaml")
+    params = shipped_params(args.overrides)
     params = dataclasses.replace(params, finetune=dataclasses.replace(params.finetune, precision="fp32"))
     runs: dict[str, list[dict[str, float]]] = {precision: [] for precision in DTYPES}
     for seed in range(args.seeds):
@@ -126,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

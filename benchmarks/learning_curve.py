@@ -5,27 +5,40 @@
 
 Shares of the labels and of the unlabelled lines are drawn at random, the same for every seed. The tokenizer
 is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
-random weights, and there are no teachers. With ``--seeds 0`` there are the SVMs alone.
+random weights, and there are no teachers. With ``--seeds 0`` the SVMs alone are trained.
 
 The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds
-are done. With ``--work DIR`` all is kept in DIR, and a run that was cut off goes on from there. After a
-change of the corpus, of the settings or of the code, use a new folder.
+are done. Other series that OUT has of the same corpus stay, each with its command. With ``--work DIR`` all is
+kept in DIR, and a run that was cut off goes on from there. After a change of the corpus, of the settings or
+of the code, use a new folder.
 """
 
-import argparse
+import hashlib
 import statistics
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from common import STAGES, argument_parser, deviation, read_archive, write_archive, write_params, write_result
+from common import (
+    STAGES,
+    argument_parser,
+    deviation,
+    positive,
+    processor,
+    read_archive,
+    run_main,
+    this_command,
+    write_archive,
+    write_params,
+    write_result,
+)
 from quality import OVERRIDES, Contest, read_scores, run_stages, seeds
 from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
@@ -103,42 +116,61 @@ def plot(scores: Scores, title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def print_table(scores: Scores) -> None:
-    """A line for each series."""
-    print(f"{'labels':24}" + "".join(f"{share:>16.0%}" for share in LABELS))
-    for series, by_labels in scores.items():
-        cells = (
-            f"{statistics.fmean(f1):.3f} ± {deviation(f1):.3f}" for f1 in map(by_labels.__getitem__, LABELS)
-        )
-        print(f"{series:24}" + "".join(f"{cell:>16}" for cell in cells))
+class Curves:
+    """The series that are done, in a file and in a plot.
 
+    Args:
+        corpus: the archive. Series that the file has of another one are dropped.
+        path: of the file; None for none.
+        drawn: of the plot; None for none.
+    """
 
-def as_json(scores: Scores) -> Mapping[str, object]:
-    """``{series: {share: [F1 of each seed]}}``."""
-    return {
-        "weighted_f1": {
-            series: {str(share): f1 for share, f1 in row.items()} for series, row in scores.items()
-        }
-    }
+    def __init__(self, corpus: Path, path: Path | None, drawn: Path | None) -> None:
+        self._path, self._drawn, self._title = path, drawn, corpus.stem
+        self._about = {"corpus": corpus.name, "sha256": hashlib.sha256(corpus.read_bytes()).hexdigest()}
+        self._scores: Scores = {}
+        self._made: dict[str, Any] = {}  # by what command, on what processor
+        if path is not None and path.exists():
+            figures = read_json(path)
+            if all(figures.get(key) == value for key, value in self._about.items()):
+                self._made = figures["made"]
+                self._scores = {
+                    series: {float(share): f1 for share, f1 in row.items()}
+                    for series, row in figures["weighted_f1"].items()
+                }
 
+    def add(self, scores: Scores) -> None:
+        """Put series into the places of those of before; write and draw all."""
+        made = {"command": this_command(), "processor": processor()}
+        self._made |= dict.fromkeys(scores, made)
+        self._scores |= scores
+        self._scores = {series: self._scores[series] for series in SERIES if series in self._scores}
+        f1 = {series: {str(share): f1 for share, f1 in row.items()} for series, row in self._scores.items()}
+        write_result(self._path, {**self._about, "weighted_f1": f1, "made": self._made})
+        if self._drawn is not None:
+            plot(self._scores, self._title, self._drawn)
 
-def keep(args: argparse.Namespace, scores: Scores) -> None:
-    """Write and draw what is done, where that is asked for."""
-    write_result(args.json, {"corpus": args.corpus.name, **as_json(scores)})
-    if args.plot is not None:
-        plot(scores, args.corpus.stem, args.plot)
+    def print(self) -> None:
+        """A line for each series."""
+        print(f"{'labels':24}" + "".join(f"{share:>16.0%}" for share in LABELS))
+        for series, row in self._scores.items():
+            cells = (
+                f"{statistics.fmean(f1):.3f} ± {deviation(f1):.3f}" for f1 in map(row.__getitem__, LABELS)
+            )
+            print(f"{series:24}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point, with seeds from 0 on")
-    parser.add_argument("--jobs", type=int, default=1, help="pretrainings that are run side by side")
+    parser.add_argument("--jobs", type=positive, default=1, help="pretrainings that are run side by side")
     parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
     parser.add_argument("--plot", type=Path, help="draw the curves there")
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
-    scores: Scores = {series: {} for series in SVMS}
+    done_series = Curves(args.corpus, args.json, args.plot)
+    of_svms: Scores = {series: {} for series in SVMS}
     curves: dict[float, dict[int, dict[float, float]]] = {unlabelled: {} for unlabelled in UNLABELLED}
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
         work = args.work or Path(scratch)
@@ -150,20 +182,17 @@ def main() -> None:
         for share in LABELS:
             contest = Contest(args.corpus, draw(corpus, TRAIN, share))
             for series, features in SVMS.items():  # no seed changes them
-                scores[series][share] = [contest.svm(features, 0)["weighted_f1"]]
-        keep(args, scores)
+                of_svms[series][share] = [contest.svm(features, 0)["weighted_f1"]]
+        done_series.add(of_svms)
         for unlabelled, seed, found in (done.result() for done in as_completed(runs)):
             curve = curves[unlabelled]
             curve[seed] = found
             say(f"{name_of(unlabelled)}, seed {seed}: " + ", ".join(f"{f1:.4f}" for f1 in found.values()))
             if len(curve) == args.seeds:
-                scores[name_of(unlabelled)] = {
-                    share: [curve[seed][share] for seed in range(args.seeds)] for share in LABELS
-                }
-                scores = {series: scores[series] for series in SERIES if series in scores}
-                keep(args, scores)
-    print_table(scores)
+                row = {share: [curve[seed][share] for seed in range(args.seeds)] for share in LABELS}
+                done_series.add({name_of(unlabelled): row})
+    done_series.print()
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

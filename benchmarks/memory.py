@@ -7,6 +7,7 @@ much its resident memory grew; on a GPU, what torch reserved there.
 """
 
 import argparse
+import ctypes
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -15,13 +16,15 @@ from typing import NamedTuple
 
 import torch
 
-from common import argument_parser, write_result
+from common import argument_parser, run_main, write_result
 from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.cuda_graphs import can_record
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.plan import GIB, Plan
+from receiptbert.precision import choose_precision
+from receiptbert.pretraining import EPS
 from setting import Setting, read_setting
 from throughput import make_pretraining
 
@@ -56,9 +59,10 @@ ROWS = [
 
 def measure(row: Row, args: argparse.Namespace) -> tuple[float, float]:
     """What the plan says and what is measured, in bytes; in a process that has done nothing else."""
-    keep_freed_memory(choose_device(args.device))
+    keep_freed_memory(choose_device(args.device, key="--device"))
     options = {"size": row.size, "vocab_size": row.entries, "overrides": ["tokenizer.vocab_size=8000"]}
     setting = read_setting(argparse.Namespace(**vars(args) | options))
+    _forget()
     before = _resident("VmRSS")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -78,7 +82,7 @@ def plan_of(row: Row, setting: Setting) -> Plan:
     """What the stage would say of it."""
     lengths = setting.unlabelled.lengths.clip(max=setting.maxlen) + SPECIAL_TOKENS_PER_TEXT
     return Plan(
-        shape=BertShape(**setting.shape, eps=1e-3),
+        shape=BertShape(**setting.shape, eps=EPS),
         num_classes=None,
         trained_tokens=setting.shape["vocab_size"],
         soft_targets=0,
@@ -108,8 +112,23 @@ def main() -> None:
             plan, measured = process.submit(measure, row, args).result()
         figures[row.name] = {"plan_gib": round(plan / GIB, 3), "measured_gib": round(measured / GIB, 3)}
         print(f"{row.name:66}{plan / GIB:10.2f}{measured / GIB:10.2f}", flush=True)
-    device = choose_device(args.device)
-    write_result(args.json, {"device": conditions(device, "fp32", "torch")["device"], "rows": figures})
+    device = choose_device(args.device, key="--device")
+    facts = {
+        "device": conditions(device, "fp32", "torch")["device"],
+        "precision": choose_precision("auto", device, "--precision"),
+    }
+    write_result(args.json, {**facts, "rows": figures})
+
+
+def _forget() -> None:
+    """Give back what the reading of the corpus has freed, and count the peak from here on (Linux).
+
+    A stage has read no corpus. What it frees would be the training's for nothing.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
 
 
 def _resident(field: str) -> int:
@@ -120,4 +139,4 @@ def _resident(field: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

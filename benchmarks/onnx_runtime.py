@@ -17,7 +17,17 @@ import torch
 from sklearn.metrics import f1_score
 from torch import nn
 
-from common import ROOT, argument_parser, in_turns, print_rates, ratio, read_archive, write_result
+from common import (
+    ROOT,
+    argument_parser,
+    in_turns,
+    positive,
+    print_rates,
+    ratio,
+    read_archive,
+    run_main,
+    write_result,
+)
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
@@ -32,7 +42,7 @@ def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
     rows = corpus[corpus[SPLIT] == TEST]
@@ -82,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,7 +19,7 @@ import torch
 from sklearn.metrics import f1_score
 from transformers import pipeline
 
-from common import ROOT, argument_parser, read_archive, write_result
+from common import ROOT, argument_parser, read_archive, run_main, write_result
 from receiptbert import Classifier
 from receiptbert.calibration import Answers, expected_calibration_error
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT
@@ -90,4 +90,4 @@ def by_onnx(folder: Path, texts: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

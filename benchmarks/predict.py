@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from pyarrow import parquet
 from transformers import pipeline
 
-from common import ROOT, measure, write_result
+from common import ROOT, argument_parser, measure, positive, run_main, write_result
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.devices import choose_device
 from receiptbert.progress import say
@@ -32,22 +33,20 @@ from receiptbert.progress import say
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--lines", type=int, default=1_000_000)
+    parser = argument_parser(__doc__, corpus=False)
+    parser.add_argument("--lines", type=positive, default=1_000_000)
     parser.add_argument(
-        "--pipeline-lines", type=int, default=2_000, help="lines that the pipeline is timed on"
+        "--pipeline-lines", type=positive, default=2_000, help="lines that the pipeline is timed on"
     )
     parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 
     say(f"generating {args.lines:,} lines")
     lines = _generate(args.lines)
     few = lines[: args.pipeline_lines]
     device = choose_device(args.device, key="--device")
+    torch.backends.cuda.enable_cudnn_sdp(True)  # as torch comes; ``choose_device`` has it off
     classify = pipeline("text-classification", str(args.model), device=device, truncation=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,6 +81,8 @@ def main() -> None:
     for key, value in figures.items():
         print(f"{key:26} {value:,.1f}" if isinstance(value, float) else f"{key:26} {value:,}")
     write_result(args.json, figures)
+    if not (figures["formats_equal"] and figures["labels_equal"]):
+        sys.exit("the outputs differ")
 
 
 def _generate(count: int) -> list[str]:
@@ -119,4 +120,4 @@ def _timed(classify: Any, lines: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -38,8 +38,10 @@ from common import (
     add_overrides,
     argument_parser,
     deviation,
+    positive,
     processor,
     read_archive,
+    run_main,
     shipped_params,
     stage_command,
     stage_environment,
@@ -120,7 +122,7 @@ class Contest:
         """The folder in ``work`` where the stages up to pretraining have run like this, and their seconds."""
         before = [override for override in overrides if not override.startswith("finetune.")]
         corpus = hashlib.sha256(self.archive.read_bytes()).hexdigest()
-        folder = work / _digest([corpus, *before], "finetune")
+        folder = work / _digest(before, "finetune", corpus=corpus)
         record = folder / "seconds.json"
         if not record.exists():
             start = time.perf_counter()
@@ -153,7 +155,7 @@ def run_stages(folder: Path, stages: Sequence[str], jobs: int = 1) -> None:
     """Run the scripts of ``stages`` in ``folder``, as DVC would, as one of ``jobs`` that share the cores."""
     for stage in stages:
         command = stage_command(stage)
-        done = subprocess.run(command, cwd=folder, env=stage_environment(jobs), stdout=sys.stderr)
+        done = subprocess.run(command, cwd=folder, env=stage_environment(stage, jobs), stdout=sys.stderr)
         if done.returncode:
             sys.exit(f"{stage} ended with exit code {done.returncode}; the rows that are done are written")
 
@@ -188,13 +190,17 @@ def summary(runs: Sequence[Run]) -> Row:
 
 def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
     """What a run of ``name`` depends on beside the corpus, the seed and the code."""
-    return _digest([*OVERRIDES[name], *overrides] if name in OVERRIDES else [])
+    return _digest([*OVERRIDES[name], *overrides]) if name in OVERRIDES else "none"
 
 
-def _digest(overrides: Sequence[str], *without: str) -> str:
-    """Of the shipped settings, but for the sections ``without``, and of ``overrides``."""
-    settings = dataclasses.asdict(shipped_params()) | {"overrides": overrides}
-    for section in ("data", "runtime", *without):
+def _digest(overrides: Sequence[str], *without: str, **beside: str) -> str:
+    """Of the shipped settings with ``overrides``, without some sections, and of what is ``beside``.
+
+    As the stages see them: two ways to write a value are one.
+    """
+    settings = dataclasses.asdict(shipped_params(overrides)) | beside
+    del settings["data"]["archive"]
+    for section in ("runtime", *without):
         del settings[section]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
@@ -253,8 +259,8 @@ class Table:
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds that are run side by side")
+    parser.add_argument("--seeds", type=positive, default=3, help="runs of each, with seeds from 0 on")
+    parser.add_argument("--jobs", type=positive, default=1, help="seeds that are run side by side")
     parser.add_argument("--only", help=f"some of {','.join(NAMES)}")
     add_overrides(parser)
     parser.add_argument("--work", type=Path, help="keep there what is pretrained, to go on from")
@@ -282,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -12,7 +12,6 @@ The server is an ``sshd`` of yours on a free port of 127.0.0.1, with keys made f
 ``mkdir -p /run/sshd``.
 """
 
-import argparse
 import contextlib
 import re
 import site
@@ -25,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common import STAGES, commit, make_project, outputs, run, write_result
+from common import STAGES, argument_parser, commit, make_project, outputs, run, run_main, write_result
 from openssh import find_sshd, openssh_version, ssh_server, user_name
 from receiptbert.errors import UserError
 from receiptbert.progress import say
@@ -44,6 +43,8 @@ SETTINGS = [
     "finetune.teachers=0",
     "runtime.device=cpu",
 ]
+# In this order: after another, a cache would change nothing that git tracks.
+WAYS = ("cache", "folder", "ssh")
 COLUMNS = ("push_seconds", "pushed_files", "pushed_bytes", "pull_seconds", "pulled_files", "pulled_bytes")
 
 Command = Sequence[str]
@@ -74,7 +75,7 @@ class Machine:
         home = folder / "home"
         home.mkdir(parents=True)
         self.project = folder / "project"
-        self._variables = {
+        self.variables = {
             "HOME": str(home),
             "XDG_CONFIG_HOME": str(home / ".config"),
             "DVC_SITE_CACHE_DIR": str(home / "site_cache"),  # DVC remembers there what a remote has
@@ -83,7 +84,7 @@ class Machine:
 
     def run(self, command: Command) -> str:
         """What a command in the project prints; it must succeed."""
-        return run(command, self.project, self._variables)
+        return run(command, self.project, self.variables)
 
     def timed(self, command: Command) -> float:
         """Seconds that a command in the project takes."""
@@ -94,19 +95,15 @@ class Machine:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="cache,folder,ssh", help="the ways to try")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser = argument_parser(__doc__, corpus=False)
+    parser.add_argument("--only", default=",".join(WAYS), help="the ways to try")
     args = parser.parse_args()
-    names = args.only.split(",")
-    try:
-        if unknown := set(names) - {"cache", "folder", "ssh"}:
-            raise UserError(f"--only {args.only}: there is no {', '.join(sorted(unknown))}")
-        sshd = find_sshd() if "ssh" in names else ""
-        with tempfile.TemporaryDirectory() as scratch:
-            figures = share(Path(scratch), names, sshd)
-    except UserError as error:
-        sys.exit(f"remotes.py: error: {error}")
+    if unknown := set(args.only.split(",")) - set(WAYS):
+        raise UserError(f"--only {args.only}: there is no {', '.join(sorted(unknown))}")
+    names = [name for name in WAYS if name in args.only.split(",")]
+    sshd = find_sshd() if "ssh" in names else ""
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = share(Path(scratch), names, sshd)
     print_table(figures)
     versions = {"dvc": version("dvc")}
     if sshd:
@@ -120,7 +117,7 @@ def share(scratch: Path, names: Sequence[str], sshd: str) -> dict[str, Figures]:
     """Make a project and share it in each way of ``names``; the figures of each."""
     author = Machine(scratch / "author")
     cache = cache_way(scratch / "cache")
-    make_project(author.project, CORPUS, SETTINGS)
+    make_project(author.project, CORPUS, SETTINGS, author.variables)
     say("the author's project runs its six stages")
     for command in [["dvc", "add", "data/corpus.zip"], *cache.local]:
         author.run(command)
@@ -164,11 +161,11 @@ def try_way(way: Way, author: Machine, clone: Machine) -> Figures:
     """Push, clone, get the data, and see what there is left to do."""
     for command in [*way.common, *way.local]:
         author.run(command)
-    commit(author.project)
+    commit(author.project, author.variables)
     push_seconds = author.timed(["dvc", "push"]) if way.store else 0.0
     pushed = weigh(way.store) if way.store else (0, 0)
 
-    run(["git", "clone", "-q", str(author.project), str(clone.project)], author.project)
+    run(["git", "clone", "-q", str(author.project), str(clone.project)], author.project, clone.variables)
     for command in way.local:
         clone.run(command)
     pull_seconds = clone.timed(way.get)
@@ -224,4 +221,4 @@ def print_table(figures: dict[str, Figures]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

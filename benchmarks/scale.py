@@ -7,25 +7,34 @@ epoch of each teacher and of the final model over as many labelled lines, so the
 alone costs them.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import ROOT, STAGES, add_overrides, measure, stage_command, write_params, write_result
+from common import (
+    ROOT,
+    STAGES,
+    add_overrides,
+    argument_parser,
+    measure,
+    positive,
+    run_main,
+    stage_command,
+    write_params,
+    write_result,
+)
 from receiptbert.progress import say
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lines", type=int, nargs="+", default=[30_000, 300_000, 3_000_000])
-    parser.add_argument("--steps", type=int, default=100, help="of pretraining")
-    parser.add_argument("--train", type=int, default=2000, help="labelled lines")
+    parser = argument_parser(__doc__, corpus=False)
+    parser.add_argument("--lines", type=positive, nargs="+", default=[30_000, 300_000, 3_000_000])
+    parser.add_argument("--steps", type=positive, default=100, help="of pretraining")
+    parser.add_argument("--train", type=positive, default=2000, help="labelled lines")
     add_overrides(parser)
-    parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
 
     figures: dict[str, dict[str, dict[str, float]]] = {}
@@ -54,4 +63,4 @@ def _run_stages(folder: Path, lines: int, train: int, settings: Sequence[str]) -
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

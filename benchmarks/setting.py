@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from common import add_overrides, read_archive, shipped_params, train_tokenizer
+from common import add_overrides, positive, read_archive, shipped_params, train_tokenizer
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
 from receiptbert.corpus_facts import min_text_length
 from receiptbert.devices import choose_device
@@ -59,9 +59,11 @@ class Setting:
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``read_setting``."""
     parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
-    parser.add_argument("--vocab-size", type=int, help="entries of the model, if more than the corpus fills")
+    parser.add_argument(
+        "--vocab-size", type=positive, help="entries of the model, if more than the corpus fills"
+    )
     add_overrides(parser, ", for what is read here: not for shape, batch size or device")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--device", default="auto")
 
 
@@ -72,11 +74,13 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     tokenizer = train_tokenizer(corpus, params.tokenizer)
     lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
     unlabelled = TokenStore.from_texts(lines, tokenizer)
+    # As pretokenize has it.
+    quantile = params.pretokenize.max_length_quantile
+    maxlen = max(int(np.quantile(unlabelled.lengths, quantile, method="inverted_cdf")), 1)
     unlabelled = unlabelled.take(unlabelled.lengths >= min_text_length(params.pretrain.mask_prob))
     rows = corpus[corpus[SPLIT] == TRAIN]
     labels = label_list(corpus)
-    maxlen = int(np.quantile(unlabelled.lengths, params.pretokenize.max_length_quantile))
-    device = choose_device(args.device)
+    device = choose_device(args.device, key="--device")
     return Setting(
         params=params,
         tokenizer=tokenizer,
@@ -104,6 +108,15 @@ def shape_of(size: str) -> dict[str, int]:
         "num_hidden_layers": SIZES[size].num_hidden_layers,
         "num_attention_heads": hidden_size // SIZE_PER_HEAD,
         "intermediate_size": EXPANSION * hidden_size,
+    }
+
+
+def dropout_of(prob: float) -> dict[str, Any]:
+    """One probability for all of a model's dropouts."""
+    return {
+        "input_dropout_prob": prob,
+        "hidden_dropout_prob": prob,
+        "attention_probs_dropout_prob": prob,
     }
 
 

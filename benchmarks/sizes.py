@@ -14,7 +14,6 @@ with it, so that sizes differ by their shapes alone.
 import argparse
 import gc
 import statistics
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -22,10 +21,9 @@ from typing import NamedTuple
 
 import torch
 
-from common import Rates, argument_parser, in_turns, ratio, write_result
+from common import Rates, argument_parser, in_turns, positive, ratio, run_main, seconds, write_result
 from receiptbert.checkpoints import conditions
 from receiptbert.devices import choose_device, keep_freed_memory
-from receiptbert.errors import UserError
 from receiptbert.precision import DTYPES, choose_precision
 from receiptbert.sizes import SIZES
 from setting import Setting, Task, read_setting, shape_of
@@ -48,11 +46,8 @@ class Row(NamedTuple):
 def main() -> None:
     """The command line."""
     args = parse_arguments()
-    try:
-        device = choose_device(args.device, key="--device")
-        precisions = [choose_precision(name, device, "--precisions") for name in args.precisions]
-    except UserError as error:
-        sys.exit(f"sizes.py: error: {error}")
+    device = choose_device(args.device, key="--device")
+    precisions = [choose_precision(name, device, "--precisions") for name in args.precisions]
     keep_freed_memory(device)
     settings = read_settings(args, dict.fromkeys(precisions))
     rows = {
@@ -75,15 +70,12 @@ def parse_arguments() -> argparse.Namespace:
         "--precisions", type=partial(_some_of, ["auto", *DTYPES]), default="fp32,bf16,fp16", help="or auto"
     )
     parser.add_argument("--batch-sizes", type=_numbers, default="256,2048", help="in texts")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each pretraining in each round")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--seconds", type=seconds, default=1.0, help="of each pretraining in each round")
     parser.add_argument("--warm-up", type=float, default=1.5, help="seconds before that")
     parser.add_argument("--device", default="auto")
     parser.set_defaults(vocab_size=30_000, overrides=[])  # as a corpus of millions of lines fills it
-    args = parser.parse_args()
-    if args.rounds < 1 or args.seconds <= 0:
-        parser.error("--rounds and --seconds must be positive")
-    return args
+    return parser.parse_args()
 
 
 def read_settings(args: argparse.Namespace, precisions: Iterable[str]) -> dict[tuple[str, str], Setting]:
@@ -161,4 +153,4 @@ def _numbers(listed: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

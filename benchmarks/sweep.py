@@ -35,7 +35,9 @@ import pandas as pd
 from common import (
     argument_parser,
     deviation,
+    positive,
     read_archive,
+    run_main,
     shipped_params,
     stage_command,
     stage_environment,
@@ -179,10 +181,9 @@ def link(trial: Trial, level: str) -> None:
 
 def run_stage(stage: str, folder: Path, jobs: int) -> int:
     """The exit code of a stage beside which others run; what it prints goes to the folder's log."""
-    # As DVC sets it: a stage that has it ends when we are killed.
-    environment = stage_environment(jobs) | {"DVC_STAGE": stage}
     with (folder / LOG).open("ab") as log:
         command = stage_command(stage)
+        environment = stage_environment(stage, jobs)
         return subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
 
 
@@ -267,10 +268,11 @@ def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     parser.add_argument("candidates", nargs="*", metavar='"KEY=VALUE ..."', help="changes in one argument")
-    parser.add_argument("--splits", type=int, default=3, help="of train and val, for each candidate")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--splits", type=positive, default=3, help="of train and val, for each candidate")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs at the same time")
     parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
     args = parser.parse_args()
+    corpus = read_archive(args.corpus)
     digest = hashlib.sha256(args.corpus.read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -281,11 +283,11 @@ def main() -> None:
         def report() -> None:
             write_result(args.json, {"corpus": args.corpus.name, "sha256": digest, **summaries(trials)})
 
-        failures = sweep(trials, read_archive(args.corpus), args.jobs, report)
+        failures = sweep(trials, corpus, args.jobs, report)
         print_table(summaries(trials))
     if failures:
         sys.exit(f"{failures} runs failed")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -6,10 +6,10 @@ Real tokens per second (special tokens counted, padding not), the median of roun
 have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized beforehand; it
 learns masked tokens alone, ours the order of segments as well. "defaults" leaves the rest of the Trainer's
 settings as they come (fp32, texts of any length in a batch); "same precision" has our precision and groups
-texts by length. Ours has a process that keeps freed memory, as the stages do, the others have one that is as
-it comes. The floor is what one large matrix product in each round says of the machine: the rate at
-which tokens would go by if ours did its matrix products, no more of them than it must, at that speed and
-nothing else.
+texts by length. "read literally" groups them too, in fp32. Ours has a process that keeps freed memory, as the
+stages do, the others have one that is as it comes. The floor is what one large matrix product in each round
+says of the machine: the rate at which tokens would go by if ours did its matrix products, no more of them
+than it must, at that speed and nothing else.
 """
 
 import argparse
@@ -18,14 +18,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 import huggingface
-from common import Rates, argument_parser, in_turns, print_rates, ratio, write_result
+from common import (
+    Rates,
+    argument_parser,
+    in_turns,
+    positive,
+    print_rates,
+    ratio,
+    run_main,
+    seconds,
+    write_result,
+)
 from literal import LiteralCollator, LiteralPairs, read_literally
 from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.collation import Collator, collate_fn
@@ -40,10 +49,11 @@ from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import operations_per_token
 from receiptbert.precision import DTYPES
+from receiptbert.pretraining import EPS
 from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.trainer import Trainer
-from setting import Setting, Stopwatch, Task, Timed, add_setting_options, read_setting
+from setting import Setting, Stopwatch, Task, Timed, add_setting_options, dropout_of, read_setting
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns, enough to keep the device busy
 
@@ -55,7 +65,10 @@ def make_pretraining(
     activation_checkpointing: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Trainer, Batches]:
-    """Our trainer and the batches of an epoch, as the stage puts them together."""
+    """Our trainer and the batches of an epoch.
+
+    As the stage puts them together, but for the masking, which is the Trainer's: any token by itself.
+    """
     p = setting.params.pretrain
     dataset = PretrainDataset(
         setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
@@ -65,7 +78,7 @@ def make_pretraining(
         LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), batch_size),
         Collator(setting.tokenizer, mask_prob=p.mask_prob),
     )
-    model = BertModel(**setting.shape, **_dropout(dropout), sop_weight=p.sop_weight)
+    model = BertModel(**setting.shape, **dropout_of(dropout), sop_weight=p.sop_weight)
     model.checkpoint_activations(activation_checkpointing)
     optimizer = get_optimizer(model)
     trainer = Trainer(
@@ -100,7 +113,7 @@ def finetune_ours(setting: Setting, task: Task) -> float:
         LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
         partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
-    model = BertFinetuneModel(**setting.shape, **_dropout(p.dropout), num_classes=setting.num_classes)
+    model = BertFinetuneModel(**setting.shape, **dropout_of(p.dropout), num_classes=setting.num_classes)
     with only_tokens(model.to(setting.device), tokens_in(setting.train, setting.tokenizer)):
         optimizer = get_optimizer(model)
         trainer = FinetuneTrainer(
@@ -126,7 +139,7 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
         batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
         collate_fn=LiteralCollator(setting.tokenizer, setting.params.pretrain.mask_prob),
     )
-    model = read_literally(BertModel(**setting.shape, **_dropout(setting.params.pretrain.dropout)))
+    model = read_literally(BertModel(**setting.shape, **dropout_of(setting.params.pretrain.dropout)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     model.to(setting.device).train()
     watch = Stopwatch(setting, task)
@@ -135,7 +148,7 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
         mask = (input_ids != setting.tokenizer.pad_token_id).long()
         loss, _ = model(input_ids, mask, labels, permuted, token_type_ids)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), setting.params.pretrain.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
@@ -165,8 +178,10 @@ def prepare(args: argparse.Namespace, ours: bool) -> None:
     """Begin a process of contestants."""
     global _setting
     if ours:
-        keep_freed_memory(choose_device(args.device))
+        keep_freed_memory(choose_device(args.device, key="--device"))
     _setting = read_setting(args, args.precision)
+    if not ours:
+        torch.backends.cuda.enable_cudnn_sdp(True)  # as torch comes; ``choose_device`` has it off
 
 
 def perform(contestant: Contestant, task: Task) -> float:
@@ -214,7 +229,7 @@ def operations(setting: Setting, stage: str) -> float:
     of_cls = 1 / lengths.mean()
     targets = setting.params.pretrain.mask_prob * (1 - SPECIAL_TOKENS_PER_TEXT * of_cls)
     return operations_per_token(
-        BertShape(**setting.shape, eps=1e-3),
+        BertShape(**setting.shape, eps=EPS),
         length=float((lengths**2).sum() / lengths.sum()),
         of_cls=of_cls,
         targets=targets if pretraining else 0.0,
@@ -228,11 +243,13 @@ def main() -> None:
     add_setting_options(parser)
     parser.set_defaults(vocab_size=30_000)  # as a corpus of millions of lines fills it
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
-    parser.add_argument("--batch-size", type=int, default=256, help="of pretraining")
-    parser.add_argument("--finetune-batch-size", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
+    parser.add_argument("--batch-size", type=positive, default=256, help="of pretraining")
+    parser.add_argument("--finetune-batch-size", type=positive, default=64)
+    parser.add_argument("--seconds", type=seconds, default=2.0, help="of each contestant in each round")
     parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before that")
     args = parser.parse_args()
+    if torch.cuda.device_count() > 1:
+        parser.error("the Trainer would take all GPUs, and ours one; set CUDA_VISIBLE_DEVICES to one of them")
     setting = read_setting(args, args.precision)
     rates = take_turns(args)
     matrix = rates.pop("matrix product")
@@ -255,18 +272,10 @@ def main() -> None:
     write_result(args.json, figures, rates)
 
 
-def _dropout(prob: float) -> dict[str, Any]:
-    return {
-        "input_dropout_prob": prob,
-        "hidden_dropout_prob": prob,
-        "attention_probs_dropout_prob": prob,
-    }
-
-
 def _constant(optimizer: torch.optim.Optimizer) -> Scheduler:
     """A rate that never changes; speed does not depend on it."""
     return Scheduler(optimizer, 1e-5, 1e-5, 1e-5, 0, 1)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

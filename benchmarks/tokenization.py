@@ -18,9 +18,11 @@ from tokenizers import BertWordPieceTokenizer
 from common import (
     argument_parser,
     in_turns,
+    positive,
     print_rates,
     ratio,
     read_archive,
+    run_main,
     shipped_params,
     tokenizer_texts,
     train_tokenizer,
@@ -33,7 +35,7 @@ from receiptbert.token_store import TokenStore
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
     texts = tokenizer_texts(corpus)
@@ -88,4 +90,4 @@ def _train_barely(texts: list[str], settings: TokenizerParams) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

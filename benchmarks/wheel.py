@@ -7,7 +7,6 @@ some minutes, and some gigabytes for a while. ``installed_mib`` counts all packa
 for GPUs, pip and setuptools. Times are the medians of five fresh processes.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, write_result
+from common import ROOT, argument_parser, run_main, write_result
 from receiptbert.progress import say
 
 ROUNDS = 5
@@ -36,9 +35,8 @@ NOT_OURS = ("torch", "nvidia", "cuda", "triton", "pip", "setuptools")  # beginni
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argument_parser(__doc__, corpus=False)
     parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
-    parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -83,4 +81,4 @@ def median_seconds(command: list[str], folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -30,6 +30,7 @@ import throughput
 import wheel
 from receiptbert import BertFinetuneModel, Classifier, WordpieceTokenizer, cli
 from receiptbert.corpus import label_list
+from receiptbert.errors import UserError
 from receiptbert.hf_format import save_pretrained
 from receiptbert.onnx_export import CalibratedModel
 from receiptbert.params import load_params
@@ -37,7 +38,7 @@ from setting import Setting, Task
 from tests.conftest import ROOT, STAGES, run_here
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
-SHORT = ["--seconds", "0", "--warm-up", "0", "--vocab-size", "1000"]
+SHORT = ["--seconds", "0.01", "--warm-up", "0", "--vocab-size", "1000"]
 KEYS = {
     "quality": {"majority", "svm_word", "svm_char", "svm_both", "corpus"},
     "tokenization": {"pretokenize_vs_encode_batch_fast", "pretokenize_vs_loop"},
@@ -161,6 +162,10 @@ def test_an_epoch_over_generated_lines(tmp_path: Path, monkeypatch: pytest.Monke
     assert figures["steps"] == -(-(400 - 40) // 50)  # a tenth is held out
     assert figures["tokens_per_second"] > 0
     assert figures["device"] == "cpu"
+    with pytest.raises(UserError, match="holds lines that were prepared otherwise"):
+        run_benchmark(
+            "epoch", [*options, "-Spretrain.mask_prob=0.5", "--work", str(tmp_path / "work")], tmp_path
+        )
 
 
 def test_quality_of_several_seeds_side_by_side(archive: Path, tmp_path: Path) -> None:
@@ -240,11 +245,30 @@ def test_a_summary_of_seeds() -> None:
 
 def test_stages_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    threads = [common.stage_environment(jobs).get("OMP_NUM_THREADS") for jobs in (1, 3, 16)]
+    monkeypatch.setattr("common.cores", lambda: 8)
+    threads = [common.stage_environment("pretrain", jobs).get("OMP_NUM_THREADS") for jobs in (1, 3, 16)]
     assert threads == [None, "2", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # whoever sets it knows better
-    assert common.stage_environment(3)["OMP_NUM_THREADS"] == "5"
+    assert common.stage_environment("pretrain", 3)["OMP_NUM_THREADS"] == "5"
+    assert common.stage_environment("pretrain")["DVC_STAGE"] == "pretrain"  # it ends when we are killed
+
+
+def test_the_command_that_is_written_can_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["/somewhere/sweep.py", "--corpus", "/home/x.zip", "a.b=1 c.d=2", "e.f=3"]
+    )
+    assert common.this_command() == "python benchmarks/sweep.py --corpus x.zip 'a.b=1 c.d=2' e.f=3"
+
+
+def test_a_digest_is_of_settings_and_not_of_how_they_are_written() -> None:
+    def digest(*overrides: str) -> str:
+        return quality.settings_digest("default", overrides)
+
+    assert digest("pretrain.lr=3e-5", "model.size=small") == digest("model.size=small", "pretrain.lr=0.00003")
+    assert digest("runtime.device=cuda", "data.archive=x.zip") == digest()
+    assert digest("pretrain.lr=3e-5") != digest()
+    assert digest("data.train_on_held_out_texts=true") != digest()
+    assert quality.settings_digest("svm_char", ["pretrain.lr=3e-5"]) == quality.settings_digest("svm_word")
 
 
 def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(archive: Path, tmp_path: Path) -> None:
@@ -284,6 +308,14 @@ def test_points_of_a_learning_curve_side_by_side(
     ]
     assert [len(series) for series in drawn] == [2, 3, 4, 5, 6]  # as each is done
     assert drawn[-1] == list(found)
+
+    made = json.loads(result.read_text())["made"]
+    monkeypatch.setattr("sys.argv", ["learning_curve.py", *options, "--seeds", "0"])
+    learning_curve.main()  # the SVMs alone, and the rest stays
+    again = json.loads(result.read_text())
+    assert again["weighted_f1"] == found
+    assert "--seeds 0" in again["made"]["linear SVM"]["command"]
+    assert again["made"]["BERT from scratch"] == made["BERT from scratch"]
     assert found["BERT, 30% of the texts"]["0.1"] == pytest.approx([0.16, 0.17])
     assert found["BERT from scratch"]["1.0"] == pytest.approx([0.1, 0.11])
 
@@ -408,7 +440,7 @@ def test_apex_beside_torch(
     with pytest.raises(
         SystemExit, match=r"^apex_check\.py: error: amp_backend = apex, which needs a CUDA GPU"
     ):
-        apex_check.main()
+        common.run_main(apex_check.main)
     monkeypatch.setattr(apex_check, "check_amp_backend", lambda *_: None)
     apex_check.main()
     assert apex.calls.count("scale_loss") == 2
@@ -456,10 +488,12 @@ def test_sizes_beside_a_matrix_product(
     ("options", "message"),
     [
         (["--precisions", "fp16"], "sizes.py: error: --precisions = fp16, which this cpu does not have"),
+        (["--precisions", "fp32", "--corpus", "nowhere.zip"], "sizes.py: error: nowhere.zip not found"),
         (["--precisions", "fp8"], "argument --precisions: 'fp8' is none of auto, fp32"),
         (["--sizes", "tiny,mega"], "argument --sizes: 'mega' is none of tiny, mini"),
         (["--batch-sizes", "8,0"], "argument --batch-sizes: '8,0' is not a list of numbers"),
-        (["--seconds", "0"], "--rounds and --seconds must be positive"),
+        (["--seconds", "0"], "argument --seconds: 0 is no number of seconds above 0"),
+        (["--rounds", "-1"], "argument --rounds: -1 is no whole number from 1"),
     ],
 )
 def test_sizes_refuses(
@@ -467,7 +501,7 @@ def test_sizes_refuses(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["sizes.py", "--device", "cpu", *options])
     with pytest.raises(SystemExit) as refusal:
-        sizes.main()
+        common.run_main(sizes.main)
     assert message in f"{refusal.value}{capsys.readouterr().err}"
 
 

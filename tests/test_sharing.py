@@ -167,7 +167,7 @@ def test_what_is_missing_is_said_in_a_line(missing: str, line: str, monkeypatch:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     monkeypatch.setattr("sys.argv", ["remotes.py", "--only", "cache,smb" if missing == "way" else "ssh"])
     with pytest.raises(SystemExit) as ended:
-        remotes.main()
+        common.run_main(remotes.main)
     assert str(ended.value).startswith(f"remotes.py: error: {line}")
     assert "\n" not in str(ended.value)
 
