@@ -8,7 +8,7 @@ is learned from all train texts at every share of the labels. Without unlabelled
 random weights, and there are no teachers. With ``--seeds 0`` the SVMs alone are trained.
 
 The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds
-are done. Other series that OUT has of the same corpus stay, each with its command. With ``--work DIR`` all is
+are done. Other series that OUT has of the same rows stay, each with its command. With ``--work DIR`` all is
 kept in DIR, and a run that was cut off goes on from there. After a change of the corpus, of the settings or
 of the code, use a new folder.
 """
@@ -120,14 +120,16 @@ class Curves:
     """The series that are done, in a file and in a plot.
 
     Args:
-        corpus: the archive. Series that the file has of another one are dropped.
+        name: of the corpus.
+        corpus: its rows. Series that the file has of others, of which other lines were drawn, are dropped.
         path: of the file; None for none.
         drawn: of the plot; None for none.
     """
 
-    def __init__(self, corpus: Path, path: Path | None, drawn: Path | None) -> None:
-        self._path, self._drawn, self._title = path, drawn, corpus.stem
-        self._about = {"corpus": corpus.name, "sha256": hashlib.sha256(corpus.read_bytes()).hexdigest()}
+    def __init__(self, name: str, corpus: pd.DataFrame, path: Path | None, drawn: Path | None) -> None:
+        self._path, self._drawn, self._title = path, drawn, Path(name).stem
+        rows = corpus.to_csv(index=False).encode()
+        self._about = {"corpus": name, "sha256_of_rows": hashlib.sha256(rows).hexdigest()}
         self._scores: Scores = {}
         self._made: dict[str, Any] = {}  # by what command, on what processor
         if path is not None and path.exists():
@@ -169,7 +171,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the curves there")
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
-    done_series = Curves(args.corpus, args.json, args.plot)
+    done_series = Curves(args.corpus.name, corpus, args.json, args.plot)
     of_svms: Scores = {series: {} for series in SVMS}
     curves: dict[float, dict[int, dict[float, float]]] = {unlabelled: {} for unlabelled in UNLABELLED}
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
