@@ -21,6 +21,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from receiptbert.archive import DATA_NAME, extract_corpus
+from receiptbert.cli import positive as positive  # options that are whole numbers, as in the command
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, held_out_too, read_corpus
 from receiptbert.errors import one_line_errors
 from receiptbert.failures import explain
@@ -44,13 +45,6 @@ def argument_parser(doc: str, *, corpus: bool = True) -> argparse.ArgumentParser
         parser.add_argument("--corpus", type=Path, default=ROOT / "data/sample.zip", help="a zip as in data/")
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser
-
-
-def positive(text: str) -> int:
-    """The type of an option that is a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
-    return int(text)
 
 
 def seconds(text: str) -> float:

@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--device auto] [--corpus ZIP] [--json OUT]
 
 Of each row a process of its own takes six steps and writes a checkpoint, as the stage does. On a CPU, how
-much its resident memory grew, without the compiler of torch that the first optimizer imports (0.1 GiB, in
+much its resident memory grew, without the compiler of torch that the first optimizer imports (0.07 GiB, in
 every training alike); on a GPU, what torch reserved there.
 """
 

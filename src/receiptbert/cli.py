@@ -134,7 +134,7 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     answers = parser.add_argument_group("answers")
     answers.add_argument(
         "--top-k",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="tell the N best classes: label_2, category_2, confidence_2 and so on (%(default)s)",
@@ -165,7 +165,7 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     model.add_argument(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=PREDICTION_BATCH_SIZE,
         metavar="N",
         help="texts computed at once, on average (%(default)s)",
@@ -223,7 +223,8 @@ def _shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The type of an option that is a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
     return int(text)
