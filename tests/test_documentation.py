@@ -5,14 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import common
 from receiptbert import cli
+from receiptbert.archive import extract_corpus
+from receiptbert.corpus import SPLIT, TEXT, fold, held_out_too, read_corpus
 from receiptbert.params import load_params
 from tests.conftest import ROOT
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 EXPERIMENTS = sorted(
     {
         command
@@ -22,19 +28,36 @@ EXPERIMENTS = sorted(
 )
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/reading.md"], ids=lambda path: path.name)
-def test_snippets_of_python_run(
-    tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
-) -> None:
-    shutil.copytree(tiny_project / "models", tmp_path / "models")
-    monkeypatch.chdir(tmp_path)
-    if "receipts.onnx" in path.read_text():
-        cli.main(["export", "--onnx", "receipts.onnx"])
+def run_python(path: Path) -> None:
+    """Run the snippets of a document in the current folder, each by itself."""
     snippets = re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
     assert snippets
     for snippet in snippets:
         names: dict[str, Any] = {}
         exec(compile(snippet, path.name, "exec"), names)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/reading.md", "docs/predicting.md"])
+def test_snippets_of_python_run(
+    tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shutil.copytree(tiny_project / "models", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    if "receipts.onnx" in (ROOT / name).read_text():
+        cli.main(["export", "--onnx", "receipts.onnx"])
+    run_python(ROOT / name)
+
+
+def test_the_corpus_of_the_snippet_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [f"чай {number % 20}" for number in range(50)]
+    pd.DataFrame({"text": texts, "label": 25 * [1, 2], "shop": "a"}).to_parquet("labelled.parquet")
+    pd.DataFrame({"text": ["кофе", "какао"], "shop": "b"}).to_parquet("lines.parquet")
+    run_python(ROOT / "data/README.md")
+    extract_corpus(Path("my_receipts.zip"), tmp_path / "raw")
+    corpus = read_corpus(tmp_path / "raw/data.csv")
+    assert corpus[SPLIT].value_counts().to_dict() == {"train": 14, "test": 4, "val": 2, "unsupervised": 2}
+    assert not held_out_too(corpus, fold(corpus[TEXT])).any()
 
 
 @pytest.mark.parametrize("command", EXPERIMENTS)
