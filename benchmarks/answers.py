@@ -16,7 +16,6 @@ from common import ROOT, argument_parser, in_turns, ratio, run_main, write_resul
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertShape
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier
 from receiptbert.layers import BertLayer
 from receiptbert.modeling import BertModel
@@ -62,10 +61,10 @@ def wide_projection() -> float:
 
 def unmasked_padding(folder: Path, corpus: Path, extra: int = 5) -> float:
     """Share of test lines that get another class when padded by ``extra`` tokens that are not masked."""
-    model, tokenizer, _ = load_classifier(folder)
+    model, tokenizer, *_ = load_classifier(folder)
     rows = read_corpus(corpus)
     texts = rows.loc[rows[SPLIT] == TEST, TEXT].tolist()
-    dataset = InferenceDataset(texts, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT - extra, tokenizer)
+    dataset = InferenceDataset(texts, model.shape.maxlen - extra, tokenizer)
     padding = torch.full((extra,), tokenizer.pad_token_id)
 
     def predict(input_ids: Tensor) -> int:

@@ -7,25 +7,24 @@ yardstick: two engines that do their work differ from each other no more than fr
 its O1 replaces functions of torch for the whole process.
 """
 
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
 
 from common import argument_parser, positive, run_main, write_result
 from receiptbert.amp import check_amp_backend
-from receiptbert.checkpoints import conditions
-from receiptbert.collation import Collator
-from receiptbert.datasets import PretrainDataset
+from receiptbert.checkpoints import Checkpoints, conditions
+from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device
-from receiptbert.modeling import BertModel
-from receiptbert.optimization import Scheduler, get_optimizer
-from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.pretraining import Pretraining
 from receiptbert.sizes import SIZES
-from receiptbert.trainer import Trainer
-from setting import Setting, dropout_of, read_setting
+from setting import Setting, read_setting
 
 LAST = 50  # steps whose mean is shown
 
@@ -71,37 +70,18 @@ def main() -> None:
 
 def pretrain(setting: Setting, steps: int, precision: str, amp_backend: str) -> Run:
     """Pretrain with the size's settings; the batches and masks are the same whatever the engine."""
-    p = setting.params.pretrain
-    torch.manual_seed(p.seed)
-    dataset = PretrainDataset(
-        setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
+    params = replace(
+        setting.params,
+        pretrain=replace(setting.params.pretrain, precision=precision, max_steps=steps, epochs=steps),
+        runtime=replace(setting.params.runtime, amp_backend=amp_backend),
     )
-    lengths = dataset.lengths.clamp(max=setting.maxlen)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
-        collate_fn=Collator(
-            setting.tokenizer,
-            mask_prob=p.mask_prob,
-            random_prob=p.random_prob,
-            keep_unchanged_prob=p.keep_unchanged_prob,
-            whole_words=p.whole_words,
-            letters_only=p.letters_only,
-        ),
-    )
-    model = BertModel(**setting.shape, **dropout_of(p.dropout), sop_weight=p.sop_weight)
-    optimizer = get_optimizer(model, weight_decay=p.weight_decay)
-    trainer = Trainer(
-        model,
-        optimizer,
-        Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps),
-        setting.tokenizer.pad_token_id,
-        setting.device,
-        max_grad_norm=p.max_grad_norm,
-        precision=precision,
-        amp_backend=amp_backend,
-    )
-    trainer.train(loader, n_epochs=steps, max_steps=steps)
+    lengths = TextLengths(shortest=1, longest=setting.maxlen)
+    pretraining = Pretraining(params, setting.unlabelled, setting.tokenizer, lengths, setting.device)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Checkpoints(Path(folder, "pretrain"), "parameters", math.inf) as checkpoints,
+    ):
+        _, trainer = pretraining.train(folder, checkpoints)
     losses = np.array([record["MLM"] for record in trainer.history])
     return Run(losses, trainer.skipped_steps.get("skipped_steps", 0))
 

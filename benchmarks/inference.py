@@ -118,7 +118,7 @@ def _finetuned(setting: Setting) -> BertFinetuneModel:
 
 
 def _ours(setting: Setting, folder: str) -> Callable[[list[str]], list[str]]:
-    model, tokenizer, names = load_classifier(Path(folder))
+    model, tokenizer, names, *_ = load_classifier(Path(folder))
     model.to(setting.device)
 
     def classify(lines: list[str]) -> list[str]:

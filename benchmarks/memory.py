@@ -26,8 +26,7 @@ from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.plan import GIB, Plan
 from receiptbert.precision import choose_precision
 from receiptbert.pretraining import EPS
-from setting import Setting, read_setting
-from throughput import make_pretraining
+from setting import Setting, make_pretraining, read_setting
 
 STEPS = 6
 

@@ -30,8 +30,7 @@ from common import (
 )
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
 from receiptbert.errors import UserError
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.hf_format import load_classifier, read_temperature
+from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx
 
@@ -49,10 +48,10 @@ def main() -> None:
     texts, labels = rows[TEXT].tolist(), label_list(corpus)
     true = rows[LABEL].map({label: number for number, label in enumerate(labels)}).to_numpy()
 
-    model, tokenizer, names = load_classifier(args.model)
+    model, tokenizer, names, _, temperature = load_classifier(args.model)
     if len(names) != len(labels):
         raise UserError(f"{args.model} has {len(names)} classes, {args.corpus} has {len(labels)}")
-    contestants: dict[str, nn.Module] = {"torch": CalibratedModel(model, read_temperature(args.model))}
+    contestants: dict[str, nn.Module] = {"torch": CalibratedModel(model, temperature)}
     megabytes = {"torch": (args.model / "model.safetensors").stat().st_size / 1e6}
     with tempfile.TemporaryDirectory() as folder:
         for name, int8 in [("onnx", False), ("onnx_int8", True)]:
@@ -65,7 +64,7 @@ def main() -> None:
     def runner(name: str) -> Callable[[], float]:
         def run() -> float:
             start = time.perf_counter()
-            loader = inference_loader(texts, tokenizer, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT)
+            loader = inference_loader(texts, tokenizer, model.shape.maxlen)
             answers[name] = predict_logits(
                 contestants[name], loader, tokenizer.pad_token_id, torch.device("cpu")
             )

@@ -23,7 +23,6 @@ from common import ROOT, argument_parser, read_archive, run_main, write_result
 from receiptbert import Classifier
 from receiptbert.calibration import Answers, expected_calibration_error
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.onnx_export import OnnxModel, export_onnx
@@ -80,8 +79,8 @@ def by_pipeline(model: Path, texts: list[str]) -> list[str]:
 
 def by_onnx(folder: Path, texts: list[str]) -> list[str]:
     """What ONNX Runtime says."""
-    model, tokenizer, names = load_classifier(folder)
-    loader = inference_loader(texts, tokenizer, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT)
+    model, tokenizer, names, *_ = load_classifier(folder)
+    loader = inference_loader(texts, tokenizer, model.shape.maxlen)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.onnx"
         export_onnx(folder, path, texts=texts)

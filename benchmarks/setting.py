@@ -1,4 +1,4 @@
-"""What the contestants of a benchmark share: a corpus as token ids, a shape, a batch size, a device."""
+"""What the contestants of a benchmark share: a corpus as token ids, a shape, a batch size, a device; ours."""
 
 import argparse
 import time
@@ -11,15 +11,24 @@ import numpy.typing as npt
 import torch
 
 from common import add_overrides, positive, read_archive, shipped_params, train_tokenizer
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.collation import Collator
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
-from receiptbert.corpus_facts import min_text_length
+from receiptbert.corpus_facts import TextLengths
+from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import choose_device
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
+from receiptbert.loading import make_loader
+from receiptbert.modeling import BertModel, dropout_everywhere
+from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
+from receiptbert.resumption import Batches
+from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
+from receiptbert.trainer import Trainer
 
 
 class Task(NamedTuple):
@@ -74,10 +83,9 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     tokenizer = train_tokenizer(corpus, params.tokenizer)
     lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
     unlabelled = TokenStore.from_texts(lines, tokenizer)
-    # As pretokenize has it.
-    quantile = params.pretokenize.max_length_quantile
-    maxlen = max(int(np.quantile(unlabelled.lengths, quantile, method="inverted_cdf")), 1)
-    unlabelled = unlabelled.take(unlabelled.lengths >= min_text_length(params.pretrain.mask_prob))
+    used = TextLengths.of(
+        unlabelled.lengths, params.pretrain.mask_prob, params.pretokenize.max_length_quantile
+    )
     rows = corpus[corpus[SPLIT] == TRAIN]
     labels = label_list(corpus)
     device = choose_device(args.device, key="--device")
@@ -85,7 +93,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
         params=params,
         tokenizer=tokenizer,
         lines=lines,
-        unlabelled=unlabelled,
+        unlabelled=unlabelled.take(unlabelled.lengths >= used.shortest),
         train=TokenStore.from_texts(rows[TEXT], tokenizer),
         targets=np.array([labels.index(label) for label in rows[LABEL]]),
         num_classes=len(labels),
@@ -93,7 +101,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
             **shape_of(args.size),
             "act_func": params.model.act_func,
             "vocab_size": max(tokenizer.vocab_size, args.vocab_size or 0),
-            "max_seqlen": maxlen + SPECIAL_TOKENS_PER_TEXT,
+            "max_seqlen": used.longest + SPECIAL_TOKENS_PER_TEXT,
         },
         device=device,
         precision=choose_precision(precision, device, "--precision"),
@@ -111,13 +119,45 @@ def shape_of(size: str) -> dict[str, int]:
     }
 
 
-def dropout_of(prob: float) -> dict[str, Any]:
-    """One probability for all of a model's dropouts."""
-    return {
-        "input_dropout_prob": prob,
-        "hidden_dropout_prob": prob,
-        "attention_probs_dropout_prob": prob,
-    }
+def make_pretraining(
+    setting: Setting,
+    batch_size: int,
+    dropout: float,
+    activation_checkpointing: bool = False,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Trainer, Batches]:
+    """Our trainer and the batches of an epoch.
+
+    As the stage puts them together, but for the masking, which is the Trainer's: any token by itself.
+    """
+    p = setting.params.pretrain
+    dataset = PretrainDataset(
+        setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
+    )
+    loader = make_loader(
+        dataset,
+        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), batch_size),
+        Collator(setting.tokenizer, mask_prob=p.mask_prob),
+    )
+    model = BertModel(**setting.shape, **dropout_everywhere(dropout), sop_weight=p.sop_weight)
+    model.checkpoint_activations(activation_checkpointing)
+    optimizer = get_optimizer(model)
+    trainer = Trainer(
+        model,
+        optimizer,
+        constant_rate(optimizer),
+        setting.tokenizer.pad_token_id,
+        setting.device,
+        max_grad_norm=p.max_grad_norm,
+        precision=setting.precision,
+        checkpoints=checkpoints,
+    )
+    return trainer, loader
+
+
+def constant_rate(optimizer: torch.optim.Optimizer) -> Scheduler:
+    """A schedule that never changes; neither speed nor memory depends on it."""
+    return Scheduler(optimizer, 1e-5, 1e-5, 1e-5, 0, 1)
 
 
 class Stopwatch:

@@ -36,62 +36,33 @@ from common import (
     write_result,
 )
 from literal import LiteralCollator, LiteralPairs, read_literally
-from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.collation import Collator, collate_fn
-from receiptbert.datasets import FinetuneDataset, PretrainDataset
+from receiptbert.checkpoints import conditions
+from receiptbert.collation import collate_fn
+from receiptbert.datasets import FinetuneDataset
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
 from receiptbert.finetune_trainer import FinetuneTrainer
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.loading import make_loader
-from receiptbert.modeling import BertFinetuneModel, BertModel
-from receiptbert.optimization import Scheduler, get_optimizer
+from receiptbert.modeling import BertFinetuneModel, BertModel, dropout_everywhere
+from receiptbert.optimization import get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import operations_per_token
 from receiptbert.precision import DTYPES
 from receiptbert.pretraining import EPS
-from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
-from receiptbert.trainer import Trainer
-from setting import Setting, Stopwatch, Task, Timed, add_setting_options, dropout_of, read_setting
+from setting import (
+    Setting,
+    Stopwatch,
+    Task,
+    Timed,
+    add_setting_options,
+    constant_rate,
+    make_pretraining,
+    read_setting,
+)
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns, enough to keep the device busy
-
-
-def make_pretraining(
-    setting: Setting,
-    batch_size: int,
-    dropout: float,
-    activation_checkpointing: bool = False,
-    checkpoints: Checkpoints | None = None,
-) -> tuple[Trainer, Batches]:
-    """Our trainer and the batches of an epoch.
-
-    As the stage puts them together, but for the masking, which is the Trainer's: any token by itself.
-    """
-    p = setting.params.pretrain
-    dataset = PretrainDataset(
-        setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
-    )
-    loader = make_loader(
-        dataset,
-        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), batch_size),
-        Collator(setting.tokenizer, mask_prob=p.mask_prob),
-    )
-    model = BertModel(**setting.shape, **dropout_of(dropout), sop_weight=p.sop_weight)
-    model.checkpoint_activations(activation_checkpointing)
-    optimizer = get_optimizer(model)
-    trainer = Trainer(
-        model,
-        optimizer,
-        _constant(optimizer),
-        setting.tokenizer.pad_token_id,
-        setting.device,
-        max_grad_norm=p.max_grad_norm,
-        precision=setting.precision,
-        checkpoints=checkpoints,
-    )
-    return trainer, loader
 
 
 def pretrain_ours(setting: Setting, task: Task) -> float:
@@ -113,13 +84,15 @@ def finetune_ours(setting: Setting, task: Task) -> float:
         LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
         partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
-    model = BertFinetuneModel(**setting.shape, **dropout_of(p.dropout), num_classes=setting.num_classes)
+    model = BertFinetuneModel(
+        **setting.shape, **dropout_everywhere(p.dropout), num_classes=setting.num_classes
+    )
     with only_tokens(model.to(setting.device), tokens_in(setting.train, setting.tokenizer)):
         optimizer = get_optimizer(model)
         trainer = FinetuneTrainer(
             model,
             optimizer,
-            _constant(optimizer),
+            constant_rate(optimizer),
             setting.tokenizer.pad_token_id,
             setting.device,
             max_grad_norm=p.max_grad_norm,
@@ -139,7 +112,7 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
         batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
         collate_fn=LiteralCollator(setting.tokenizer, setting.params.pretrain.mask_prob),
     )
-    model = read_literally(BertModel(**setting.shape, **dropout_of(setting.params.pretrain.dropout)))
+    model = read_literally(BertModel(**setting.shape, **dropout_everywhere(setting.params.pretrain.dropout)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     model.to(setting.device).train()
     watch = Stopwatch(setting, task)
@@ -270,11 +243,6 @@ def main() -> None:
         }
     figures["pretrain_vs_literal"] = ratio(rates["pretrain: ours"], rates["pretrain: read literally"])
     write_result(args.json, figures, rates)
-
-
-def _constant(optimizer: torch.optim.Optimizer) -> Scheduler:
-    """A rate that never changes; speed does not depend on it."""
-    return Scheduler(optimizer, 1e-5, 1e-5, 1e-5, 0, 1)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
 from receiptbert.files import whole
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.hf_format import load_classifier, read_temperature
+from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled, texts_of
 from receiptbert.model_card import COUNTS, model_card
@@ -22,7 +21,7 @@ def evaluate(params: Params) -> None:
     data = read_json(DATA)
     if missing := [name for name in COUNTS if name not in data]:
         raise UserError(f"{DATA} lacks {missing[0]}; run `dvc repro`")
-    model, tokenizer, names = load_classifier(pipeline.FINETUNED)
+    model, tokenizer, names, _, temperature = load_classifier(pipeline.FINETUNED)
     test, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TEST, tokenizer)
     if (classes := max(targets, default=0) + 1) > len(names):
         raise UserError(
@@ -31,14 +30,14 @@ def evaluate(params: Params) -> None:
         )
     corpus = read_corpus(pipeline.CORPUS)
     texts = texts_of(corpus, TEST, test, pipeline.CORPUS)
-    loader = inference_loader(test, tokenizer, model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT)
+    loader = inference_loader(test, tokenizer, model.shape.maxlen)
     result = Evaluation(
         logits=predict_logits(model.to(device), loader, tokenizer.pad_token_id, device),
         true=targets,
         texts=texts,
         names=names,
         majority=majority_class(corpus),
-        temperature=read_temperature(pipeline.FINETUNED),
+        temperature=temperature,
     )
 
     write_json(pipeline.METRICS / "test.json", result.scores)

@@ -1,6 +1,7 @@
 """Stage 5: finetune the pretrained BERT on the train texts and on what teachers say of unsupervised ones."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pipeline
@@ -10,7 +11,7 @@ from receiptbert.corpus import TRAIN, VAL
 from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distillation import distil, read_teaching_texts
-from receiptbert.distributed import is_leader
+from receiptbert.distributed import from_leader, is_leader
 from receiptbert.files import whole
 from receiptbert.finetuning import Finetuning
 from receiptbert.hf_format import save_pretrained
@@ -37,11 +38,13 @@ def finetune(params: Params) -> None:
             f"few labels: {train.epochs} epochs instead of {p.epochs}, for finetune.min_steps = {p.min_steps}"
         )
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
-    texts = (
-        read_teaching_texts(pipeline.CORPUS, train, val, finetuning.tokenizer, p.seed) if p.teachers else None
-    )
+    texts = None
+    if p.teachers:  # the leader alone reads all of the corpus
+        read = partial(read_teaching_texts, pipeline.CORPUS, train, val, finetuning.tokenizer, p.seed)
+        texts = from_leader(read)
     # Before the teachers have trained for hours: the final model's batches are the largest.
-    finetuning.require_memory(train, texts.unlabelled_ids if texts else None)
+    final_texts = train.texts.followed_by(texts.unlabelled_ids) if texts else train.texts
+    finetuning.require_memory(train._replace(texts=final_texts))
     fingerprint = training_fingerprint([p], [pipeline.CORPUS, pipeline.TOKENIZED, source])
     names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
     logdirs = map(pipeline.new_run_folder, names)

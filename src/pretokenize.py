@@ -15,7 +15,7 @@ from receiptbert.corpus import (
     read_categories,
     read_corpus,
 )
-from receiptbert.corpus_facts import Classes, TextLengths, min_text_length
+from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
@@ -38,11 +38,11 @@ def pretokenize(params: Params) -> None:
             rows[LABEL].map(class_ids) if split in LABELLED else None,
             progress=f"tokenizing {split}",
         )
+    # The texts of a batch, which are of like length, then lie together in memory.
     stores[UNSUPERVISED] = stores[UNSUPERVISED].sorted_by_length()
     lengths = stores[UNSUPERVISED].lengths
 
-    quantile = np.quantile(lengths, params.pretokenize.max_length_quantile, method="inverted_cdf")
-    used = TextLengths(shortest=min_text_length(params.pretrain.mask_prob), longest=max(int(quantile), 1))
+    used = TextLengths.of(lengths, params.pretrain.mask_prob, params.pretokenize.max_length_quantile)
     classes = Classes(labels=labels, names=label_names(labels, read_categories(pipeline.CATEGORIES)))
     with whole(pipeline.TOKENIZED) as folder:
         for split, store in stores.items():

@@ -20,12 +20,16 @@ def pretrain(params: Params) -> None:
     runtime = params.runtime
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device)
-    lengths_path, texts_path = (
-        pipeline.TOKENIZED / name for name in ("lengths.json", "unsupervised.safetensors")
-    )
+    lengths_path = pipeline.TOKENIZED / "lengths.json"
+    texts_path = pipeline.TOKENIZED / "unsupervised.safetensors"
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
-    texts = TokenStore.load(texts_path, tokenizer)
-    pretraining = Pretraining(params, texts, tokenizer, TextLengths.load(lengths_path), device)
+    pretraining = Pretraining(
+        params,
+        TokenStore.load(texts_path, tokenizer),  # has no name here, and is gone once copied
+        tokenizer,
+        TextLengths.load(lengths_path),
+        device,
+    )
     pretraining.require_memory()
     fingerprint = training_fingerprint(
         [params.model, params.pretrain], [lengths_path, texts_path, pipeline.TOKENIZER]

@@ -73,6 +73,8 @@ def warnings(counts: dict[str, Any]) -> list[str]:
         if any(left_out.values()) or not counts["test_rows_seen_elsewhere"]
         else ", so test scores may flatter"
     )
+    many = left_out[TRAIN] > counts["rows"][TRAIN] / 10
+    how_to_split = ", but better split texts than rows (data/README.md)" if many else ""
     shared, seen = counts["texts_in_several_splits"], counts["test_rows_seen_elsewhere"]
     several, blank = counts["texts_with_several_labels"], counts["blank_texts"]
     ignored, unlearnable = counts[IGNORED_LABELS], counts["classes_absent_from_train"]
@@ -81,7 +83,8 @@ def warnings(counts: dict[str, Any]) -> list[str]:
         (
             any(left_out.values()),
             f"{left_out[TRAIN]:,} train, {left_out[VAL]:,} val and {left_out[UNSUPERVISED]:,} unsupervised "
-            "rows are left out: val or test has their texts; data.train_on_held_out_texts=true keeps them",
+            "rows are left out: val or test has their texts; data.train_on_held_out_texts=true keeps them"
+            f"{how_to_split}",
         ),
         (several, f"{several:,} texts have rows of several labels, of which one at the most can be right"),
         (

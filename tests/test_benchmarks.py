@@ -441,7 +441,9 @@ def test_apex_beside_torch(
         SystemExit, match=r"^apex_check\.py: error: amp_backend = apex, which needs a CUDA GPU"
     ):
         common.run_main(apex_check.main)
-    monkeypatch.setattr(apex_check, "check_amp_backend", lambda *_: None)
+    for module in ("apex_check", "receiptbert.pretraining"):
+        monkeypatch.setattr(f"{module}.check_amp_backend", lambda *_: None)
+    monkeypatch.setattr("receiptbert.pretraining.choose_precision", lambda name, *_: name)
     apex_check.main()
     assert apex.calls.count("scale_loss") == 2
     figures = json.loads((tmp_path / "figures.json").read_text())

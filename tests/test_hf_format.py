@@ -28,7 +28,6 @@ from receiptbert.hf_format import (
     load_encoder,
     load_tokenizer,
     read_shape,
-    read_temperature,
     save_pretrained,
 )
 from receiptbert.inference import inference_loader, predict
@@ -112,7 +111,7 @@ def test_finetuned_checkpoint_answers_alike_in_a_transformers_pipeline(
         logits = torch.cat([model(batch) for batch in inference_loader(lines, tokenizer, 12)])
         model._classifier_head._output.bias.sub_(logits.mean(dim=0))
     save_pretrained(model, tokenizer, tmp_path, names)
-    loaded, loaded_tokenizer, loaded_names = load_classifier(tmp_path)
+    loaded, loaded_tokenizer, loaded_names, *_ = load_classifier(tmp_path)
     assert loaded_names == names
     loader = inference_loader(lines, loaded_tokenizer, loaded.shape.max_seqlen - 2)
     ours = predict(loaded, loader, tokenizer.pad_token_id, torch.device("cpu"))
@@ -128,22 +127,26 @@ def test_the_temperature_survives_transformers(
     finetune_model: Make, tokenizer: WordpieceTokenizer, tmp_path: Path
 ) -> None:
     save_pretrained(finetune_model(), tokenizer, tmp_path, ["а", "б", "в"], temperature=1.2345)
-    assert read_temperature(tmp_path) == 1.2345
+    assert load_classifier(tmp_path).temperature == 1.2345
     # Who trains it further, or only renames a class, saves it with transformers.
     theirs = load_without_warnings(AutoModelForSequenceClassification, tmp_path)
     theirs.save_pretrained(tmp_path / "again")
-    assert read_temperature(tmp_path / "again") == theirs.config.softmax_temperature == 1.2345
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert load_classifier(tmp_path / "again").temperature == theirs.config.softmax_temperature == 1.2345
 
 
-def test_a_checkpoint_without_a_temperature_has_one(pretrained: tuple[BertModel, Path]) -> None:
-    _, folder = pretrained
-    assert read_temperature(folder) == 1.0
-    config = json.loads((folder / "config.json").read_text())
+def test_a_checkpoint_without_temperature_and_labels_has_them(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["softmax_temperature"], config["corpus_labels"]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    found = load_classifier(checkpoint)
+    assert found.temperature == 1.0
+    assert found.labels == found.names
     for bad in ("0", "-1", '"warm"', "null", "NaN", "true"):
         text = json.dumps(config)[:-1] + f', "softmax_temperature": {bad}}}'
-        (folder / "config.json").write_text(text)
+        (checkpoint / "config.json").write_text(text)
         with pytest.raises(UserError, match=r"softmax_temperature = .* must be a number above 0"):
-            read_temperature(folder)
+            load_classifier(checkpoint)
 
 
 def test_the_last_layer_of_another_classifier_is_not_taken(

@@ -70,7 +70,7 @@ def test_any_batch_and_length_gives_calibrated_probabilities(
     checkpoint: Path, exported: Path, texts: list[str], lines: slice
 ) -> None:
     texts = [*texts, "", " ".join(texts[:9])][lines]  # an empty one, and one far too long
-    model, tokenizer, _ = load_classifier(checkpoint)
+    model, tokenizer, *_ = load_classifier(checkpoint)
     inputs = [
         [tokenizer.cls_token_id, *tokenizer(text)[: SHAPE["max_seqlen"] - 2], tokenizer.sep_token_id]
         for text in texts

@@ -44,7 +44,8 @@ def test_every_public_name_is_importable() -> None:
 def test_what_a_plain_install_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the packages of training."""
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    monkeypatch.delitem(sys.modules, "receiptbert.metrics", raising=False)
+    for module in ("receiptbert.metrics", "receiptbert.finetune_trainer"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ImportError, match=r"make_scorer needs the package sklearn.metrics; install"):
         _ = receiptbert.make_scorer
     monkeypatch.setitem(receiptbert._MODULE_OF, "make_scorer", "no_such_module")

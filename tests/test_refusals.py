@@ -382,7 +382,8 @@ WARNINGS: list[tuple[str, str, str]] = [
     (
         "test texts elsewhere",
         "TEA,1,train\nsoap,1,val\n soap ,,unsupervised\n",
-        "1 train, 1 val and 1 unsupervised rows are left out: val or test has their texts; data.…",
+        "1 train, 1 val and 1 unsupervised rows are left out: val or test has their texts; "
+        "data.train_on_held_out_texts=true keeps them, but better split texts than rows (data/README.md)",
     ),
     (
         "several labels of a text",

@@ -120,8 +120,8 @@ def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
     )
 
     def texts_of(loader: Any) -> set[tuple[int, ...]]:
-        store = loader.dataset._corpus
-        return {tuple(store[i].tolist()) for i in range(len(store))}
+        texts = loader.dataset._texts
+        return {tuple(texts.texts(torch.tensor([i]), None)[0].tolist()) for i in range(len(loader.dataset))}
 
     held_out = texts_of(pretraining._held_out_loader)
     assert held_out

@@ -31,7 +31,8 @@ from receiptbert import (
     get_optimizer,
     make_scorer,
 )
-from receiptbert.inference import inference_loader, padding_mask
+from receiptbert.flat_texts import padding_mask
+from receiptbert.inference import inference_loader
 from receiptbert.optimization import num_optimizer_steps
 from receiptbert.sampling import LengthGroupedBatchSampler
 
@@ -333,9 +334,9 @@ def test_the_history_is_whole_however_late_the_device_sends_it(
     monkeypatch: pytest.MonkeyPatch,
     left: int,
 ) -> None:
-    monkeypatch.setattr("receiptbert.descent.RECENT_STEPS", 3)
+    monkeypatch.setattr("receiptbert.history.RECENT_STEPS", 3)
     trainer = pretrain_trainer(pretrain_model(), tokenizer)
-    trainer._left_on_way = left
+    trainer._history._left_on_way = left
     behind = []
     step = trainer._descend
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:  # what a type checker and an editor see
     from receiptbert.datasets import PretrainDataset as PretrainDataset
     from receiptbert.encoder import Bert as Bert
     from receiptbert.finetune_trainer import FinetuneTrainer as FinetuneTrainer
+    from receiptbert.finetune_trainer import make_scorer as make_scorer
     from receiptbert.hf_format import load_weights as load_weights
     from receiptbert.initialization import init_layer as init_layer
     from receiptbert.layers import BertEmbeddings as BertEmbeddings
     from receiptbert.layers import BertLayer as BertLayer
     from receiptbert.layers import FeedForward as FeedForward
     from receiptbert.layers import MultiHeadSelfAttention as MultiHeadSelfAttention
-    from receiptbert.metrics import make_scorer as make_scorer
     from receiptbert.modeling import BertFinetuneModel as BertFinetuneModel
     from receiptbert.modeling import BertModel as BertModel
     from receiptbert.modeling import ClassifierHead as ClassifierHead
@@ -38,11 +38,10 @@ _EXPORTS = {
     "collation": ["Collator", "collate_fn"],
     "datasets": ["FinetuneDataset", "InferenceDataset", "PretrainDataset"],
     "encoder": ["Bert"],
-    "finetune_trainer": ["FinetuneTrainer"],
+    "finetune_trainer": ["FinetuneTrainer", "make_scorer"],
     "hf_format": ["load_weights"],
     "initialization": ["init_layer"],
     "layers": ["BertEmbeddings", "BertLayer", "FeedForward", "MultiHeadSelfAttention"],
-    "metrics": ["make_scorer"],
     "modeling": ["BertFinetuneModel", "BertModel", "ClassifierHead", "MlmHead"],
     "optimization": ["Scheduler", "get_optimizer"],
     "tokenization": ["WordpieceTokenizer"],

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from receiptbert.choices import AMP_BACKENDS
 from receiptbert.errors import UserError
-from receiptbert.precision import DTYPES
+from receiptbert.precision import products_in
 
 
 class Amp(Protocol):
@@ -110,13 +110,12 @@ class _TorchAmp:
     def __init__(self, optimizer: Optimizer, device: torch.device, precision: str) -> None:
         self._optimizer = optimizer
         self._device = device
-        self._dtype = DTYPES[precision]
+        self._precision = precision
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.scale = self._scaler.get_scale()
 
     def casts(self) -> AbstractContextManager[Any]:
-        mixed = self._dtype != torch.float32
-        return torch.autocast(self._device.type, self._dtype if mixed else None, enabled=mixed)
+        return products_in(self._precision, self._device)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss whose gradients ``step`` takes."""

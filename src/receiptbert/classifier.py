@@ -11,13 +11,12 @@ from torch import Tensor
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.hf_format import class_names, load_classifier, read_config, read_temperature
+from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, logits_by_batch
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.precision import choose_precision
 from receiptbert.token_store import TokenStore
-from receiptbert.tokenization import AGAIN, WordpieceTokenizer
+from receiptbert.tokenization import TAKE_AGAIN, WordpieceTokenizer
 
 
 class Candidate(NamedTuple):
@@ -84,7 +83,7 @@ class Classifier:
         self._device = device
         self._precision = precision
         self._batch_size = batch_size
-        self._maxlen = model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT
+        self._maxlen = model.shape.maxlen
 
     @classmethod
     def from_pretrained(
@@ -109,17 +108,10 @@ class Classifier:
         folder = Path(folder)
         where = choose_device(device, key="device")
         precision = choose_precision(precision, where, "precision")
-        model, tokenizer, categories = load_classifier(folder)
-        saved = read_config(folder).get("corpus_labels")
-        labels = categories if saved is None else class_names(saved, folder, "corpus_labels")
-        if len(labels) != len(categories):
-            raise UserError(
-                f"{folder}: config.json has {len(categories)} classes and {len(labels)} corpus_labels; "
-                f"{AGAIN}"
-            )
-        classes = list(zip(labels, categories, strict=True))
+        saved = load_classifier(folder)
+        classes = list(zip(saved.labels, saved.names, strict=True))
         return cls(
-            model.to(where), tokenizer, classes, read_temperature(folder), where, precision, batch_size
+            saved.model.to(where), saved.tokenizer, classes, saved.temperature, where, precision, batch_size
         )
 
     def __call__(self, texts: Iterable[str], top_k: int = 1) -> list[Prediction]:
@@ -129,8 +121,13 @@ class Classifier:
             texts: many texts; of one text, a list of one.
             top_k: how many classes to tell of each text: the predicted one and ``top_k - 1`` runners-up.
 
+        Returns:
+            the prediction of each text, in their order.
+
         Raises:
             TypeError: a text alone instead of a list, or something in the list that is no text.
+            ValueError: ``top_k`` is below 1.
+            UserError: the model's answers are no finite numbers.
         """
         texts = _checked(texts)
         if top_k < 1:
@@ -156,7 +153,11 @@ class Classifier:
             UserError: some are no finite numbers.
         """
         if not logits.isfinite().all():
-            mend = "try precision fp32" if self._precision == "fp16" else f"its weights are damaged, {AGAIN}"
+            mend = (
+                "try precision fp32"
+                if self._precision == "fp16"
+                else f"its weights are damaged, {TAKE_AGAIN}"
+            )
             raise UserError(f"the model's answers are no finite numbers; {mend}")
         # Of equally probable classes a stable sort puts the first first, as argmax does.
         ranked, order = (logits / self._temperature).sort(dim=1, descending=True, stable=True)

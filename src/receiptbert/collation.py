@@ -25,6 +25,9 @@ class Collator:
         letters_only: choose no piece without a letter, whatever the rest of its word is: what a number is
             tells little of the words around it.
 
+    Not all targets become ``[MASK]``, a token that finetuning never sees: a model that learned at masks alone
+    would owe the other places nothing. A random or an unchanged token makes it heed every place.
+
     Randomness comes from torch's global generator of the batch's device.
     """
 

@@ -1,12 +1,12 @@
 """Read and check the corpus: one CSV with the columns ``text``, ``label`` and ``split``."""
 
 import re
-import unicodedata
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tokenizers.normalizers import BertNormalizer
 
 from receiptbert.csv_faults import (
     check_bytes,
@@ -152,21 +152,19 @@ def fold(texts: "pd.Series[str]") -> "pd.Series[str]":
     return texts.map(lambda text: " ".join(text.translate(PLAIN).split()))
 
 
+# The tokenizer's, but for the spaces that it puts around Chinese characters.
+NORMALIZER = BertNormalizer(handle_chinese_chars=False)
+
+
 class _Plain(dict[int, str]):
     """What ``fold`` makes of each character, by its code point; asked for once, for corpora have few."""
 
     def __missing__(self, code: int) -> str:
-        decomposed = unicodedata.normalize("NFD", chr(code))
-        self[code] = "".join(c for c in decomposed if c in "\t\n\r" or not _is_dropped(c)).lower()
-        return self[code]
+        self[code] = plain = NORMALIZER.normalize_str(chr(code))
+        return plain
 
 
 PLAIN = _Plain()
-
-
-def _is_dropped(character: str) -> bool:
-    """Accents, control and format characters, those of private use, and what stands for a broken byte."""
-    return unicodedata.category(character) in ("Mn", "Cc", "Cf", "Co") or character == "\ufffd"
 
 
 def held_out_too(corpus: pd.DataFrame, folded: "pd.Series[str]") -> "pd.Series[bool]":

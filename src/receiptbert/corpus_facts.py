@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from receiptbert.errors import UserError
 from receiptbert.json_files import read_json_object
 from receiptbert.reports import write_json
@@ -62,6 +65,13 @@ class TextLengths(_Facts):
 
     shortest: int
     longest: int
+
+    @classmethod
+    def of(cls, lengths: npt.NDArray[np.int64], mask_prob: float, quantile: float) -> Self:
+        """What pretraining with ``mask_prob`` uses of texts of these ``lengths``, the most of a share
+        ``quantile`` of them uncut."""
+        longest = int(np.quantile(lengths, quantile, method="inverted_cdf"))
+        return cls(shortest=min_text_length(mask_prob), longest=max(longest, 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,6 +42,9 @@ class _Batched(Dataset[Item]):
         self._texts = texts
         self._maxlen = maxlen
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
     @property
     def lengths(self) -> Tensor:
         """Tokens of each text, shape (n,)."""
@@ -89,12 +92,8 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
         if presort:
             store = store.sorted_by_length()
         super().__init__(FlatTexts(store, tokenizer, device), maxlen)
-        self._corpus = store
         self._tokenizer = tokenizer
         self._permute_prob = permute_prob
-
-    def __len__(self) -> int:
-        return len(self._corpus)
 
     @property
     def tokenizer(self) -> WordpieceTokenizer:
@@ -122,7 +121,8 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
         left = (shown + _random_below(torch.full_like(shown, 2))) // 2
         permuted = torch.rand(len(index), device=shown.device) < self._permute_prob
         width = self._texts.width(index, self._maxlen)
-        return SegmentPairs(*self._texts.pairs(rows, width, skipped, shown, left, permuted), permuted)
+        pairs = self._texts.pairs(rows, width, skipped=skipped, shown=shown, left=left, permuted=permuted)
+        return SegmentPairs(*pairs, permuted)
 
 
 class FinetuneDataset(_Batched[tuple[Tensor, int | Tensor]]):
@@ -135,6 +135,9 @@ class FinetuneDataset(_Batched[tuple[Tensor, int | Tensor]]):
         maxlen: of a longer text, the first so many tokens are used.
         presort: order the texts by length, the shortest first, each with its own target.
         device: where texts and targets are kept and batches are made.
+
+    Raises:
+        ValueError: not as many targets as texts.
     """
 
     def __init__(
@@ -155,9 +158,6 @@ class FinetuneDataset(_Batched[tuple[Tensor, int | Tensor]]):
             store, targets = store.take(order), targets[order]
         super().__init__(FlatTexts(store, tokenizer, device), maxlen)
         self._targets = torch.from_numpy(targets).to(device)
-
-    def __len__(self) -> int:
-        return len(self._targets)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int | Tensor]:
         """``input_ids`` (tokens + 2,) and the class, or the probabilities (C,)."""
@@ -224,5 +224,5 @@ def _tokenized(texts: Texts, tokenizer: WordpieceTokenizer, verbose: bool = Fals
 
 def _random_below(limits: Tensor) -> Tensor:
     """A random whole number from 0 to limit - 1 for each of ``limits``, shape (B,)."""
-    # Double precision: a float's 24 bits could round up to the limit itself.
+    # In double precision, so that of many numbers each is as likely as the next.
     return (torch.rand(limits.shape, dtype=torch.float64, device=limits.device) * limits).long()

@@ -14,8 +14,8 @@ from scipy.special import softmax
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, VAL, read_corpus
 from receiptbert.distributed import from_leader
-from receiptbert.finetuning import UNLABELLED_PER_LABEL, Finetuning
-from receiptbert.labelled import Labelled, TrainingSet, texts_of
+from receiptbert.finetuning import Finetuning
+from receiptbert.labelled import UNLABELLED_PER_LABEL, Labelled, TrainingSet, texts_of
 from receiptbert.linear_teacher import LinearTeacher, Probabilities
 from receiptbert.metrics import f1
 from receiptbert.progress import say

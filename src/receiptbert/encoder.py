@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.layers import BertEmbeddings, BertLayer
 
 
@@ -24,6 +25,11 @@ class BertShape:
     num_attention_heads: int
     act_func: str
     eps: float
+
+    @property
+    def maxlen(self) -> int:
+        """The most tokens of a text, ``[CLS]`` and ``[SEP]`` not counted: the ``maxlen`` of the datasets."""
+        return self.max_seqlen - SPECIAL_TOKENS_PER_TEXT
 
     def kwargs(self) -> dict[str, Any]:
         """As keyword arguments of ``Bert``, ``BertModel`` and ``BertFinetuneModel``."""

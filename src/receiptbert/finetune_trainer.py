@@ -1,9 +1,9 @@
 """The training loop of finetuning."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,16 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from receiptbert.checkpoints import Checkpoints, State
+from receiptbert.datasets import Texts
 from receiptbert.distributed import from_leader, share_of
-from receiptbert.inference import padding_mask, predict
+from receiptbert.flat_texts import padding_mask
+from receiptbert.inference import inference_loader, predict
+from receiptbert.metrics import ClassIds, f1
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import readable, say
 from receiptbert.resumption import Batches, ResumableDescent
+from receiptbert.tokenization import WordpieceTokenizer
 
 
 class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
@@ -76,6 +80,10 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
             scorer: takes the trainer, gives a metric's name and value, the higher the better; see
                 ``make_scorer``. Without it the last epoch's weights stay.
             eval_every: evaluate every so many epochs, and after the last one.
+
+        Raises:
+            UserError: a loss or gradient is no finite number, or gradients overflow fp16 at any scale.
+            Interrupted: with ``checkpoints``, SIGINT or SIGTERM came; the state is saved.
         """
         with self._resumable():
             while self._epoch < n_epochs:
@@ -91,10 +99,10 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                 record |= evaluated
                 with self._interrupts.held():
                     self._finish_epoch({"epoch": epoch} | record, score)
-                self._log(record, self._step)
+                self._history.log(record, self._step)
                 say(f"epoch {epoch}: {readable(record)}")
         self._model.load_state_dict(self._best_weights)
-        self._close_log()
+        self._history.close()
 
     def _begin(self) -> None:
         super()._begin()
@@ -147,14 +155,15 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         for batch in batches:
             inputs = tuple(tensor.to(self._device) for tensor in batch)
             self._descend(self._pass(inputs, 1, self._epoch, self._batch))
-        self._write_history()
+        self._fetch_history()
         return float(np.mean([record["loss"] for record in self.history[first:]]))
 
     def _compute(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this process's share."""
         input_ids, targets = inputs
         rows, weight = share_of(len(targets))
-        loss = weight * self._criterion(*self._classify(self._parallel, input_ids[rows], targets[rows]))
+        logits = self._logits(self._parallel, input_ids[rows])
+        loss = weight * self._criterion(logits, targets[rows])
         return loss, {"loss": loss}
 
     def _eval_step(self, dataloader: Batches) -> float:
@@ -162,19 +171,32 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         self._model.eval()
         total = texts = 0.0
         with torch.inference_mode():
-            for input_ids, targets in dataloader:
-                total += self._eval_criterion(*self._classify(self._model, input_ids, targets)).item() * len(
-                    targets
-                )
+            for batch in dataloader:
+                input_ids, targets = (tensor.to(self._device) for tensor in batch)
+                loss = self._eval_criterion(self._logits(self._model, input_ids), targets)
+                total += loss.item() * len(targets)
                 texts += len(targets)
         return total / max(texts, 1)
 
-    def _classify(self, model: nn.Module, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and targets (B,) or (B, C), both on the trainer's device."""
-        input_ids = input_ids.to(self._device)
-        logits = model(input_ids, padding_mask(input_ids, self._pad_token_id))
-        return logits, targets.to(self._device)
+    def _logits(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+        """(B, S) ids on the trainer's device -> (B, C)."""
+        return cast(Tensor, model(input_ids, padding_mask(input_ids, self._pad_token_id)))
 
     def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:
         """The predicted class of each text of ``dataloader``, which has no targets; shape (n,)."""
         return predict(self._model, dataloader, self._pad_token_id, self._device)
+
+
+def make_scorer(
+    texts: Texts,
+    targets: Sequence[int] | ClassIds,
+    tokenizer: WordpieceTokenizer,
+    maxlen: int | None,
+) -> Callable[[FinetuneTrainer], tuple[str, float]]:
+    """A function that gives the name and the value of the weighted F1 of a trainer's model on ``texts``."""
+    loader = inference_loader(texts, tokenizer, maxlen)
+
+    def get_score(trainer: FinetuneTrainer) -> tuple[str, float]:
+        return "f1", f1(targets, trainer.predict(loader), "weighted")
+
+    return get_score

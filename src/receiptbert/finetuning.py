@@ -17,14 +17,13 @@ from receiptbert.cuda_graphs import can_record
 from receiptbert.datasets import FinetuneDataset
 from receiptbert.devices import free_memory
 from receiptbert.distributed import in_shares, num_processes
-from receiptbert.finetune_trainer import FinetuneTrainer
+from receiptbert.finetune_trainer import FinetuneTrainer, make_scorer
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import Labelled, TrainingSet
 from receiptbert.loading import make_loader
-from receiptbert.metrics import make_scorer
-from receiptbert.modeling import BertFinetuneModel
+from receiptbert.modeling import BertFinetuneModel, dropout_everywhere
 from receiptbert.optimization import Scheduler, get_optimizer, num_optimizer_steps
 from receiptbert.params import FinetuneParams, RuntimeParams
 from receiptbert.partial_embedding import only_tokens, tokens_in
@@ -33,13 +32,6 @@ from receiptbert.precision import choose_precision
 from receiptbert.resumption import Batches
 from receiptbert.sampling import MixtureBatchSampler
 from receiptbert.token_store import TokenStore
-
-UNLABELLED_PER_LABEL = 2  # texts in an epoch, where there are so many
-
-
-def num_drawn(num_labelled: int, num_unlabelled: int) -> int:
-    """How many unlabelled texts an epoch has; none of them twice."""
-    return min(UNLABELLED_PER_LABEL * num_labelled, num_unlabelled)
 
 
 class Finetuned(NamedTuple):
@@ -72,7 +64,7 @@ class Finetuning:
         self._runtime = runtime
         check_amp_backend(runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
         self._shape = read_shape(source)
-        self._maxlen = self._shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT
+        self._maxlen = self._shape.maxlen
         self.tokenizer = load_tokenizer(source)
         self.precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
         # Layers from scratch have learned nothing that a high rate could destroy.
@@ -98,7 +90,7 @@ class Finetuning:
         batches = MixtureBatchSampler(
             lengths,
             train.num_labelled,
-            num_drawn(train.num_labelled, train.num_unlabelled),
+            train.num_drawn,
             train.batch_size,
             seed,
         )
@@ -128,32 +120,27 @@ class Finetuning:
         (best,) = (record for record in trainer.epochs if record["epoch"] == trainer.best_epoch)
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
-    def require_memory(self, train: TrainingSet, unlabelled: TokenStore | None) -> None:
-        """Say what a training on ``train`` and ``unlabelled`` texts will take.
+    def require_memory(self, train: TrainingSet) -> None:
+        """Say what a training on ``train`` will take.
 
         Once, for the largest: of later ones, what earlier ones have freed would not count as free.
 
         Raises:
             UserError: there is no room for it; names what would fit.
         """
-        texts = train.texts.followed_by(unlabelled) if unlabelled else train.texts
-        plan, free = self._plan(train, texts), free_memory(self._device)
+        plan, free = self._plan(train), free_memory(self._device)
         announce(plan, free)
         batch_size = min(train.batch_size, train.num_labelled)  # no batch has more
         require_memory(plan, free, "finetune", batch_size)
 
-    def _plan(self, train: TrainingSet, texts: TokenStore) -> Plan:
-        """Of a training like ``train``, but on ``texts``, the labelled ones and perhaps others."""
-        num_batches = math.ceil(train.num_labelled / train.batch_size)
-        lengths = (texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=self._shape.max_seqlen)
-        num_unlabelled = len(texts) - train.num_labelled
-        in_epoch = train.num_labelled + num_drawn(train.num_labelled, num_unlabelled)
+    def _plan(self, train: TrainingSet) -> Plan:
+        lengths = (train.texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=self._shape.max_seqlen)
         return Plan(
             shape=self._shape,
             num_classes=self.num_classes,
-            trained_tokens=len(tokens_in(texts, self.tokenizer)),
-            soft_targets=len(texts) * self.num_classes if num_unlabelled else 0,
-            texts=math.ceil(in_epoch / num_batches),
+            trained_tokens=len(tokens_in(train.texts, self.tokenizer)),
+            soft_targets=len(train.texts) * self.num_classes if train.num_unlabelled else 0,
+            texts=math.ceil((train.num_labelled + train.num_drawn) / train.num_batches),
             processes=num_processes(),
             length=float(lengths.mean()),
             longest=int(lengths.max()),
@@ -163,7 +150,7 @@ class Finetuning:
             on_cpu=self._device.type == "cpu",
             recorded=can_record(self._device, self._runtime.activation_checkpointing),
             activation_checkpointing=self._runtime.activation_checkpointing,
-            steps=num_optimizer_steps(num_batches, train.epochs),
+            steps=num_optimizer_steps(train.num_batches, train.epochs),
         )
 
     def logits(self, model: BertFinetuneModel, texts: TokenStore) -> npt.NDArray[np.float32]:
@@ -181,9 +168,7 @@ class Finetuning:
         model = BertFinetuneModel(
             **self._shape.kwargs(),
             num_classes=self.num_classes,
-            input_dropout_prob=p.dropout,
-            hidden_dropout_prob=p.dropout,
-            attention_probs_dropout_prob=p.dropout,
+            **dropout_everywhere(p.dropout),
         )
         model.checkpoint_activations(self._runtime.activation_checkpointing)
         if p.init != "scratch":

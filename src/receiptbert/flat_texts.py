@@ -16,6 +16,16 @@ def cut(lengths: Tensor, maxlen: int | None) -> Tensor:
     return lengths if maxlen is None else lengths.clamp(max=maxlen)
 
 
+def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
+    """(B, S) ids -> (B, S) mask, 1 for tokens and 0 for padding; None if nothing is padded.
+
+    Attention without a mask is faster, and batches of texts of like length often need none. A GPU would have
+    to finish its work before we know, so that there the mask is always given.
+    """
+    is_token = input_ids != pad_token_id
+    return None if input_ids.device.type == "cpu" and bool(is_token.all()) else is_token.long()
+
+
 class FlatTexts:
     """Texts of which whole batches are made: no Python code runs per text."""
 
@@ -29,7 +39,7 @@ class FlatTexts:
         self._ids = torch.from_numpy(ids).to(self.device)  # (tokens + 1,)
         self._starts = torch.from_numpy(store.offsets[:-1]).to(self.device)  # (n,)
         self.lengths = torch.from_numpy(store.lengths)  # (n,), always on the CPU: see width
-        self._lengths = self.lengths.to(self.device)
+        self._lengths_on_device = self.lengths.to(self.device)
         self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
 
     def texts(self, index: Tensor, maxlen: int | None) -> Tensor:
@@ -41,7 +51,8 @@ class FlatTexts:
         rows = self.to_device(index)
         shown = cut(self.lengths_of(rows), maxlen)
         none = torch.zeros_like(shown)
-        return self.pairs(rows, self.width(index, maxlen), none, shown, shown, none.bool())[0]
+        width = self.width(index, maxlen)
+        return self.pairs(rows, width, skipped=none, shown=shown, left=shown, permuted=none.bool())[0]
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """A copy on the device of the texts, if it is elsewhere; nobody waits for it."""
@@ -49,16 +60,22 @@ class FlatTexts:
 
     def lengths_of(self, rows: Tensor) -> Tensor:
         """Tokens of the texts ``rows`` (B,), both on the device."""
-        return self._lengths[rows]
+        return self._lengths_on_device[rows]
 
     def width(self, index: Tensor, maxlen: int | None) -> int:
         """Columns of a batch; told from lengths on the CPU, so that no one waits for a GPU to tell."""
         return int(cut(self.lengths[index], maxlen).max()) + SPECIAL_TOKENS_PER_TEXT
 
     def pairs(
-        self, rows: Tensor, width: int, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
+        self, rows: Tensor, width: int, *, skipped: Tensor, shown: Tensor, left: Tensor, permuted: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted.
+
+        Of a text ``а б в г д`` with ``left`` 2, and what each column takes from the text::
+
+            column    0     1  2  3      4      5  6
+                      [CLS] а  б  [SEP]  в      г  д
+            permuted  [CLS] в  г  д      [SEP]  а  б
 
         All tensors are (B,) and on the device.
 

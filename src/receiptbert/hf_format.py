@@ -7,7 +7,7 @@ A folder written here loads with ``AutoModelForPreTraining``, ``AutoModelForMask
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,13 +20,14 @@ from receiptbert.hf_names import HEADS, OUR_SOP, StateDict, from_hf, their_names
 from receiptbert.json_files import read_json_object
 from receiptbert.layers import ACTIVATIONS
 from receiptbert.modeling import BertFinetuneModel, BertModel
-from receiptbert.tokenization import AGAIN, WordpieceTokenizer
+from receiptbert.tokenization import TAKE_AGAIN, WordpieceTokenizer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 # Plain "temperature" is a setting of text generation to transformers, which takes
 # it out of a model's config when it loads one, and refuses to save a config that has it.
 TEMPERATURE = "softmax_temperature"
+LABELS = "corpus_labels"
 
 # Ours -> Hugging Face's, in config.json.
 SHAPE = {
@@ -79,7 +80,7 @@ def save_pretrained(
         config["id2label"] = {str(number): name for number, name in enumerate(label_names)}
         config["label2id"] = {name: number for number, name in enumerate(label_names)}
         config["problem_type"] = "single_label_classification"
-        config["corpus_labels"] = labels or label_names
+        config[LABELS] = labels or label_names
         config[TEMPERATURE] = temperature
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -129,13 +130,8 @@ def load_tokenizer(folder: Path) -> WordpieceTokenizer:
     return tokenizer
 
 
-def read_temperature(folder: Path) -> float:
-    """What a finetuned checkpoint's logits are to be divided by before the softmax; 1 if it does not say.
-
-    Raises:
-        UserError: it says something else than a number above 0.
-    """
-    temperature = read_config(folder).get(TEMPERATURE, 1.0)
+def _temperature(config: dict[str, Any], folder: Path) -> float:
+    temperature = config.get(TEMPERATURE, 1.0)
     if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
         raise UserError(
             f"{folder / CONFIG}: {TEMPERATURE} = {temperature!r} must be a number above 0; "
@@ -153,7 +149,12 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
             ``state_dict`` saved by ``torch.save``.
 
     Returns:
-        the names of the weights found, as in ``self.state_dict()``.
+        the names of the weights found, as in ``self.state_dict()``; those of other names or shapes are passed
+        over.
+
+    Raises:
+        UserError: the folder has no whole model.safetensors, or the file holds no ``state_dict``.
+        OSError: there is no such file.
     """
     path = Path(path)
     if path.is_dir():
@@ -189,35 +190,47 @@ def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
     _require_all(model, _copy_weights(model, weights), folder, spared="_classifier_head.")
 
 
-def load_classifier(folder: Path) -> tuple[BertFinetuneModel, WordpieceTokenizer, list[str]]:
-    """A finetuned model without dropout, its tokenizer, and its classes in the order of their ids.
+class SavedClassifier(NamedTuple):
+    """What a finetuned checkpoint holds."""
+
+    model: BertFinetuneModel  # without dropout
+    tokenizer: WordpieceTokenizer
+    names: list[str]  # of the classes, in the order of their ids
+    labels: list[str]  # what the corpus calls them; the names, if the checkpoint does not say
+    temperature: float  # what logits are divided by before the softmax; 1, if it does not say
+
+
+def load_classifier(folder: Path) -> SavedClassifier:
+    """Load what finetune wrote, or any Hugging Face ``BertForSequenceClassification``.
 
     Raises:
-        UserError: no such folder, no BERT checkpoint in it, or one without a classifier.
+        UserError: no such folder, no BERT checkpoint in it, one without a classifier, classes or a
+            temperature that cannot be.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name that of a finetuned model (`dvc repro` makes one)")
-    shape, weights = read_shape(folder), _read_weights(folder)
+    shape, weights, config = read_shape(folder), _read_weights(folder), read_config(folder)
     if (bias := weights.get(f"{HEADS[OUR_SOP]}.bias")) is None:
         raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")
     # Left out where nobody named the classes; transformers calls them so.
-    names = read_config(folder).get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(bias))}
-    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-        raise UserError(f"{folder / CONFIG}: id2label must name the classes 0, 1, 2 and so on; {AGAIN}")
-    classes = class_names([names[str(i)] for i in range(len(names))], folder, "id2label")
-    model = BertFinetuneModel(**shape.kwargs(), num_classes=len(classes))
+    of_ids = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(bias))}
+    if not isinstance(of_ids, dict) or set(of_ids) != {str(i) for i in range(len(of_ids))}:
+        raise UserError(f"{folder / CONFIG}: id2label must name the classes 0, 1, 2 and so on; {TAKE_AGAIN}")
+    names = _class_names([of_ids[str(i)] for i in range(len(of_ids))], folder, "id2label")
+    labels = names if config.get(LABELS) is None else _class_names(config[LABELS], folder, LABELS)
+    if len(labels) != len(names):
+        raise UserError(
+            f"{folder}: {CONFIG} has {len(names)} classes and {len(labels)} {LABELS}; {TAKE_AGAIN}"
+        )
+    model = BertFinetuneModel(**shape.kwargs(), num_classes=len(names))
     _require_all(model, _copy_weights(model, from_hf(weights)), folder)
-    return model.eval(), load_tokenizer(folder), classes
+    return SavedClassifier(model.eval(), load_tokenizer(folder), names, labels, _temperature(config, folder))
 
 
-def class_names(values: Any, folder: Path, key: str) -> list[str]:
-    """The list ``values``, which config.json has under ``key``, as strings; whole numbers become such.
-
-    Raises:
-        UserError: it is no list, or has other things in it.
-    """
+def _class_names(values: Any, folder: Path, key: str) -> list[str]:
+    """The list ``values``, which config.json has under ``key``, as strings; whole numbers become such."""
     if not isinstance(values, list) or any(type(value) not in (str, int) for value in values):
-        raise UserError(f"{folder / CONFIG}: {key} must hold the classes as texts; {AGAIN}")
+        raise UserError(f"{folder / CONFIG}: {key} must hold the classes as texts; {TAKE_AGAIN}")
     return list(map(str, values))
 
 
@@ -240,7 +253,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is not a BERT's.
     """
     try:
-        config = read_json_object(folder / CONFIG, AGAIN)
+        config = read_json_object(folder / CONFIG, TAKE_AGAIN)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no {CONFIG}; name a Hugging Face BERT checkpoint folder") from None
     if (kind := config.get("model_type")) != "bert":
@@ -255,4 +268,4 @@ def _read_weights(folder: Path) -> StateDict:
         # A pickled pytorch_model.bin could run any code when it is loaded.
         raise UserError(f"{folder} holds no {WEIGHTS}; load it with transformers and save it again") from None
     except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged ({error}); {AGAIN}") from None
+        raise UserError(f"{folder / WEIGHTS} is damaged ({error}); {TAKE_AGAIN}") from None

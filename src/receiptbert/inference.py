@@ -10,21 +10,11 @@ from torch.utils.data import DataLoader
 
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.datasets import InferenceDataset, Texts
-from receiptbert.flat_texts import cut
-from receiptbert.precision import DTYPES
+from receiptbert.flat_texts import cut, padding_mask
+from receiptbert.precision import products_in
 from receiptbert.progress import track
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.tokenization import WordpieceTokenizer
-
-
-def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
-    """(B, S) ids -> (B, S) mask, 1 for tokens and 0 for padding; None if nothing is padded.
-
-    Attention without a mask is faster, and batches of texts of like length often need none. A GPU would have
-    to finish its work before we know, so that there the mask is always given.
-    """
-    is_token = input_ids != pad_token_id
-    return None if input_ids.device.type == "cpu" and bool(is_token.all()) else is_token.long()
 
 
 def inference_loader(
@@ -59,8 +49,7 @@ def logits_by_batch(
     model.eval()
     for index, batch in zip(dataloader.batch_sampler, dataloader, strict=True):  # type: ignore[arg-type]
         input_ids = batch.to(device)
-        lower = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
-        with torch.inference_mode(), lower:
+        with torch.inference_mode(), products_in(precision, device):
             logits = model(input_ids, padding_mask(input_ids, pad_token_id)).float()
         yield index, logits
 

@@ -1,4 +1,4 @@
-"""The labelled texts for a given tokenizer."""
+"""What a classifier is finetuned on: labelled texts for a given tokenizer, and perhaps unlabelled ones."""
 
 import math
 from pathlib import Path
@@ -13,6 +13,8 @@ from receiptbert.errors import UserError
 from receiptbert.params import FinetuneParams
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
+
+UNLABELLED_PER_LABEL = 2  # texts in an epoch, where there are so many
 
 
 class Labelled(NamedTuple):
@@ -40,15 +42,25 @@ class TrainingSet(NamedTuple):
         """U."""
         return len(self.texts) - self.num_labelled
 
+    @property
+    def num_drawn(self) -> int:
+        """Unlabelled texts in an epoch; none of them twice."""
+        return min(UNLABELLED_PER_LABEL * self.num_labelled, self.num_unlabelled)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches, and steps, of an epoch."""
+        return math.ceil(self.num_labelled / self.batch_size)
+
 
 def training_set(texts: TokenStore, targets: npt.NDArray[np.int64], p: FinetuneParams) -> TrainingSet:
     """``p.epochs`` passes over the texts, or the least multiple of it that makes ``p.min_steps`` steps.
 
     Few labels want more passes, not fewer steps (Mosbach et al. 2021; measured in docs/LOG.md).
     """
-    steps = p.epochs * math.ceil(len(texts) / p.batch_size)
-    times = max(1, math.ceil(p.min_steps / steps))
-    return TrainingSet(texts, targets, len(texts), times * p.epochs, p.batch_size, p.label_smoothing)
+    once = TrainingSet(texts, targets, len(texts), p.epochs, p.batch_size, p.label_smoothing)
+    times = max(1, math.ceil(p.min_steps / (p.epochs * once.num_batches)))
+    return once._replace(epochs=times * p.epochs)
 
 
 def load_labelled(tokenized: Path, corpus: Path, split: str, tokenizer: WordpieceTokenizer) -> Labelled:

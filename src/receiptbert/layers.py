@@ -27,7 +27,7 @@ class BertEmbeddings(nn.Module):
         type_vocab_size: the number of segments.
         eps: of the layer norm.
 
-    Parameters: (V + P + 2) d + 2d.
+    Parameters: (V + P + type_vocab_size) d + 2d.
     """
 
     def __init__(
@@ -72,6 +72,9 @@ class MultiHeadSelfAttention(nn.Module):
         attention_probs_dropout_prob: dropout of attention weights, which hides whole tokens.
         dropout_prob: dropout before the residual sum.
         eps: of the layer norm.
+
+    Raises:
+        ValueError: d is no multiple of h.
 
     Parameters: 4d^2 + 6d.
     """

@@ -1,19 +1,12 @@
 """Scores of a classifier and the data of its plots."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
-
-from receiptbert.datasets import Texts
-from receiptbert.inference import inference_loader
-from receiptbert.tokenization import WordpieceTokenizer
-
-if TYPE_CHECKING:
-    from receiptbert.finetune_trainer import FinetuneTrainer
 
 ClassIds = npt.NDArray[np.int64]
 
@@ -119,18 +112,3 @@ def most_confused_pairs(
             examples.setdefault((actual, answer), text)
     most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:count]
     return [ConfusedPair(names[a], names[b], rows, examples[a, b]) for (a, b), rows in most]
-
-
-def make_scorer(
-    texts: Texts,
-    targets: Sequence[int] | npt.NDArray[np.int64],
-    tokenizer: WordpieceTokenizer,
-    maxlen: int | None,
-) -> Callable[["FinetuneTrainer"], tuple[str, float]]:
-    """A function that gives the name and the value of the weighted F1 of a trainer's model on ``texts``."""
-    loader = inference_loader(texts, tokenizer, maxlen)
-
-    def get_score(trainer: "FinetuneTrainer") -> tuple[str, float]:
-        return "f1", f1(targets, trainer.predict(loader), "weighted")
-
-    return get_score

@@ -16,7 +16,6 @@ from torch import nn
 from receiptbert.calibration import BINS
 from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED, VAL
 from receiptbert.evaluation import Evaluation
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
 from receiptbert.modeling import BertFinetuneModel
 
@@ -88,7 +87,7 @@ def _front_matter(result: Evaluation) -> str:
 def _introduction(result: Evaluation, model: BertFinetuneModel) -> str:
     parts = count_parameters(model)
     rows = [(part, f"{count:,}") for part, count in {**parts, "all": sum(parts.values())}.items()]
-    longest = model.shape.max_seqlen - SPECIAL_TOKENS_PER_TEXT
+    longest = model.shape.maxlen
     text = f"""A BERT that gives a line of a receipt one of {len(result.names):,} product categories. It reads
         the first {longest} tokens of a line. The receiptbert pipeline made it, and wrote this card with its
         scores on test."""
@@ -118,7 +117,8 @@ def _scores(result: Evaluation) -> str:
     text = f"""{result.scores["rows"]:,} rows. Always answering the most frequent category has weighted F1
         {result.scores["majority_weighted_f1"]:.3f}. The intervals are percentiles of a bootstrap: the rows
         drawn again with replacement, {BOOTSTRAP_DRAWS:,} times, from a fixed seed. They hold the chance of
-        which lines are in test, not that of another training."""
+        which lines are in test, not that of another training. That of macro F1 lies low: of a rare category a
+        draw may have a row or none, which costs more F1 than it gains."""
     return _section("## Scores on test", _table(["score", "value", "95% interval"], rows), text)
 
 

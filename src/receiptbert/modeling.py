@@ -4,7 +4,7 @@ The tasks are masked language modelling (Devlin et al. 2019) and sentence order 
 Shapes: B texts in a batch, S tokens in a text, d hidden size, V vocabulary, C classes.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class MlmHead(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
-        """(B, S, d) and (B, S) true ids -> the mean cross entropy over the targets; 0 if there are none."""
+        """(B, S, d) and (B, S) true ids -> the mean cross entropy over the targets (nats); 0 without any."""
         is_target = labels != self.ignore_index
         return self.loss_at(hidden_states[is_target], labels[is_target])
 
@@ -90,14 +90,38 @@ class ClassifierHead(nn.Module):
 
     def forward(self, hidden_states: Tensor, permuted: Tensor | None = None) -> Tensor:
         """(B, S, d) -> logits (B, C); with ``permuted`` (B,) and C = 1, the binary cross entropy instead."""
-        pooled = self._activation(self._dense(hidden_states[:, self.CLS_POSITION]))
+        return self.at_cls(hidden_states[:, self.CLS_POSITION], permuted)
+
+    def at_cls(self, hidden_states: Tensor, permuted: Tensor | None = None) -> Tensor:
+        """(B, d), those of ``[CLS]`` alone -> as ``forward``."""
+        pooled = self._activation(self._dense(hidden_states))
         logits = cast(Tensor, self._output(self._dropout(pooled)))
         if permuted is None:
             return logits
         return cast(Tensor, self.CRITERION(logits.squeeze(-1), permuted.to(logits.dtype)))
 
 
-class BertModel(nn.Module):
+class ModelOnBert(nn.Module):
+    """What both models share: the encoder, and what is asked of it."""
+
+    _backbone: Bert
+
+    @property
+    def shape(self) -> BertShape:
+        """The shape of the encoder."""
+        return self._backbone.shape
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """See ``Bert.activation_checkpointing``."""
+        return self._backbone.activation_checkpointing
+
+    def checkpoint_activations(self, active: bool = True) -> None:
+        """Train in less memory and more time; see ``Bert.activation_checkpointing``."""
+        self._backbone.activation_checkpointing = active
+
+
+class BertModel(ModelOnBert):
     """BERT for pretraining: masked language modelling and sentence order prediction.
 
     The arguments are those of ``Bert``, but for these:
@@ -151,15 +175,6 @@ class BertModel(nn.Module):
             hidden_size, hidden_dropout_prob=hidden_dropout_prob, num_classes=1
         )
 
-    @property
-    def shape(self) -> BertShape:
-        """The shape of the encoder."""
-        return self._backbone.shape
-
-    def checkpoint_activations(self, active: bool = True) -> None:
-        """Train in less memory and more time; see ``Bert.activation_checkpointing``."""
-        self._backbone.activation_checkpointing = active
-
     def forward(
         self,
         x: Tensor,
@@ -185,7 +200,7 @@ class BertModel(nn.Module):
         hidden_states = self._backbone(x, attention_mask, token_type_ids, rows)  # (B + T, d)
         at_cls, at_targets = hidden_states.split([len(x), len(targets)])
         mlm_loss = self._mlm_head.loss_at(at_targets, labels.flatten()[targets])
-        sop_loss = self._classifier_head(at_cls[:, None], permuted)
+        sop_loss = self._classifier_head.at_cls(at_cls, permuted)
         parts = {"MLM": mlm_loss, "SOP": sop_loss}
         return self.total(parts), parts
 
@@ -202,8 +217,15 @@ class BertModel(nn.Module):
         return (1 - self._sop_weight) * parts["MLM"] + self._sop_weight * parts["SOP"]
 
 
-class BertFinetuneModel(nn.Module):
-    """BERT for classification. Its head but for the last layer is the one pretrained on sentence order."""
+class BertFinetuneModel(ModelOnBert):
+    """BERT for classification. Its head but for the last layer is the one pretrained on sentence order.
+
+    The arguments are those of ``Bert``, but for these:
+
+    Args:
+        num_classes: C.
+        hidden_dropout_prob: ``dropout_prob`` of ``Bert``, and the dropout before the head's last layer.
+    """
 
     def __init__(
         self,
@@ -236,21 +258,21 @@ class BertFinetuneModel(nn.Module):
         )
         self._classifier_head = ClassifierHead(hidden_size, num_classes, hidden_dropout_prob)
 
-    @property
-    def shape(self) -> BertShape:
-        """The shape of the encoder."""
-        return self._backbone.shape
-
-    def checkpoint_activations(self, active: bool = True) -> None:
-        """Train in less memory and more time; see ``Bert.activation_checkpointing``."""
-        self._backbone.activation_checkpointing = active
-
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, S) ids and (B, S) mask -> logits (B, C)."""
         at_cls = self._backbone(x, attention_mask, rows=cls_rows(x))  # (B, d)
-        return cast(Tensor, self._classifier_head(at_cls[:, None]))
+        return self._classifier_head.at_cls(at_cls)
 
 
 def cls_rows(input_ids: Tensor) -> Tensor:
     """(B, S) ids -> (B,), the number of each ``[CLS]`` among the B * S tokens."""
     return torch.arange(input_ids.shape[0], device=input_ids.device) * input_ids.shape[1]
+
+
+def dropout_everywhere(prob: float) -> dict[str, Any]:
+    """One probability for all dropouts of either model, as keyword arguments."""
+    return {
+        "input_dropout_prob": prob,
+        "hidden_dropout_prob": prob,
+        "attention_probs_dropout_prob": prob,
+    }

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from receiptbert.errors import UserError
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.hf_format import load_classifier, read_temperature
+from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.tokenization import WordpieceTokenizer
@@ -95,8 +94,8 @@ def export_onnx(
         UserError: no such model, no lines, or a folder of that name; or before quantization some line gets
             another class or a probability that is off by more than ``TOLERANCE``. Nothing is written then.
     """
-    model, tokenizer, names = load_classifier(model_folder)
-    calibrated = CalibratedModel(model, read_temperature(model_folder)).eval()
+    model, tokenizer, names, _, temperature = load_classifier(model_folder)
+    calibrated = CalibratedModel(model, temperature).eval()
     texts = random_lines(tokenizer, model.shape.max_seqlen) if texts is None else texts
     if not texts:
         raise UserError("there are no lines to compare the answers on")
@@ -108,7 +107,7 @@ def export_onnx(
             Path(scratch) / name for name in ("exported", "prepared", "quantized")
         )
         _export(calibrated, model.shape.max_seqlen, names, exported)
-        agreement = agree(calibrated, exported, texts, tokenizer, model.shape.max_seqlen)
+        agreement = agree(calibrated, exported, texts, tokenizer, model.shape.maxlen)
         if agreement.same_labels < 1 or not agreement.difference <= TOLERANCE:
             raise UserError(
                 f"{out_path} was not written: {agreement.same_labels:.2%} of {agreement.lines:,} lines get "
@@ -118,16 +117,16 @@ def export_onnx(
         if int8:
             quant_pre_process(exported, prepared)
             quantize_dynamic(prepared, quantized, weight_type=QuantType.QInt8)
-            agreement = agree(calibrated, quantized, texts, tokenizer, model.shape.max_seqlen)
+            agreement = agree(calibrated, quantized, texts, tokenizer, model.shape.maxlen)
         os.replace(quantized if int8 else exported, out_path)
     return agreement
 
 
 def agree(
-    model: CalibratedModel, path: Path, texts: Sequence[str], tokenizer: WordpieceTokenizer, max_seqlen: int
+    model: CalibratedModel, path: Path, texts: Sequence[str], tokenizer: WordpieceTokenizer, maxlen: int
 ) -> Agreement:
     """Compare the probabilities that ``model`` and the ONNX file ``path`` give ``texts``."""
-    loader = inference_loader(texts, tokenizer, max_seqlen - SPECIAL_TOKENS_PER_TEXT)
+    loader = inference_loader(texts, tokenizer, maxlen)
     torchs, onnxs = (
         predict_logits(contestant, loader, tokenizer.pad_token_id, torch.device("cpu"))
         for contestant in (model, OnnxModel(path))

@@ -71,6 +71,9 @@ class Scheduler:
         final_lr: rate after the last step.
         num_warmup_steps: steps from ``init_lr`` to ``peak_lr``.
         num_training_steps: all steps of the optimizer (batches times epochs over accumulation).
+
+    Raises:
+        ValueError: the warm-up is no shorter than the training.
     """
 
     def __init__(

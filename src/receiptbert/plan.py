@@ -7,13 +7,10 @@ bytes, or 2 where a matrix product of mixed precision reads or writes it.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.progress import say
-
-if TYPE_CHECKING:  # a plan needs no torch
-    from receiptbert.encoder import BertShape
 
 # The backward pass takes two products, for the gradients of inputs and of weights, for each one forward.
 TIMES_FORWARD = 3
@@ -28,7 +25,7 @@ APART = 3.2
 BESIDE = 0.4 * GIB
 
 
-def parameters(shape: "BertShape", num_classes: int | None) -> dict[str, int]:
+def parameters(shape: BertShape, num_classes: int | None) -> dict[str, int]:
     """How many parameters each part has; the heads are those of pretraining if ``num_classes`` is None.
 
     The matrix that the head of masked language modelling shares with the embeddings counts there.
@@ -45,7 +42,7 @@ def parameters(shape: "BertShape", num_classes: int | None) -> dict[str, int]:
 
 
 def operations_per_token(
-    shape: "BertShape",
+    shape: BertShape,
     length: float,
     of_cls: float,
     targets: float,
@@ -94,7 +91,7 @@ class Plan:
         steps: of the optimizer.
     """
 
-    shape: "BertShape"
+    shape: BertShape
     num_classes: int | None
     trained_tokens: int
     soft_targets: int

@@ -1,7 +1,9 @@
 """Mixed precision: what matrix products are computed in; weights and their updates stay in fp32."""
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +31,11 @@ def choose_precision(name: str, device: torch.device, key: str) -> str:
     if (name == "bf16" and not has_bf16(device)) or (name == "fp16" and device.type == "cpu"):
         raise UserError(f"{key} = {name}, which this {device.type} does not have; set auto")
     return name
+
+
+def products_in(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Within it matrix products are computed in ``precision``: fp32, which changes nothing, bf16 or fp16."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def has_bf16(device: torch.device) -> bool:

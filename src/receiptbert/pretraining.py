@@ -14,7 +14,7 @@ from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.loading import make_loader
-from receiptbert.modeling import BertModel
+from receiptbert.modeling import BertModel, dropout_everywhere
 from receiptbert.optimization import Scheduler, get_optimizer, num_optimizer_steps
 from receiptbert.params import Params
 from receiptbert.plan import Plan, announce, require_memory
@@ -35,7 +35,7 @@ class Pretraining:
         params: all settings; those of pretrain, model and runtime are used.
         texts: unsupervised ones; those that are too short are left out.
         tokenizer: theirs.
-        lengths: which texts to use, and how much of them.
+        used: which texts, and how much of them.
         device: where to train.
 
     Raises:
@@ -47,7 +47,7 @@ class Pretraining:
         params: Params,
         texts: TokenStore,
         tokenizer: WordpieceTokenizer,
-        lengths: TextLengths,
+        used: TextLengths,
         device: torch.device,
     ) -> None:
         p, runtime = params.pretrain, params.runtime
@@ -55,24 +55,29 @@ class Pretraining:
         self.precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
         self._params = params
         self._tokenizer = tokenizer
-        self._lengths = lengths
+        self._used = used
         self._device = device
-        self._texts = texts.take(texts.lengths >= lengths.shortest)
-        held_out = self._texts.held_out(p.holdout)
-        self._loader, self._held_out_loader = (
-            self._make_loader(self._texts.take(rows)) for rows in (~held_out, held_out)
-        )
+        texts = texts.take(texts.lengths >= used.shortest)
+        held_out = texts.held_out(p.holdout)
+        self._loader = self._make_loader(texts.take(~held_out))
+        self._held_out_loader = self._make_loader(texts.take(held_out))
         in_all_epochs = num_optimizer_steps(len(self._loader), p.epochs, p.num_accum_steps)
         self.steps = min(in_all_epochs, p.max_steps)
         self._shape = BertShape(
             **params.model.kwargs(),
             vocab_size=tokenizer.vocab_size,
-            max_seqlen=lengths.longest + SPECIAL_TOKENS_PER_TEXT,
+            max_seqlen=used.longest + SPECIAL_TOKENS_PER_TEXT,
             eps=EPS,
         )
+        # Kept instead of the texts, of which the datasets have copies.
+        self._mean_length = float((texts.lengths.clip(max=used.longest) + SPECIAL_TOKENS_PER_TEXT).mean())
 
     def train(self, logdir: str, checkpoints: Checkpoints) -> tuple[BertModel, Trainer]:
-        """Train a model from random weights, or on from a checkpoint; raises what ``Trainer.train`` does."""
+        """Train a model from random weights, or on from a checkpoint.
+
+        Raises:
+            UserError, Interrupted: see ``Trainer.train``.
+        """
         p, runtime = self._params.pretrain, self._params.runtime
         model = self._make_model()
         optimizer = get_optimizer(model, weight_decay=p.weight_decay)
@@ -108,7 +113,7 @@ class Pretraining:
         require_memory(self.plan, free, "pretrain", p.batch_size, p.num_accum_steps)
 
     def _make_loader(self, texts: TokenStore) -> Batches:
-        p, used = self._params.pretrain, self._lengths
+        p, used = self._params.pretrain, self._used
         dataset = PretrainDataset(
             texts, self._tokenizer, used.shortest, used.longest, p.permute_prob, device=self._device
         )
@@ -136,9 +141,7 @@ class Pretraining:
         torch.manual_seed(p.seed)
         model = BertModel(
             **self._shape.kwargs(),
-            input_dropout_prob=p.dropout,
-            hidden_dropout_prob=p.dropout,
-            attention_probs_dropout_prob=p.dropout,
+            **dropout_everywhere(p.dropout),
             sop_weight=p.sop_weight,
         )
         model.checkpoint_activations(self._params.runtime.activation_checkpointing)
@@ -147,7 +150,7 @@ class Pretraining:
     @property
     def plan(self) -> Plan:
         """What the training will take."""
-        p, longest = self._params.pretrain, self._shape.max_seqlen
+        p = self._params.pretrain
         return Plan(
             shape=self._shape,
             num_classes=None,
@@ -155,8 +158,8 @@ class Pretraining:
             soft_targets=0,
             texts=p.batch_size,
             processes=num_processes(),
-            length=float((self._texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=longest).mean()),
-            longest=longest,
+            length=self._mean_length,
+            longest=self._shape.max_seqlen,
             mask_prob=p.mask_prob,
             dropout=p.dropout,
             mixed=self.precision != "fp32",

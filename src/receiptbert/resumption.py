@@ -118,9 +118,9 @@ class ResumableDescent(Descent[Model]):
                 if save:
                     self._save()
 
-    def _write_history(self) -> None:
+    def _fetch_history(self) -> None:
         with self._interrupts.held():
-            super()._write_history()
+            super()._fetch_history()
 
     # --- The state: what a subclass adds to one method it takes back in `_load` ---
 
@@ -148,7 +148,7 @@ class ResumableDescent(Descent[Model]):
         return conditions(self._device, self._precision, self._amp_backend)
 
     def _save(self) -> None:
-        self._flush_log()
+        self._history.flush()
         if is_leader():
             self._write_checkpoint()
         wait_for_all()
@@ -161,7 +161,7 @@ class ResumableDescent(Descent[Model]):
             "scheduler": self._scheduler.state_dict(),
             "scaler": self._amp.state_dict(),
             "columns": columns,
-            "logdir": self._logdir,
+            "logdir": self._history.logdir,
             "conditions": self._conditions(),
         }
         tensors = {**self._weights(), **self._noted.tensors, "history": history}
@@ -182,15 +182,15 @@ class ResumableDescent(Descent[Model]):
         self._scheduler.load_state_dict(values["scheduler"])
         self._amp.load_state_dict(values["scaler"])
         rows = tensors["history"].tolist()
-        self.history = [dict(zip(values["columns"], row, strict=True)) for row in rows]
-        for record in self.history:
+        records = [dict(zip(values["columns"], row, strict=True)) for row in rows]
+        for record in records:
             record["step"] = int(record["step"])  # a float in the tensor
+        self._history.resume(records, values["logdir"])
         self._step, self._epoch, self._batch = values["step"], values["epoch"], values["batch"]
         self._order = tensors.get("order")
         torch.set_rng_state(tensors["random"])
         if "cuda_random" in tensors and self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors["cuda_random"], self._device)
-        self._logdir, self._purge_step = values["logdir"], self._step + 1
         say(f"resumed after step {self._step}")
         alone = {"processes": 1}
         before, now = alone | values["conditions"], alone | self._conditions()

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from types import NoneType
@@ -29,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 }
 # Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
 CHUNK = 10_000
-AGAIN = "take it again from where it came"  # how to mend a damaged checkpoint
+TAKE_AGAIN = "take it again from where it came"  # how to mend a damaged checkpoint
 # Tokenizers differ in what they make of capitals, accents, Chinese, unseen and compatibility characters and
 # punctuation, before they look for pieces.
 PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc № ½ ﬁ 3,2%"
@@ -53,7 +54,7 @@ class WordpieceTokenizer:
         lowercase: bool = True,
     ) -> None:
         self._config = DEFAULTS | {"do_lower_case": lowercase, "strip_accents": strip_accents}
-        self._backend = _untrained(Path(vocab_path), self._config, clean_text)
+        self._backend = _from_vocabulary(Path(vocab_path), self._config, clean_text)
 
     @classmethod
     def from_corpus(
@@ -76,6 +77,9 @@ class WordpieceTokenizer:
             tokenizer_save_path: folder for ``<tokenizer_name>-vocab.txt``.
             vocab_size: entries wanted, special tokens included. A small corpus gives fewer.
             min_frequency: a pair of pieces seen less often is not joined.
+
+        Raises:
+            UserError: the characters alone need more than ``vocab_size`` entries.
         """
         trainer = BertWordPieceTokenizer(
             clean_text=clean_text, strip_accents=strip_accents, lowercase=lowercase
@@ -101,7 +105,7 @@ class WordpieceTokenizer:
             tokenizer._backend = _read_tokenizer(saved)
         elif vocabulary.exists():
             with _damage_named(vocabulary):
-                tokenizer._backend = _untrained(vocabulary, tokenizer._config)
+                tokenizer._backend = _from_vocabulary(vocabulary, tokenizer._config)
         else:
             raise UserError(
                 f"{folder} holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"
@@ -155,7 +159,7 @@ class WordpieceTokenizer:
         vocabulary: dict[str, int] = self._backend.get_vocab()
         return sorted(vocabulary, key=vocabulary.__getitem__)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the vocabulary and of the words of ``PROBE``: ids of one tokenizer mean nothing to a
         model of another."""
@@ -205,7 +209,7 @@ class WordpieceTokenizer:
         return cast(int, self._backend.token_to_id(self._config[f"{name}_token"]))
 
 
-def _untrained(vocabulary: Path, config: dict[str, Any], clean_text: bool = True) -> Tokenizer:
+def _from_vocabulary(vocabulary: Path, config: dict[str, Any], clean_text: bool = True) -> Tokenizer:
     """The tokenizer of a ``vocab.txt``."""
     wordpiece = BertWordPieceTokenizer(
         str(vocabulary),
@@ -232,14 +236,14 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library has no class of its own for it
-        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from None
+        raise UserError(f"{path} is damaged ({error}); {TAKE_AGAIN}") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """``tokenizer_config.json`` as far as it concerns us; what it leaves out or calls null has a default."""
     path = folder / CONFIG
     try:
-        saved = read_json_object(path, AGAIN)
+        saved = read_json_object(path, TAKE_AGAIN)
     except FileNotFoundError:
         saved = {}
     config: dict[str, Any] = {}
@@ -249,5 +253,5 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config[name] = value["content"] if isinstance(value, dict) and "content" in value else value
         kinds = (str,) if isinstance(default, str) else (bool, NoneType)
         if not isinstance(config[name], kinds):
-            raise UserError(f"{path}: {name} cannot be {value!r}; {AGAIN}")
+            raise UserError(f"{path}: {name} cannot be {value!r}; {TAKE_AGAIN}")
     return config

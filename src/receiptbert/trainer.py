@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.descent import RECENT_STEPS
 from receiptbert.distributed import averaging, num_processes, share_of, weight_of
-from receiptbert.inference import padding_mask
+from receiptbert.flat_texts import padding_mask
+from receiptbert.history import RECENT_STEPS
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import readable, say
@@ -73,6 +73,10 @@ class Trainer(ResumableDescent[BertModel]):
 
         Args:
             max_steps: end after so many steps of this trainer, should they come first.
+
+        Raises:
+            UserError: a loss or gradient is no finite number, or gradients overflow fp16 at any scale.
+            Interrupted: with ``checkpoints``, SIGINT or SIGTERM came; the state is saved.
         """
         with self._resumable():
             while self._epoch < n_epochs:
@@ -87,7 +91,7 @@ class Trainer(ResumableDescent[BertModel]):
                 means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
                 say(f"{name}: {readable(means)} over the last {len(recent)} steps")
                 self._end_epoch()
-        self._close_log()
+        self._history.close()
 
     def _train_step(self, batches: Iterable[Any]) -> None:
         """One epoch."""
@@ -101,7 +105,7 @@ class Trainer(ResumableDescent[BertModel]):
                 for name, value in of_batch.items():
                     noted[name] = noted.get(name, 0) + (value if name == "tokens" else value / len(group))
             self._descend(noted)
-        self._write_history()
+        self._fetch_history()
 
     def _compute(self, *inputs: Tensor, max_targets: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's share of the loss and of its parts, and the whole batch's number of tokens."""
@@ -134,11 +138,8 @@ class Trainer(ResumableDescent[BertModel]):
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
         """MLM loss per target (nats), and SOP accuracy, over all of ``dataloader``, without dropout."""
         self._model.eval()
-        backbone, mlm_head, sop_head = (
-            self._model._backbone,
-            self._model._mlm_head,
-            self._model._classifier_head,
-        )
+        backbone, mlm_head = self._model._backbone, self._model._mlm_head
+        sop_head = self._model._classifier_head
         mlm_loss = targets = correct = texts = 0.0
         with torch.inference_mode():
             for batch in dataloader:

@@ -64,6 +64,9 @@ def _train(
 ) -> list[str]:
     """The vocabulary in the order of its ids, the same on every run.
 
+    The library joins the most frequent pair of pieces, as BPE does (Sennrich et al. 2016), where WordPiece as
+    it was published joins the pair that makes the texts likeliest (Schuster and Nakajima 2012).
+
     Left alone, the trainer numbers the continuation characters (``##а``) in the order in which a hash map
     yields the words, and breaks ties between equally frequent pairs by those numbers, so that every run
     gives another vocabulary. Numbers given beforehand are kept: a first training, which may join nothing
