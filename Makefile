@@ -20,7 +20,7 @@ repro: .venv/ready  ## environment, all stages on the sample (or on data.archive
 	dvc metrics show metrics/test.json
 
 test: .venv/ready  ## environment, all tests
-	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready  ## formatter, linter, types
 	ruff format --check .

@@ -24,6 +24,7 @@ from setting import shape_of
 
 MINI = BertShape(**shape_of("mini"), vocab_size=30_000, max_seqlen=24, act_func="gelu", eps=EPS)
 KEYS = 11  # tokens of a receipt line, marks included
+PASSES = 50  # forward and backward, whose time is taken at once
 
 
 def attention_weights(scaled: bool) -> dict[str, float]:
@@ -51,9 +52,9 @@ def wide_projection() -> float:
 
     def rate(outputs: list[nn.Module]) -> float:
         start = time.perf_counter()
-        for _ in range(50):
+        for _ in range(PASSES):
             sum(layer(x).sum() for layer in outputs).backward()
-        return 50 / (time.perf_counter() - start)
+        return PASSES / (time.perf_counter() - start)
 
     rates = in_turns({"wide": lambda: rate([wide]), "narrow": lambda: rate(list(narrow))}, rounds=5)
     return ratio(rates["wide"], rates["narrow"])

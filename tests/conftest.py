@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from hypothesis import settings
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # Tests must not look for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -73,6 +75,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
 
 
+LONGEST_FIRST = ["test_pipeline.py", "test_benchmarks.py", "test_distributed.py", "test_properties.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: begun last, one would leave the other workers with nothing to do."""
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _without_waiting_for_the_disk() -> Iterator[None]:
     """What tests write need not survive a power failure."""
@@ -93,6 +104,10 @@ def texts() -> list[str]:
 def tokenizer(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> WordpieceTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     return WordpieceTokenizer.from_corpus(texts, folder / "corpus.txt", folder, "test", vocab_size=60)
+
+
+class Cut(Exception):  # noqa: N818
+    """Stands for kill -9: nothing is done after it."""
 
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -192,6 +207,22 @@ def refusal(stage: Callable[[Params], None], folder: Path) -> str:
     return line
 
 
+def make_zip(path: Path, members: dict[str, str | bytes]) -> Path:
+    """A zip with files of these names and contents."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return path
+
+
+def logged(folder: Path, stage: str) -> dict[str, list[float]]:
+    """What the only run of ``stage`` has logged, by name, step by step."""
+    (run,) = (folder / "runs" / stage).iterdir()
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 def matches(expected: str, line: str) -> bool:
     """Whether ``line`` is ``expected``, in which … stands for anything."""
     pattern = ".*".join(map(re.escape, expected.split("…")))
@@ -241,6 +272,12 @@ def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in STAGES.values():
         run_here(stage, folder)
     return folder
+
+
+@pytest.fixture
+def project(tiny_project: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny project for one test to change."""
+    return Path(shutil.copytree(tiny_project, tmp_path / "project"))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Both engines of mixed precision. Apex needs a GPU: a stand-in takes its place, which has its calls."""
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,19 +103,17 @@ def test_gradients_that_overflow_at_any_scale_end_the_training(
 
 
 def test_metrics_of_fp16_name_the_backend_and_count_the_skipped_steps(
-    tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(tiny_project, folder)
     for name in (
         "receiptbert.pretraining",
         "receiptbert.finetuning",
     ):  # a CPU's fp16 is too slow for more than a test
         monkeypatch.setattr(f"{name}.choose_precision", lambda *_: "fp16")
     for stage in ("pretrain", "finetune"):
-        before = json.loads((folder / f"metrics/{stage}.json").read_text())
-        run_here(STAGES[stage], folder)
-        after = json.loads((folder / f"metrics/{stage}.json").read_text())
+        before = json.loads((project / f"metrics/{stage}.json").read_text())
+        run_here(STAGES[stage], project)
+        after = json.loads((project / f"metrics/{stage}.json").read_text())
         assert after.keys() - before.keys() == {"skipped_steps", "amp_backend"}
         assert (after["skipped_steps"], after["amp_backend"]) == (0, "torch")
 

@@ -3,15 +3,9 @@ import zipfile
 from pathlib import Path
 
 from receiptbert.archive import extract_corpus
+from tests.conftest import make_zip
 
 CSV = "text,label,split\nmilk,1,train\n"
-
-
-def make_zip(path: Path, members: dict[str, str]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name, content in members.items():
-            opened.writestr(name, content)
-    return path
 
 
 def written(folder: Path) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """Each benchmark runs and writes its figures; how fast anything is, is no matter for a test."""
 
+import argparse
 import importlib
 import json
-import os
-import subprocess
+import pickle
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import answers
 import apex_check
 import common
 import epoch
@@ -34,7 +38,7 @@ from receiptbert.errors import UserError
 from receiptbert.hf_format import save_pretrained
 from receiptbert.onnx_export import CalibratedModel
 from receiptbert.params import load_params
-from setting import Setting, Task
+from setting import Setting, Stopwatch, Task, read_setting
 from tests.conftest import ROOT, STAGES, run_here
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
@@ -64,18 +68,31 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]:
     """The figures that the benchmark writes. It runs in this process, which has loaded what it takes."""
     result = folder / "result.json"
-    arguments = [str(ROOT / f"benchmarks/{name}.py"), "--json", str(result), *options]
-    if name == "throughput":  # starts processes like its own
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-    else:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", arguments)
-            patch.setenv("OMP_NUM_THREADS", "1")
-            importlib.import_module(name).main()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [str(ROOT / f"benchmarks/{name}.py"), "--json", str(result), *options])
+        patch.setenv("OMP_NUM_THREADS", "1")
+        importlib.import_module(name).main()
     figures: dict[str, Any] = json.loads(result.read_text())
     return figures
+
+
+class InlineExecutor:
+    """Stands in for a process of its own: what goes there and comes back is pickled."""
+
+    def __init__(self, _: int, _context: Any, initializer: Callable[..., None], initargs: Any) -> None:
+        initializer(*pickle.loads(pickle.dumps(initargs)))
+
+    def __enter__(self) -> "InlineExecutor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        function, *arguments = pickle.loads(pickle.dumps((function, *arguments)))
+        done.set_result(pickle.loads(pickle.dumps(function(*arguments))))
+        return done
 
 
 @pytest.mark.parametrize(
@@ -87,11 +104,54 @@ def run_benchmark(name: str, options: list[str], folder: Path) -> dict[str, Any]
         ("inference", [*QUICK, "--lines", "50"]),
     ],
 )
-def test_a_benchmark_writes_its_figures(archive: Path, tmp_path: Path, name: str, options: list[str]) -> None:
+@pytest.mark.filterwarnings("default")  # what the Trainer warns of
+def test_a_benchmark_writes_its_figures(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str]
+) -> None:
+    monkeypatch.setattr(throughput, "ProcessPoolExecutor", InlineExecutor)
+    monkeypatch.setattr(throughput, "keep_freed_memory", lambda _: None)  # would be kept for all tests
+    monkeypatch.setattr(throughput, "MATRIX", {"cpu": 64})
     figures = run_benchmark(name, ["--corpus", str(archive), *options], tmp_path)
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
     assert str(tmp_path) not in figures["command"]
     assert figures.get("labels_equal", True)
+
+
+def test_the_first_of_the_rounds_is_not_counted() -> None:
+    numbers = count(1)
+    rates = common.in_turns({"a": lambda: next(numbers), "b": lambda: next(numbers)}, rounds=2)
+    assert rates == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_the_watch_counts_tokens_and_seconds_from_when_it_is_warm(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = argparse.Namespace(corpus=archive, overrides=[], size="tiny", vocab_size=None, device="cpu")
+    setting = read_setting(given, "fp32")
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    watch = Stopwatch(setting, Task(batch_size=2, seconds=3.0, warm_up=1.0))
+    padding = setting.tokenizer.pad_token_id
+    batch = torch.tensor([[9, 9, padding], [9, 9, 9]])
+    ended = []
+    for now in (0.5, 1.5, 2.5, 4.0, 5.5):  # noqa: B007  read by the clock
+        watch.saw(batch)
+        ended.append(watch.step())
+    assert ended == [False, False, False, False, True]
+    assert watch.rate() == 3 * 5 / 4  # from 1.5 on
+
+
+def test_operations_are_those_of_the_plan(archive: Path) -> None:
+    given = argparse.Namespace(corpus=archive, overrides=[], size="tiny", vocab_size=None, device="cpu")
+    setting = read_setting(given, "fp32")
+    length = 7
+    same = setting.unlabelled.take(setting.unlabelled.lengths == length)
+    setting = replace(setting, unlabelled=same, train=same)
+    for stage, row in (("pretrain", memory.Row("tiny", 0, 2, 0.0)), ("finetune", None)):
+        plan = memory.plan_of(row or memory.Row("tiny", 0, 2, 0.0), setting)
+        if row is None:
+            plan = replace(plan, num_classes=setting.num_classes, mask_prob=0.0)
+        assert throughput.operations(setting, stage) == pytest.approx(plan.operations_per_token)
 
 
 def test_scale_measures_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,12 +572,15 @@ def test_the_numbers_behind_the_answers(
     texts: list[str],
     tokenizer: WordpieceTokenizer,
     finetune_model: Callable[..., BertFinetuneModel],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save_pretrained(finetune_model(), tokenizer, tmp_path / "model", ["а", "б", "в"])
     rows = [f"{text},{i % 3},{split}" for split in ("train", "val", "test") for i, text in enumerate(texts)]
     (tmp_path / "data.csv").write_text("\n".join(["text,label,split", *rows, "а,,unsupervised"]))
     options = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data.csv")]
+    monkeypatch.setattr(answers, "PASSES", 1)
     figures = run_benchmark("answers", options, tmp_path)
+    assert figures["wide_projection_is_faster"] > 0
     assert figures["not_scaled"]["largest_weight"] > figures["scaled"]["largest_weight"]
     assert 0 < figures["lines_with_another_class_if_padding_is_not_masked"] <= 1
     # The published formulas: (V + P + 2) d + 2d, 4 (4d^2 + 6d), 4 (8d^2 + 7d).
@@ -530,13 +593,14 @@ def test_the_numbers_behind_the_answers(
 def test_memory_beside_the_plan(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [memory.Row("tiny", 300, 4, 0.0), memory.Row("tiny", 9_000, 4, 0.1, activation_checkpointing=True)]
-    monkeypatch.setattr(memory, "ROWS", rows)
+    row = memory.Row("tiny", 9_000, 4, 0.1, activation_checkpointing=True)
+    monkeypatch.setattr(memory, "ROWS", [row])
     figures = run_benchmark("memory", ["--corpus", str(archive), "--device", "cpu"], tmp_path)
-    small, large = (figures["rows"][row.name] for row in rows)
-    assert large["plan_gib"] - small["plan_gib"] > 8_000 * 128 * 4 * 4 / 2**30  # weights, gradients, moments
-    assert large["measured_gib"] > small["measured_gib"] > 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["tiny,", "tiny,"]
+    (found,) = figures["rows"].values()
+    entries = 9_000 * 128 * 4 * 4 / 2**30  # weights, gradients and moments of these alone
+    assert found["plan_gib"] > entries
+    assert found["measured_gib"] > entries
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["tiny,"]
 
 
 # --- half_precision.py ---

@@ -13,12 +13,8 @@ import chaos
 import chaos_experiments
 import common
 from receiptbert.descent import Descent
-from tests.conftest import STAGES, run_here, set_params
+from tests.conftest import STAGES, Cut, run_here, set_params
 from tests.test_benchmarks import run_benchmark
-
-
-class Cut(Exception):  # noqa: N818
-    """Stands for kill -9: nothing is done after it."""
 
 
 @pytest.mark.parametrize("different", [False, True])

@@ -532,6 +532,48 @@ def test_defaults_are_those_of_the_classifier() -> None:
         assert getattr(args, name) == parameters[name].default
 
 
+def test_prediction_takes_no_package_of_training(checkpoint: Path, tmp_path: Path) -> None:
+    absent = [
+        "dvc",
+        "filelock",
+        "onnxruntime",
+        "pandas",
+        "pyarrow",
+        "ruamel",
+        "scipy",
+        "sklearn",
+        "tensorboard",
+    ]
+    absent += ["transformers", "yaml"]
+    (tmp_path / "in.txt").write_text("чай\nсыр\n")
+    arguments = ["predict", "in.txt", "--model", str(checkpoint), "--device", "cpu", "-o", "out.csv"]
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent}))
+from receiptbert.cli import main
+main({arguments})
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_lines_are_read_as_they_are_needed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = "чай\n" * 100_000
+    give_stdin(monkeypatch, content)
+    read = []
+
+    def note(*_: Any) -> None:
+        read.append(sys.stdin.buffer.tell())
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(Classifier, "__call__", note)
+    with pytest.raises(SystemExit, match="that is enough"):
+        run("-o", "out.csv")
+    assert 0 < read[0] < len(content.encode()) / 2
+
+
 def test_help_does_not_wait_for_torch() -> None:
     script = (
         "import sys, atexit; from receiptbert.cli import main; "

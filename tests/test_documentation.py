@@ -1,12 +1,14 @@
 """What the documentation says one can type works as it stands."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from dvc.cli.parser import get_main_parser
 
 import common
 from receiptbert import cli
@@ -58,6 +60,19 @@ def test_the_corpus_of_the_snippet_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     corpus = read_corpus(tmp_path / "raw/data.csv")
     assert corpus[SPLIT].value_counts().to_dict() == {"train": 14, "test": 4, "val": 2, "unsupervised": 2}
     assert not held_out_too(corpus, fold(corpus[TEXT])).any()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_receiptbert_and_dvc_are_such(path: Path) -> None:
+    """Those of blocks of code; variables of the shell stand for numbers."""
+    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    for line in "\n".join(blocks).replace("\\\n", " ").replace("$((gpu + 1))", "1").splitlines():
+        for command in re.split(r"&&|[|&;]", line):
+            words = shlex.split(command, comments=True)
+            if words[:1] == ["receiptbert"]:
+                cli.make_parser().parse_args(words[1:])
+            elif words[:1] == ["dvc"]:
+                get_main_parser().parse_args(words[1:])
 
 
 @pytest.mark.parametrize("command", EXPERIMENTS)

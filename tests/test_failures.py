@@ -52,29 +52,25 @@ def remove(path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk_ends_a_stage_by_name_and_costs_nothing(
-    tiny_project: Path, tmp_path: Path, stage: str
-) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(tiny_project, folder)
-    done = contents(folder)
+def test_a_full_disk_ends_a_stage_by_name_and_costs_nothing(project: Path, stage: str) -> None:
+    done = contents(project)
     for output in OUTPUTS[stage]:  # as DVC removes them before it runs a stage
-        remove(folder / output)
-    before = contents(folder)
+        remove(project / output)
+    before = contents(project)
     # Each stage's largest output does not fit, by a byte; TensorBoard's log and the like do.
     lost = {name: len(content) for name, content in done.items() if name not in before}
     largest = max(lost, key=lost.__getitem__)
     with largest_file(lost[largest] - 1):
-        line = refusal(STAGES[stage], folder)
+        line = refusal(STAGES[stage], project)
     assert re.fullmatch(rf"{stage}: error: .*{os.strerror(errno.EFBIG)}; raise the limit .*", line), line
     # The checkpoints of a training are larger still.
     assert Path(largest).parent.name in line or f".checkpoints/{stage}" in line
-    assert not [name for name in contents(folder) if name.endswith((".part", ".old"))]
-    assert contents(folder).items() >= before.items()
-    assert largest not in contents(folder)
+    assert not [name for name in contents(project) if name.endswith((".part", ".old"))]
+    assert contents(project).items() >= before.items()
+    assert largest not in contents(project)
 
-    run_here(STAGES[stage], folder)
-    assert contents(folder) == done
+    run_here(STAGES[stage], project)
+    assert contents(project) == done
 
 
 def test_a_folder_ended_between_its_two_renames_comes_back(
@@ -138,32 +134,28 @@ def test_a_bug_of_ours_keeps_its_traceback() -> None:
     assert explain(FileNotFoundError(errno.ENOENT, "No such file"), "pretrain", None) is None
 
 
-def test_a_file_where_a_folder_must_be(tiny_project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(tiny_project, folder)
-    shutil.rmtree(folder / "metrics")
-    (folder / "metrics").write_text("")
-    assert refusal(STAGES["unzip"], folder) == (
+def test_a_file_where_a_folder_must_be(project: Path) -> None:
+    shutil.rmtree(project / "metrics")
+    (project / "metrics").write_text("")
+    assert refusal(STAGES["unzip"], project) == (
         "unzip: error: metrics/data.json.part: Not a directory; a file stands where a folder must be; "
         "move it away"
     )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder(tiny_project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(tiny_project, folder)
-    before = contents(folder)
-    (folder / "models").chmod(0o555)
+def test_a_read_only_folder(project: Path) -> None:
+    before = contents(project)
+    (project / "models").chmod(0o555)
     try:
-        line = refusal(STAGES["train_tokenizer"], folder)
+        line = refusal(STAGES["train_tokenizer"], project)
     finally:
-        (folder / "models").chmod(0o755)
+        (project / "models").chmod(0o755)
     assert line == (
         "train_tokenizer: error: models/tokenizer.part: Permission denied; change its permissions or owner, "
         "or run from a folder of your own"
     )
-    assert contents(folder) == before
+    assert contents(project) == before
 
 
 GPU = torch.OutOfMemoryError(

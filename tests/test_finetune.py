@@ -24,7 +24,7 @@ from receiptbert.labelled import training_set
 from receiptbert.linear_teacher import LinearTeacher
 from receiptbert.params import load_params
 from receiptbert.token_store import TokenStore
-from tests.conftest import ROOT, with_value
+from tests.conftest import ROOT, Cut, with_value
 from tests.test_training import labelled
 
 SETTINGS = {
@@ -74,10 +74,6 @@ def run(
         return {path: path.read_bytes() for path in outputs}
 
     return run
-
-
-class Cut(Exception):  # noqa: N818
-    """Stands for kill -9: nothing is done after it."""
 
 
 def test_a_stage_cut_off_in_any_of_its_models_ends_as_if_it_were_not(
@@ -215,6 +211,7 @@ def test_the_metrics_and_the_temperature_are_those_of_the_weights(
     assert val.labels is not None
     assert metrics["temperature"] == pytest.approx(fit_temperature(logits, val.labels), rel=1e-3)
     assert metrics["temperature"] != 1
+    assert load_classifier(pipeline.FINETUNED).temperature == metrics["temperature"]
 
 
 @pytest.mark.parametrize("changed", [None, "corpus", "tokenized", "pretrained"])

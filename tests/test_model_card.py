@@ -109,6 +109,18 @@ def test_a_model_without_errors_has_a_card(finetune_model: Make) -> None:
     assert "## The most frequent errors" in model_card(evaluation(true=true), finetune_model(), DATA)
 
 
+def test_plots_are_drawn_of_the_answers() -> None:
+    tables = {name: [list(row) for row in table.rows] for name, table in evaluation().plots().items()}
+    assert tables["confusion"][:2] == [["Чай", "Сыр"], ["Чай", "Чай"]]  # line 0 is an error
+    assert tables["confused_pairs"][0] == ["Чай → Сыр: line 0", 10]
+    assert tables["coverage"][0] == [0.0, 1.0, 0.75]
+    at_one = [list(row) for row in evaluation(temperature=1.0).plots()["reliability"].rows]
+    before, after = ([row[1:] for row in at_one if row[0] == scaling] for scaling in ("before", "after"))
+    assert before == after
+    assert [row[1:] for row in tables["reliability"] if row[0] == "before"] == before
+    assert [row[1:] for row in tables["reliability"] if row[0] == "after"] != before
+
+
 def test_coverage_is_told_at_the_temperature() -> None:
     found = evaluation(temperature=4.0)
     kept = {t: (softmax(found.logits / t, axis=1).max(axis=1) >= 0.5).mean() for t in (1, 4)}

@@ -5,7 +5,6 @@ for anything. Nothing bad may leave output behind.
 """
 
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +14,9 @@ import pandas as pd
 import pytest
 
 from receiptbert import archive
-from tests.conftest import STAGES, matches, refusal, run_here, set_params
+from tests.conftest import STAGES, make_zip, matches, refusal, run_here, set_params
 
 CSV = "text,label,split\nmilk,1,train\nrye bread,2,train\ntea,2,val\nsoap,1,test\nkvass,,unsupervised\n"
-
-
-def make_zip(path: Path, members: dict[str, str | bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name, content in members.items():
-            opened.writestr(name, content)
-    return path
 
 
 # --- Archives, in the stage unzip ---
@@ -464,11 +456,9 @@ def test_a_label_without_a_name_is_told(bare_project: Path, capsys: pytest.Captu
         assert line in capsys.readouterr().err.splitlines()
 
 
-def test_blank_texts_alone_have_no_unknown_tokens(tiny_project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(tiny_project, folder)
-    corpus = pd.read_csv(folder / "data/raw/data.csv", dtype=str, keep_default_na=False)
+def test_blank_texts_alone_have_no_unknown_tokens(project: Path) -> None:
+    corpus = pd.read_csv(project / "data/raw/data.csv", dtype=str, keep_default_na=False)
     corpus.loc[corpus["split"] == "test", "text"] = " "
-    corpus.to_csv(folder / "data/raw/data.csv", index=False)
-    run_here(STAGES["pretokenize"], folder)
-    assert json.loads((folder / "metrics/tokens.json").read_text())["unknown_tokens"]["test"] == 0
+    corpus.to_csv(project / "data/raw/data.csv", index=False)
+    run_here(STAGES["pretokenize"], project)
+    assert json.loads((project / "metrics/tokens.json").read_text())["unknown_tokens"]["test"] == 0

@@ -15,15 +15,11 @@ from torch import Tensor
 from receiptbert import WordpieceTokenizer, make_scorer
 from receiptbert.checkpoints import Checkpoints, State, conditions, training_fingerprint
 from receiptbert.errors import Interrupted, UserError
-from tests.conftest import overflow
+from tests.conftest import Cut, overflow
 from tests.test_training import finetune_parts, labelled, pretrain_loader, pretrain_trainer
 
 Make = Callable[..., Any]
 Result = tuple[list[Tensor], list[dict[str, float]], Any]
-
-
-class Cut(Exception):  # noqa: N818
-    """Stands for kill -9: nothing is done after it."""
 
 
 @pytest.fixture(autouse=True)
@@ -363,7 +359,15 @@ def test_checkpoints_rest_between_writes(tmp_path: Path, monkeypatch: pytest.Mon
     assert not checkpoints.due
     now = 10.0
     assert checkpoints.due
-    checkpoints._rest = 1.0  # the last write took a second
+
+    def take_a_second(*_: Any, **__: Any) -> bytes:
+        nonlocal now
+        now += 1.0
+        return b""
+
+    monkeypatch.setattr("receiptbert.checkpoints.save", take_a_second)
+    checkpoints.save(1, state(1))
+    now = 11.0 + 59.0
     assert not checkpoints.due
-    now = 60.0
+    now = 11.0 + 60.0
     assert checkpoints.due

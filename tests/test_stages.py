@@ -1,5 +1,6 @@
 """Each stage in this process: what it makes of its inputs; that it heeds all its settings, and no other."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -7,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from receiptbert import WordpieceTokenizer
-from receiptbert.corpus import LABEL, LABELLED, SPLIT, TEXT, read_corpus
+from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEXT, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
@@ -109,6 +112,36 @@ def test_a_class_id_is_the_place_of_its_label_and_each_text_has_its_tokens(tiny_
         assert [store[i].tolist() for i in range(len(store))] == [tokenizer(text) for text in rows[TEXT]]
 
 
+def test_what_is_told_of_tokens_is_true(tiny_project: Path) -> None:
+    corpus = read_corpus(tiny_project / "data/raw/data.csv")
+    tokenizer = WordpieceTokenizer.from_pretrained(tiny_project / "models/tokenizer")
+    lengths = {
+        split: np.array([len(tokenizer(text)) for text in corpus.loc[corpus[SPLIT] == split, TEXT]])
+        for split in SPLITS
+    }
+    of_unsupervised = lengths["unsupervised"]
+    used = TextLengths.load(tiny_project / "data/tokenized/lengths.json")
+    told = json.loads((tiny_project / "metrics/tokens.json").read_text())
+    assert (told["min_length"], told["max_length"]) == (used.shortest, used.longest)
+    assert (of_unsupervised <= used.longest).mean() >= 0.995 > (of_unsupervised < used.longest).mean()
+    assert told["tokens_per_text"] == {split: pytest.approx(many.mean()) for split, many in lengths.items()}
+    assert told["unsupervised_texts_below_min_length"] == sum(of_unsupervised < used.shortest)
+    assert told["texts_above_max_length"] == {
+        split: sum(many > used.longest) for split, many in lengths.items()
+    }
+    histogram = pd.read_csv(tiny_project / "metrics/plots/lengths.csv")
+    assert np.repeat(histogram["tokens"], histogram["texts"]).tolist() == sorted(of_unsupervised)
+
+
+def test_evaluate_takes_the_temperature_of_the_checkpoint(project: Path) -> None:
+    path = project / "models/finetuned/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"softmax_temperature": 0.01}))
+    run_here(STAGES["evaluate"], project)
+    scores = json.loads((project / "metrics/test.json").read_text())
+    assert scores["nll"] != scores["nll_uncalibrated"]
+    assert "the temperature 0.01," in (project / "metrics/MODEL_CARD.md").read_text()
+
+
 def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
     tokenizer = WordpieceTokenizer.from_pretrained(tiny_project / "models/tokenizer")
     pretraining = Pretraining(
@@ -128,16 +161,12 @@ def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
     assert not held_out & texts_of(pretraining._loader)
 
 
-def test_a_renamed_category_changes_nothing_that_pretraining_reads(
-    tiny_project: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(tiny_project, folder)
-    before = contents(folder)
-    categories = folder / "data/raw/categories.csv"
+def test_a_renamed_category_changes_nothing_that_pretraining_reads(project: Path) -> None:
+    before = contents(project)
+    categories = project / "data/raw/categories.csv"
     categories.write_text(categories.read_text().replace("Молоко", "Молоко и сливки"))
-    run_here(STAGES["pretokenize"], folder)
-    after = contents(folder)
+    run_here(STAGES["pretokenize"], project)
+    after = contents(project)
     changed = {path for path in after if after[path] != before[path]}
     assert changed == {"data/raw/categories.csv", "data/tokenized/classes.json"}
 

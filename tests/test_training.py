@@ -460,3 +460,22 @@ def test_accuracy_of_sentence_order(
     dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12, permute_prob=permute_prob)
     loader = DataLoader(dataset, 40, collate_fn=Collator(tokenizer))
     assert pretrain_trainer(model, tokenizer).evaluate(loader)["sop_accuracy"] == permute_prob
+
+
+def test_scores_of_pretraining_are_means_over_targets_and_texts_without_dropout(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    torch.manual_seed(0)
+    dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12)
+    collate = Collator(tokenizer, mask_prob=0.5)
+    few, many = (collate(dataset.__getitems__(range(count))) for count in (3, 50))
+    trainer = pretrain_trainer(pretrain_model(hidden_dropout_prob=0.5), tokenizer)
+    both, of_few, of_many = (trainer.evaluate(batches) for batches in ([few, many], [few], [many]))
+    assert both == trainer.evaluate([few, many])
+    weights = {
+        "mlm_loss": [int((labels != -100).sum()) for _, _, labels, _ in (few, many)],
+        "sop_accuracy": [3, 50],
+    }
+    for name, by in weights.items():
+        assert both[name] == pytest.approx(np.average([of_few[name], of_many[name]], weights=by))
+        assert of_few[name] != of_many[name]
