@@ -242,7 +242,7 @@ def test_an_experiment_trains_with_its_number_and_nothing_is_computed_again(
 def test_an_experiment_may_run_in_a_tree_of_its_own(project: Path) -> None:
     """As those of the queue do."""
     before = contents(project / "metrics")
-    ran = run(["dvc", "exp", "run", "--temp", "-S", "finetune.label_smoothing=0.5"], project).stdout
+    ran = run(["dvc", "exp", "run", "--temp", "-S", "finetune.lr=1e-1"], project).stdout
     assert stages_run(ran) == ["finetune", "evaluate"]
     assert contents(project / "metrics") == before
     shown = json.loads(run(["dvc", "exp", "show", "--json"], project).stdout)

@@ -28,9 +28,12 @@ def dangers(source: str) -> list[str]:
             name = ast.unparse(node.func)
             if name in ("torch.load", "load") and given.get("weights_only") != "True":
                 found.append(ast.unparse(node))
-            if name.endswith(("read_pickle", "unsafe_load", "jit.load")) or name in ("eval", "exec"):
+            if name.endswith(("read_pickle", "unsafe_load", "yaml.load_all", "jit.load")):
                 found.append(name)
-            if name.endswith(("yaml.load", "yaml.load_all")) and "Safe" not in given.get("Loader", ""):
+            if name in ("eval", "exec"):
+                found.append(name)
+            loader = given.get("Loader", "")  # of PyYAML
+            if loader.endswith("Loader") and "Safe" not in loader:
                 found.append(ast.unparse(node))
             if name.endswith(("import_module", "__import__")) and node.args:
                 found += [module for module in UNPICKLERS if repr(module) == ast.unparse(node.args[0])]
