@@ -48,10 +48,11 @@ def main() -> None:
     texts, labels = rows[TEXT].tolist(), label_list(corpus)
     true = rows[LABEL].map({label: number for number, label in enumerate(labels)}).to_numpy()
 
-    model, tokenizer, names, _, temperature = load_classifier(args.model)
+    saved = load_classifier(args.model)
+    model, tokenizer, names = saved.model, saved.tokenizer, saved.names
     if len(names) != len(labels):
         raise UserError(f"{args.model} has {len(names)} classes, {args.corpus} has {len(labels)}")
-    contestants: dict[str, nn.Module] = {"torch": CalibratedModel(model, temperature)}
+    contestants: dict[str, nn.Module] = {"torch": CalibratedModel(model, saved.temperature)}
     megabytes = {"torch": (args.model / "model.safetensors").stat().st_size / 1e6}
     with tempfile.TemporaryDirectory() as folder:
         for name, int8 in [("onnx", False), ("onnx_int8", True)]:

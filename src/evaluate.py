@@ -21,7 +21,8 @@ def evaluate(params: Params) -> None:
     data = read_json(DATA)
     if missing := [name for name in COUNTS if name not in data]:
         raise UserError(f"{DATA} lacks {missing[0]}; run `dvc repro`")
-    model, tokenizer, names, _, temperature = load_classifier(pipeline.FINETUNED)
+    saved = load_classifier(pipeline.FINETUNED)
+    model, tokenizer, names = saved.model, saved.tokenizer, saved.names
     test, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TEST, tokenizer)
     if (classes := max(targets, default=0) + 1) > len(names):
         raise UserError(
@@ -37,7 +38,7 @@ def evaluate(params: Params) -> None:
         texts=texts,
         names=names,
         majority=majority_class(corpus),
-        temperature=temperature,
+        temperature=saved.temperature,
     )
 
     write_json(pipeline.METRICS / "test.json", result.scores)

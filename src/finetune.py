@@ -38,14 +38,16 @@ def finetune(params: Params) -> None:
             f"few labels: {train.epochs} epochs instead of {p.epochs}, for finetune.min_steps = {p.min_steps}"
         )
     val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
+    # First of all that processes do together, so that one with other settings or inputs is named.
+    fingerprint = training_fingerprint([p], [pipeline.CORPUS, pipeline.TOKENIZED, source])
     texts = None
     if p.teachers:  # the leader alone reads all of the corpus
         read = partial(read_teaching_texts, pipeline.CORPUS, train, val, finetuning.tokenizer, p.seed)
         texts = from_leader(read)
     # Before the teachers have trained for hours: the final model's batches are the largest.
-    final_texts = train.texts.followed_by(texts.unlabelled_ids) if texts else train.texts
-    finetuning.require_memory(train._replace(texts=final_texts))
-    fingerprint = training_fingerprint([p], [pipeline.CORPUS, pipeline.TOKENIZED, source])
+    finetuning.require_memory(
+        train._replace(texts=train.texts.followed_by(texts.unlabelled_ids)) if texts else train
+    )
     names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
     logdirs = map(pipeline.new_run_folder, names)
     with ExitStack() as stack:

@@ -20,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 # Tests must not look for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# DVC sends no usage statistics, and looks for no newer version.
+os.environ["DVC_NO_ANALYTICS"] = os.environ["CI"] = "1"
 # The dozens of stages that run as processes of their own would compile the code anew, a second each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

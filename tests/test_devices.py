@@ -14,7 +14,7 @@ import torch
 from receiptbert.devices import keep_freed_memory
 
 def resident():
-    return int(re.search("VmRSS:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+    return int(re.search(r"VmRSS:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 
 if {kept}:
     keep_freed_memory(torch.device("cpu"))
@@ -26,7 +26,7 @@ print(resident() - before, os.environ.get("THP_MEM_ALLOC_ENABLE"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is told as Linux tells it")
-def test_freed_memory_is_kept_and_comes_in_huge_pages() -> None:
+def test_freed_memory_is_kept_and_huge_pages_are_asked_for() -> None:
     # A stage that ran in this process before has set it.
     environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     for kept in (False, True):

@@ -52,7 +52,7 @@ def test_snippets_of_python_run(
 
 def test_the_corpus_of_the_snippet_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    texts = [f"чай {number % 20}" for number in range(50)]
+    texts = [f"{'ЧАЙ ' if number < 20 else 'чай'} {number % 20}" for number in range(50)]
     pd.DataFrame({"text": texts, "label": 25 * [1, 2], "shop": "a"}).to_parquet("labelled.parquet")
     pd.DataFrame({"text": ["кофе", "какао"], "shop": "b"}).to_parquet("lines.parquet")
     run_python(ROOT / "data/README.md")

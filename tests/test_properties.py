@@ -105,13 +105,13 @@ def check_corpus(corpus: pd.DataFrame) -> None:
     assert not held_out_too(left, fold(left[TEXT])).any()
 
 
-@examples(500)
+@examples(1500)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(content: bytes) -> None:
     assert read(content) is None
 
 
-@examples(700)
+@examples(1500)
 @given(with_header)
 def test_near_csvs_are_read_or_refused(content: str) -> None:
     if (corpus := read(content.encode())) is not None:
@@ -139,7 +139,7 @@ def test_a_well_written_csv_is_read_as_it_is(rows: list[tuple[str, str]]) -> Non
     assert corpus.to_numpy().tolist() == table
 
 
-@examples(4000)
+@examples(1500)
 @given(st.binary(min_size=1, max_size=60).filter(lambda content: any(byte > 127 for byte in content)))
 def test_an_encoding_is_guessed_or_not(sample: bytes) -> None:
     guesses = {"utf-8 with a few damaged bytes", "latin-1 or windows-1252", *RUSSIAN_ENCODINGS.values(), None}
@@ -180,9 +180,9 @@ def test_archives_with_other_bytes_are_read_or_refused(changes: list[tuple[int, 
 
 
 @examples(400)
-@given(st.text(st.characters(max_codepoint=0x52F), max_size=20))
+@given(st.text(max_size=20))
 def test_texts_are_folded_as_the_tokenizer_normalizes(text: str) -> None:
-    normalizer = BertNormalizer()
+    normalizer = BertNormalizer(handle_chinese_chars=False)
     assert fold(pd.Series([text])).tolist() == [" ".join(normalizer.normalize_str(text).split())]
 
 
@@ -212,7 +212,7 @@ def load(content: bytes) -> TokenStore | None:
         return None
 
 
-@examples(400)
+@examples(1100)
 @given(st.binary(max_size=100))
 def test_arbitrary_bytes_are_no_store(content: bytes) -> None:
     assert load(content) is None

@@ -378,6 +378,12 @@ WARNINGS: list[tuple[str, str, str]] = [
         "data.train_on_held_out_texts=true keeps them, but better split texts than rows (data/README.md)",
     ),
     (
+        "a test text elsewhere, but hardly in train",
+        " soap ,,unsupervised\n",
+        "0 train, 0 val and 1 unsupervised rows are left out: val or test has their texts; "
+        "data.train_on_held_out_texts=true keeps them",
+    ),
+    (
         "several labels of a text",
         "milk,2,train\n",
         "1 texts have rows of several labels, of which one at the most …",

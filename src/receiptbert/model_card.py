@@ -117,8 +117,8 @@ def _scores(result: Evaluation) -> str:
     text = f"""{result.scores["rows"]:,} rows. Always answering the most frequent category has weighted F1
         {result.scores["majority_weighted_f1"]:.3f}. The intervals are percentiles of a bootstrap: the rows
         drawn again with replacement, {BOOTSTRAP_DRAWS:,} times, from a fixed seed. They hold the chance of
-        which lines are in test, not that of another training. That of macro F1 lies low: of a rare category a
-        draw may have a row or none, which costs more F1 than it gains."""
+        which lines are in test, not that of another training. That of macro F1 may lie low: of a rare
+        category a draw may have a row or none, which costs more F1 than it gains."""
     return _section("## Scores on test", _table(["score", "value", "95% interval"], rows), text)
 
 

@@ -94,8 +94,9 @@ def export_onnx(
         UserError: no such model, no lines, or a folder of that name; or before quantization some line gets
             another class or a probability that is off by more than ``TOLERANCE``. Nothing is written then.
     """
-    model, tokenizer, names, _, temperature = load_classifier(model_folder)
-    calibrated = CalibratedModel(model, temperature).eval()
+    saved = load_classifier(model_folder)
+    model, tokenizer, names = saved.model, saved.tokenizer, saved.names
+    calibrated = CalibratedModel(model, saved.temperature).eval()
     texts = random_lines(tokenizer, model.shape.max_seqlen) if texts is None else texts
     if not texts:
         raise UserError("there are no lines to compare the answers on")
