@@ -30,16 +30,18 @@ PASSES = 50  # forward and backward, whose time is taken at once
 def attention_weights(scaled: bool) -> dict[str, float]:
     """Softmax over scores of random queries and keys of unit variance: how sharp, and how well it can learn.
 
-    The derivative of a weight p by its own score is p (1 - p).
+    The derivative of a weight p by its own score is p (1 - p), so a weight near 1 is stuck.
     """
     generator = torch.Generator().manual_seed(0)
     size = MINI.hidden_size // MINI.num_attention_heads
     queries, keys = (torch.randn(1000, KEYS, size, generator=generator) for _ in range(2))
     scores = queries @ keys.transpose(1, 2) / (math.sqrt(size) if scaled else 1.0)
     weights = scores.softmax(dim=-1)
+    largest = weights.max(dim=-1).values
     return {
         "deviation_of_scores": float(scores.std()),
-        "largest_weight": float(weights.max(dim=-1).values.mean()),
+        "largest_weight": float(largest.mean()),
+        "queries_with_a_weight_above_0.99": float((largest > 0.99).float().mean()),
         "derivative": float((weights * (1 - weights)).mean()),
     }
 

@@ -251,22 +251,33 @@ def print_rates(unit: str, rates: Mapping[str, Rates], reference: str) -> None:
 def write_result(
     path: Path | None, figures: Mapping[str, object], rates: Mapping[str, Rates] | None = None
 ) -> None:
-    """Write figures, median rates, the command and the processor as JSON; nothing if ``path`` is None."""
+    """Write figures, median rates and ``provenance`` as JSON; nothing if ``path`` is None."""
     if path is None:
         return
     if rates:
         figures = {**figures, "medians": {name: statistics.median(values) for name, values in rates.items()}}
-    write_json(path, {**figures, "command": this_command(), "processor": processor()})
+    write_json(path, {**figures, **provenance()})
 
 
-def this_command() -> str:
+def provenance() -> dict[str, str]:
+    """Where figures come from: the command, the processor, and in a git tree the commit."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True)
+        commit = {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+    except OSError:  # there is no git
+        commit = {}
+    return {"command": _this_command(), "processor": _processor(), **commit}
+
+
+def _this_command() -> str:
     """What was typed, but for where files lie on this machine, which says nothing elsewhere."""
     script = f"benchmarks/{Path(sys.argv[0]).name}"
     arguments = [Path(value).name if Path(value).is_absolute() else value for value in sys.argv[1:]]
     return shlex.join(["python", script, *arguments])
 
 
-def processor() -> str:
+def _processor() -> str:
     """The kind of processor, how many cores of it may be used, and the GPUs."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -95,10 +95,6 @@ def _train(
         "bf16": setting.precision == "bf16",
         "fp16": setting.precision == "fp16",
     }
-    watch = Stopwatch(setting, task)
-    model.register_forward_pre_hook(
-        lambda _model, _args, kwargs: watch.saw(kwargs["input_ids"]), with_kwargs=True
-    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -114,8 +110,12 @@ def _train(
             ),
             train_dataset=examples,
             data_collator=collator,
-            callbacks=[_Clock(watch)],
         )
         trainer.remove_callback(PrinterCallback)  # which prints a line that nobody asked for
+        watch = Stopwatch(setting, task)  # after all that is not training
+        model.register_forward_pre_hook(
+            lambda _model, _args, kwargs: watch.saw(kwargs["input_ids"]), with_kwargs=True
+        )
+        trainer.add_callback(_Clock(watch))
         trainer.train()
     return watch.rate()

@@ -3,9 +3,10 @@
     python benchmarks/learning_curve.py [--corpus ZIP] [--seeds N] [--jobs N] [--work DIR] [--json OUT]
                                         [--plot SVG]
 
-Shares of the labels and of the unlabelled lines are drawn at random, the same for every seed. The tokenizer
-is learned from all train texts at every share of the labels. Without unlabelled lines the encoder starts from
-random weights, and there are no teachers. With ``--seeds 0`` the SVMs alone are trained.
+Shares of the labels of train and of the unlabelled lines are drawn at random, the same for every seed; val
+keeps all its labels. The tokenizer is learned from all train texts at every share of the labels. Without
+unlabelled lines the encoder starts from random weights, and there are no teachers. With ``--seeds 0`` the
+SVMs alone are trained.
 
 The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds
 are done. Other series that OUT has of the same rows stay, each with its command. With ``--work DIR`` all is
@@ -17,6 +18,7 @@ import hashlib
 import statistics
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,9 @@ from common import (
     argument_parser,
     deviation,
     positive,
-    processor,
+    provenance,
     read_archive,
     run_main,
-    this_command,
     write_archive,
     write_params,
     write_result,
@@ -56,7 +57,7 @@ Scores = dict[str, dict[float, list[float]]]  # series -> share of the labels ->
 
 def name_of(unlabelled: float) -> str:
     """Of the series with this share of the unlabelled lines."""
-    return f"BERT, {unlabelled:.0%} of the texts" if unlabelled else "BERT from scratch"
+    return f"BERT, {unlabelled:.0%} of the unlabelled lines" if unlabelled else "BERT from scratch"
 
 
 SERIES = [*SVMS, *map(name_of, sorted(UNLABELLED, reverse=True))]  # in the table and in the plot
@@ -131,7 +132,7 @@ class Curves:
         rows = corpus.to_csv(index=False).encode()
         self._about = {"corpus": name, "sha256_of_rows": hashlib.sha256(rows).hexdigest()}
         self._scores: Scores = {}
-        self._made: dict[str, Any] = {}  # by what command, on what processor
+        self._made: dict[str, Any] = {}  # the provenance of each series
         if path is not None and path.exists():
             figures = read_json(path)
             if all(figures.get(key) == value for key, value in self._about.items()):
@@ -143,8 +144,7 @@ class Curves:
 
     def add(self, scores: Scores) -> None:
         """Put series into the places of those of before; write and draw all."""
-        made = {"command": this_command(), "processor": processor()}
-        self._made |= dict.fromkeys(scores, made)
+        self._made |= dict.fromkeys(scores, provenance())
         self._scores |= scores
         self._scores = {series: self._scores[series] for series in SERIES if series in self._scores}
         f1 = {series: {str(share): f1 for share, f1 in row.items()} for series, row in self._scores.items()}
@@ -174,8 +174,11 @@ def main() -> None:
     done_series = Curves(args.corpus.name, corpus, args.json, args.plot)
     of_svms: Scores = {series: {} for series in SVMS}
     curves: dict[float, dict[int, dict[float, float]]] = {unlabelled: {} for unlabelled in UNLABELLED}
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         work = args.work or Path(scratch)
+        pool = ThreadPoolExecutor(args.jobs)
+        # After an error or Ctrl-C what has begun ends, and nothing more begins.
+        stack.callback(pool.shutdown, cancel_futures=True)
 
         def run(unlabelled: float, seed: int) -> tuple[float, int, dict[float, float]]:
             return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work, args.jobs)

@@ -49,9 +49,9 @@ def main() -> None:
     true = rows[LABEL].map({label: number for number, label in enumerate(labels)}).to_numpy()
 
     saved = load_classifier(args.model)
-    model, tokenizer, names = saved.model, saved.tokenizer, saved.names
-    if len(names) != len(labels):
-        raise UserError(f"{args.model} has {len(names)} classes, {args.corpus} has {len(labels)}")
+    model, tokenizer = saved.model, saved.tokenizer
+    if saved.labels != labels:
+        raise UserError(f"{args.model} has other classes than {args.corpus}")
     contestants: dict[str, nn.Module] = {"torch": CalibratedModel(model, saved.temperature)}
     megabytes = {"torch": (args.model / "model.safetensors").stat().st_size / 1e6}
     with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,7 @@ from transformers import pipeline
 from common import ROOT, argument_parser, measure, positive, run_main, write_result
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.devices import choose_device
+from receiptbert.hf_format import load_classifier
 from receiptbert.progress import say
 
 
@@ -42,10 +43,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
 
+    device = choose_device(args.device, key="--device")
+    load_classifier(args.model)  # says in one line what is wrong with it
     say(f"generating {args.lines:,} lines")
     lines = _generate(args.lines)
     few = lines[: args.pipeline_lines]
-    device = choose_device(args.device, key="--device")
     torch.backends.cuda.enable_cudnn_sdp(True)  # as torch comes; ``choose_device`` has it off
     classify = pipeline("text-classification", str(args.model), device=device, truncation=True)
     with tempfile.TemporaryDirectory() as name:

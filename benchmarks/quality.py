@@ -39,13 +39,12 @@ from common import (
     argument_parser,
     deviation,
     positive,
-    processor,
+    provenance,
     read_archive,
     run_main,
     shipped_params,
     stage_command,
     stage_environment,
-    this_command,
     write_params,
     write_result,
 )
@@ -188,6 +187,11 @@ def summary(runs: Sequence[Run]) -> Row:
     }
 
 
+def _both(old: str, new: str) -> str:
+    """What the runs of a row have in common, or one after another if they differ."""
+    return "; ".join(dict.fromkeys([*old.split("; "), new]))
+
+
 def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
     """What a run of ``name`` depends on beside the corpus, the seed and the code."""
     return _digest([*OVERRIDES[name], *overrides]) if name in OVERRIDES else "none"
@@ -236,8 +240,11 @@ class Table:
         with self._lock:
             done = [runs[seed] for seed in takewhile(runs.__contains__, count())]
             if done:
-                made = {"settings": settings, "command": this_command(), "processor": processor()}
-                self._rows[name] = summary(done) | made
+                made = provenance()
+                if self.runs(name, settings):  # of other seeds, perhaps from elsewhere
+                    before = self._rows[name]
+                    made = {key: _both(before.get(key, "unknown"), value) for key, value in made.items()}
+                self._rows[name] = summary(done) | {"settings": settings} | made
                 self._rows = {known: self._rows[known] for known in NAMES if known in self._rows}
                 write_result(self._path, {**self._about, **self._rows})
 

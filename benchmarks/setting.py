@@ -128,7 +128,8 @@ def make_pretraining(
 ) -> tuple[Trainer, Batches]:
     """Our trainer and the batches of an epoch.
 
-    As the stage puts them together, but for the masking, which is the Trainer's: any token by itself.
+    As the stage puts them together, but for the rate, which is constant, and the masking, which is that of
+    Hugging Face's collator: any token by itself.
     """
     p = setting.params.pretrain
     dataset = PretrainDataset(

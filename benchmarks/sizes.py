@@ -67,7 +67,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--sizes", type=partial(_some_of, SIZES), default="mini,small,base")
     parser.add_argument(
-        "--precisions", type=partial(_some_of, ["auto", *DTYPES]), default="fp32,bf16,fp16", help="or auto"
+        "--precisions",
+        type=partial(_some_of, ["auto", *DTYPES]),
+        default="auto",
+        help=f"some of {','.join(DTYPES)}; or auto, what the hardware has",
     )
     parser.add_argument("--batch-sizes", type=_numbers, default="256,2048", help="in texts")
     parser.add_argument("--rounds", type=positive, default=3)

@@ -35,9 +35,9 @@ from common import (
     seconds,
     write_result,
 )
-from literal import LiteralCollator, LiteralPairs, read_literally
+from literal import LiteralPairs, read_literally
 from receiptbert.checkpoints import conditions
-from receiptbert.collation import collate_fn
+from receiptbert.collation import Collator, collate_fn
 from receiptbert.datasets import FinetuneDataset
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
@@ -110,7 +110,7 @@ def pretrain_literally(setting: Setting, task: Task) -> float:
     loader = DataLoader(
         LiteralPairs(texts, setting.tokenizer, setting.maxlen),
         batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
-        collate_fn=LiteralCollator(setting.tokenizer, setting.params.pretrain.mask_prob),
+        collate_fn=Collator(setting.tokenizer, mask_prob=setting.params.pretrain.mask_prob),
     )
     model = read_literally(BertModel(**setting.shape, **dropout_everywhere(setting.params.pretrain.dropout)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)

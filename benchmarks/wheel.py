@@ -8,13 +8,12 @@ for GPUs, pip and setuptools. Times are the medians of five fresh processes.
 """
 
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, argument_parser, run_main, write_result
+from common import ROOT, argument_parser, run, run_main, write_result
 from receiptbert.progress import say
 
 ROUNDS = 5
@@ -63,11 +62,6 @@ def main() -> None:
     for key, value in figures.items():
         print(f"{key:26} {value:,.2f}")
     write_result(args.json, figures)
-
-
-def run(command: list[str], folder: Path) -> str:
-    """What the command prints; it must succeed."""
-    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def median_seconds(command: list[str], folder: Path) -> float:

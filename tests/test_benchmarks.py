@@ -5,6 +5,7 @@ import importlib
 import json
 import pickle
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -53,7 +54,7 @@ KEYS = {
         "finetune_vs_trainer_same_precision",
         "finetune_vs_trainer_defaults",
     },
-    "inference": {"predict_vs_pipeline_same_precision", "predict_vs_pipeline_defaults", "labels_equal"},
+    "inference": {"predict_vs_pipeline_our_batch_size", "predict_vs_pipeline_defaults", "labels_equal"},
 }
 
 
@@ -317,7 +318,7 @@ def test_the_command_that_is_written_can_be_given_again(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         "sys.argv", ["/somewhere/sweep.py", "--corpus", "/home/x.zip", "a.b=1 c.d=2", "e.f=3"]
     )
-    assert common.this_command() == "python benchmarks/sweep.py --corpus x.zip 'a.b=1 c.d=2' e.f=3"
+    assert common.provenance()["command"] == "python benchmarks/sweep.py --corpus x.zip 'a.b=1 c.d=2' e.f=3"
 
 
 def test_a_digest_is_of_settings_and_not_of_how_they_are_written() -> None:
@@ -331,7 +332,9 @@ def test_a_digest_is_of_settings_and_not_of_how_they_are_written() -> None:
     assert quality.settings_digest("svm_char", ["pretrain.lr=3e-5"]) == quality.settings_digest("svm_word")
 
 
-def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(archive: Path, tmp_path: Path) -> None:
+def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [{"weighted_f1": f1, "macro_f1": 0.5} for f1 in (0.5, 0.6)]
     settings = quality.settings_digest("default")
     table = quality.Table(archive, tmp_path / "result.json")
@@ -340,6 +343,13 @@ def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(archive: 
     assert table.runs("undistilled", settings) == []
     assert quality.settings_digest("undistilled") != settings
     assert table.runs("default", quality.settings_digest("default", ["model.size=small"])) == []
+
+    monkeypatch.setattr(quality, "provenance", lambda: {"processor": "another", "commit": "1234567"})
+    table.write("default", settings, dict(enumerate([*runs, runs[0]])))
+    row = json.loads((tmp_path / "result.json").read_text())["default"]
+    assert row["seeds"] == 3
+    assert row["processor"].endswith("; another")  # the first two are of this one
+    assert row["commit"].endswith("; 1234567")
 
 
 def test_points_of_a_learning_curve_side_by_side(
@@ -361,9 +371,9 @@ def test_points_of_a_learning_curve_side_by_side(
     assert list(found) == [
         "linear SVM",
         "linear SVM, words too",
-        "BERT, 100% of the texts",
-        "BERT, 30% of the texts",
-        "BERT, 10% of the texts",
+        "BERT, 100% of the unlabelled lines",
+        "BERT, 30% of the unlabelled lines",
+        "BERT, 10% of the unlabelled lines",
         "BERT from scratch",
     ]
     assert [len(series) for series in drawn] == [2, 3, 4, 5, 6]  # as each is done
@@ -376,8 +386,27 @@ def test_points_of_a_learning_curve_side_by_side(
     assert again["weighted_f1"] == found
     assert "--seeds 0" in again["made"]["linear SVM"]["command"]
     assert again["made"]["BERT from scratch"] == made["BERT from scratch"]
-    assert found["BERT, 30% of the texts"]["0.1"] == pytest.approx([0.16, 0.17])
+    assert found["BERT, 30% of the unlabelled lines"]["0.1"] == pytest.approx([0.16, 0.17])
     assert found["BERT from scratch"]["1.0"] == pytest.approx([0.1, 0.11])
+
+
+def test_a_learning_curve_that_fails_begins_nothing_more(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def fail(*_: Any) -> dict[float, float]:
+        begun.append(1)
+        if len(begun) > 1:
+            time.sleep(0.2)  # before it is called off, another one may have begun
+        raise UserError("no room")
+
+    monkeypatch.setattr(quality.Contest, "svm", lambda *_: {"weighted_f1": 0.5})
+    monkeypatch.setattr(learning_curve, "bert_scores", fail)
+    monkeypatch.setattr("sys.argv", ["learning_curve.py", "--corpus", str(archive), "--seeds", "5"])
+    with pytest.raises(UserError, match="no room"):
+        learning_curve.main()
+    assert len(begun) < 5  # of twenty
 
 
 def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

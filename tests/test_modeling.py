@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification
 from transformers import BertModel as HfBertModel
 
+from literal import read_literally
 from receiptbert import (
     Bert,
     BertEmbeddings,
@@ -175,6 +176,15 @@ def test_hidden_states_equal_hugging_face(batch: dict[str, Tensor]) -> None:
     theirs = twin(batch["ids"], attention_mask=batch["mask"], token_type_ids=batch["types"]).last_hidden_state
     kept = batch["mask"].bool()
     torch.testing.assert_close(ours[kept], theirs[kept], atol=1e-6, rtol=1e-5)
+
+
+def test_the_model_read_literally_is_the_same_model(batch: dict[str, Tensor]) -> None:
+    """What reading.md sends a student to, and what the benchmark of training is compared with."""
+    model = shaken(BertModel(D, V, P, 2, 4 * D, H))
+    inputs = batch["ids"], batch["mask"], batch["labels"], batch["permuted"], batch["types"]
+    loss, parts = model(*inputs)
+    same_loss, same_parts = read_literally(model)(*inputs)
+    torch.testing.assert_close((same_loss, same_parts), (loss, parts), atol=1e-6, rtol=1e-5)
 
 
 def test_wanted_rows_are_rows_of_the_whole(batch: dict[str, Tensor]) -> None:
