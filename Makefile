@@ -49,6 +49,7 @@ clean:  ## remove what the stages made and the caches of tools; the environment 
 # A marker file, so that the environment is made once, and again when the pinned versions change. Compiled on all
 # cores and without what nobody imports here, which takes half of the time that pip takes for it.
 .venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .

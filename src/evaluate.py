@@ -41,10 +41,10 @@ def evaluate(params: Params) -> None:
         temperature=saved.temperature,
     )
 
+    card = model_card(result, model, data)
     write_json(pipeline.METRICS / "test.json", result.scores)
     for name, table in result.plots().items():
         write_csv(pipeline.PLOTS / f"{name}.csv", table.header, table.rows)
-    card = model_card(result, model, data)
     with whole(pipeline.METRICS / "MODEL_CARD.md") as partial:
         partial.write_text(card, encoding="utf-8")
     scores = result.scores

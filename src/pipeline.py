@@ -5,13 +5,13 @@ Paths are relative to the project's root, which is where DVC runs each stage.
 
 import io
 import os
-import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 
-from receiptbert.errors import one_line_errors
+from receiptbert.errors import discard_stdout, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.interrupts import end_with_parent
 from receiptbert.params import Params, load_params
@@ -46,12 +46,13 @@ def run_stage(
 
     Bad input, a full disk and the like (see ``failures``) end the process in one line: ``one_line_errors``.
     What the stage prints is written after its work: its files are whole by then, so that a stdout that takes
-    nothing (a closed terminal, a full disk) is no reason to fail, and to train anew.
+    nothing (a full disk, a reader that is gone) is no reason to fail, and to train anew.
 
     Args:
         voice: which of several processes says so, see ``launching.one_voice``.
     """
     name, params = stage.__name__, None
+    threading.excepthook = _pass_over_refusals
     with one_line_errors(name, lambda error: explain(error, name, params)), voice():
         params = load_params(PARAMS)
         with redirect_stdout(io.StringIO()) as printed:
@@ -60,8 +61,13 @@ def run_stage(
             print(printed.getvalue(), end="", flush=True)
         except OSError as error:
             say(f"{name}: warning: stdout takes nothing ({error.strerror}); the files are whole")
-            # Or Python would try once more when it exits, and fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_stdout()
+
+
+def _pass_over_refusals(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread, which writes, hands its error to the main one, which tells it in one line."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
 
 
 def new_run_folder(stage: str) -> str:

@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 import pipeline
 from receiptbert.archive import CATEGORIES_NAME, DATA_NAME, extract_corpus
 from receiptbert.corpus import (
@@ -59,10 +61,8 @@ def unzip(params: Params) -> None:
     print(f"rows: {rows}; classes: {counts['classes']['train']}")
     for message in warnings(counts):
         say(f"unzip: warning: {message}")
-    unnamed = [label for label in label_list(corpus) if not categories.get(label)]
-    if unnamed and CATEGORIES_NAME in called:
-        others = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
-        say(f"unzip: warning: {called[CATEGORIES_NAME]} has no name for label {unnamed[0]}{others}")
+    for message in warnings_of_labels(label_list(corpus), categories, called.get(CATEGORIES_NAME)):
+        say(f"unzip: warning: {message}")
 
 
 def warnings(counts: dict[str, Any]) -> list[str]:
@@ -95,6 +95,23 @@ def warnings(counts: dict[str, Any]) -> list[str]:
         (unlearnable, f"{unlearnable} classes have no train row and cannot be learned"),
     ]
     return [message for applies, message in found if applies]
+
+
+def warnings_of_labels(labels: list[str], categories: dict[str, str], file: str | None) -> list[str]:
+    """What may be amiss in them; ``file`` is what the categories are from, if they are from any."""
+    found = []
+    spellings = pd.Series(labels)
+    if (alike := spellings[fold(spellings).duplicated(keep=False)]).size:
+        first = alike[fold(alike) == fold(alike[:1]).item()]
+        found.append(
+            f"labels {first.iloc[0]!r} and {first.iloc[1]!r} are two classes, and differ in case, spaces or "
+            "accents alone"
+        )
+    unnamed = [label for label in labels if not categories.get(label)]
+    if unnamed and file is not None:
+        others = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
+        found.append(f"{file} has no name for label {unnamed[0]}{others}")
+    return found
 
 
 if __name__ == "__main__":

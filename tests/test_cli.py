@@ -110,6 +110,24 @@ def test_every_format_gives_the_same_answers(
     assert [{key: str(value) for key, value in row.items()} for row in objects] == expected
 
 
+def test_the_delimiter_is_the_one_that_makes_the_column(run: Run) -> None:
+    quoted = '"Наимено-\n\nвание, полное";text;Цена, руб, с НДС\n"чай, чёрный";чай;2,50\n'
+    Path("in.csv").write_text(quoted, encoding="utf-8")
+    run("in.csv", "-o", "out.csv")
+    (row,) = read("out.csv", ";")
+    assert list(row)[:3] == ["Наимено-\n\nвание, полное", "text", "Цена, руб, с НДС"]
+    assert row["text"] == "чай"
+    Path("in.csv").write_text("a,text\n1;2;3,чай\n", encoding="utf-8")
+    run("in.csv", "-o", "out.csv")
+    assert [row["text"] for row in read("out.csv")] == ["чай"]
+
+
+def test_a_header_on_stdin_may_be_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_stdin(monkeypatch, "text\nчай\n")
+    run("--from", "lines", "-o", "out.csv")
+    assert [row["text"] for row in read("out.csv")] == ["text", "чай"]
+
+
 def test_stdout_and_its_format(
     run: Run, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,12 +356,15 @@ def test_what_the_system_says_is_one_line(run: Run, monkeypatch: pytest.MonkeyPa
         run("in.csv")
 
 
-def test_a_kill_ends_it_as_a_kill_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_kill_ends_it_as_a_kill_does(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     write("in.csv", ["а"])
-    monkeypatch.setattr(Classifier, "__call__", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(Classifier, "__call__", lambda *_, **__: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as end:
         run("in.csv", "-o", "out.csv")
-    assert end.value.code == 128 + signal.SIGTERM
+    assert end.value.code == 128 + number
     assert files() == ["in.csv"]
 
 
@@ -441,16 +462,41 @@ BAD: list[tuple[bytes, list[str], str]] = [
         ["in.csv", "-o", "o.jsonl", "--spreadsheet"],
         "--spreadsheet is for CSV and TSV, not for jsonl",
     ),
-    (b"text\n", ["-", "--shard", "1/2"], "--shard counts the lines first; stdin can be read but once"),
+    (b"tea\n", ["-", "--shard", "1/2"], "--shard counts the lines first; stdin can be read but once"),
+    (
+        "id;text;цена\n1;чай;2,50\n".encode(),
+        ["-"],
+        "stdin is read as plain lines, and its first names a column 'text'; give --from csv, or --from lines",
+    ),
+    (
+        "id;имя\n1;чай\n".encode(),
+        ["-", "--column", "имя"],
+        "stdin is read as plain lines, which have no column 'имя'; give --from csv",
+    ),
+    (b"id,name\n1,a\n", ["-", "--from", "csv"], "stdin has no column 'text'; choose one with --column among"),
+    (
+        "Наименование;Цена, руб;Код, шт\nчай;2,5;1\n".encode(),
+        ["in.csv"],
+        "in.csv has no column 'text'; choose one with --column among 'Наименование', 'Цена, руб', 'Код, шт'",
+    ),
+    (b"\x1f\x8b\x08\0\0\0", ["in.csv"], "in.csv is no text but gzip; unpack it, or export it as CSV"),
+    (
+        b"PK\x03\x04\x14\0\x06\0",
+        ["in.csv"],
+        "in.csv is no text but a zip or an Excel workbook; unpack it, or",
+    ),
     (b"text\n", ["in.csv", "--model", "none"], "none is no folder; name that of a finetuned model"),
     (b"text\n", ["in.csv", "--device", "abacus"], "device = abacus names no device; set auto"),
 ]
 
 
 @pytest.mark.parametrize(("content", "arguments", "message"), BAD, ids=[message[:45] for *_, message in BAD])
-def test_bad_input_ends_in_one_line(run: Run, content: bytes, arguments: list[str], message: str) -> None:
+def test_bad_input_ends_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, content: bytes, arguments: list[str], message: str
+) -> None:
     for name in ("in.csv", "in.dat"):
         Path(name).write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(SystemExit) as end:
         run(*arguments)
     line = str(end.value.code)
@@ -503,6 +549,19 @@ def test_a_closed_pipe_is_the_end_and_no_error(
             run("in.csv")
     assert end.value.code == 141
     assert not capfd.readouterr().err
+
+
+def test_a_full_stdout_ends_it_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("чай\n")
+    command = [sys.executable, "-m", "receiptbert", "predict", "in.txt", "--model", str(checkpoint)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("receiptbert: error: No space left on device")
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,19 @@ def test_two_processes_finetune_as_one_does(
 
 
 # --- A process of several, without the others ---
+
+
+def test_a_checkpoint_that_is_due_is_agreed_upon_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
+    agreement, due, saved = distributed.Agreement(), False, []
+    for step in range(1, 10):
+        due |= step in (3, 7)
+        save, _ = agreement.on(due, 0)
+        if save:
+            saved.append(step)
+            due = False
+    assert saved == [4, 8]
 
 
 @pytest.fixture

@@ -119,6 +119,33 @@ def test_what_the_system_says_of_a_file_is_one_line_with_advice(number: int) -> 
     assert re.fullmatch(rf"metrics/test\.json: {os.strerror(number)}; .+", line)
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ESTALE, errno.ENOTEMPTY])
+def test_what_else_the_system_says_of_a_file_is_one_line(number: int) -> None:
+    error = OSError(number, os.strerror(number), "models")
+    assert explain(error, "pretrain", None) == f"models: {os.strerror(number)}"
+
+
+def test_a_folder_that_cannot_be_synced_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with whole(tmp_path / "x") as partial:
+        partial.write_text("whole")
+    assert contents(tmp_path) == {"x": b"whole"}
+
+
+def test_a_log_that_does_not_fit_ends_a_training_in_one_line(project: Path) -> None:
+    """TensorBoard writes it in a thread of its own."""
+    command = f"ulimit -f 0; exec {sys.executable} {ROOT}/src/pretrain.py"
+    ended = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert re.search(r"^pretrain: error: .*File too large; raise the limit", ended.stderr, re.MULTILINE)
+
+
 def test_errors_of_rust_libraries_are_understood(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught, naming(tmp_path / "x"):
         raise ValueError("I/O error: ENOSPC (os error 28)")
@@ -192,12 +219,24 @@ PRETRAIN = (
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when"), "pretrain", f"out of memory; {PRETRAIN}"),
         (
             MemoryError(),
+            "",
+            "out of memory; give predict a smaller --batch-size, end other programs that use the memory, "
+            "or add some",
+        ),
+        (
+            RuntimeError("CUDA error: no kernel image is available for execution\nCompile with"),
+            "pretrain",
+            "the GPU cannot be used (CUDA error: no kernel image is available for execution); end other "
+            "programs that use it, install a torch that is built for it, or set runtime.device=cpu",
+        ),
+        (
+            MemoryError(),
             "unzip",
             "out of memory; end other programs that use the memory, or take a machine with more",
         ),
     ],
 )
-def test_out_of_memory_names_numbers(error: Exception, stage: str, line: str) -> None:
+def test_what_the_device_refuses_is_one_line_with_advice(error: Exception, stage: str, line: str) -> None:
     assert explain(error, stage, load_params(ROOT / "params.yaml")) == line
 
 

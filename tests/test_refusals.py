@@ -448,6 +448,16 @@ def test_classes_are_counted_without_the_rows_that_are_left_out(
     assert counts["classes_absent_from_train"] == 1
 
 
+def test_labels_that_differ_in_spelling_alone_are_told(
+    bare_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = "text,label,split\na,Tea,train\nb,Сыр,train\nc,Soap,val\nd,СЫР,test\ne,,unsupervised\n"
+    make_zip(bare_project / "in.zip", {"data.csv": content})
+    run_here(STAGES["unzip"], bare_project)
+    expected = "labels 'СЫР' and 'Сыр' are two classes, and differ in case, spaces or accents alone"
+    assert f"unzip: warning: {expected}" in capsys.readouterr().err.splitlines()
+
+
 def test_a_label_without_a_name_is_told(bare_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for names, expected in [
         ("1,Dairy", "label 2"),

@@ -119,6 +119,27 @@ def test_an_epoch_cut_off_in_its_evaluation_is_evaluated_again(run_finetune: Cal
     assert_equal(run_finetune(), whole)
 
 
+def test_weights_of_the_best_epoch_are_kept_with_its_score(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, tmp_path: Path
+) -> None:
+    """On another device the last epoch may be scored a little lower than it was, and be the best no more."""
+
+    def train(folder: str, *scores: float) -> tuple[int, list[Tensor]]:
+        torch.manual_seed(1)
+        model, left = finetune_model(), list(scores)
+        with Checkpoints(tmp_path / folder, "parameters", seconds=60) as checkpoints:
+            trainer, loaders = finetune_parts(texts, tokenizer, model, checkpoints=checkpoints)
+            trainer.train(loaders, len(scores), lambda _: ("f1", left.pop(0)))
+        return trainer.best_epoch, weights(model)
+
+    assert train("one", 0.5, 0.6)[0] == 2
+    # The checkpoint of the end is of the last step: what came after it is done again.
+    best_epoch, found = train("one", 0.4, 0.4)
+    assert best_epoch == 1
+    _, expected = train("other", 0.5, 0.4)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def overflow_and_cut(after: int) -> Callable[[Any], object]:
     """Have the fifth step overflow, and end after so many."""
     actions = [at(4, overflow), at(after, cut)]
@@ -155,7 +176,7 @@ def test_a_training_in_fp16_can_go_on_with_the_other_backend(
         assert f"amp_backend was {backend}, is {other}: the last bits" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_a_checkpoint_of_the_last_step(
     run_finetune: Callable[..., Result], number: signal.Signals
 ) -> None:
@@ -169,6 +190,14 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step(
     begun: list[int] = []
     assert_equal(run_finetune(lambda trainer: begun.append(trainer._step)), whole)
     assert begun == list(range(10, 15))
+
+
+def test_a_training_under_nohup_outlives_its_terminal(run_finetune: Callable[..., Result]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run_finetune(at(2, lambda _: os.kill(os.getpid(), signal.SIGHUP)))
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_event_log_has_every_step_once(run_pretrain: Callable[..., Result], tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,15 @@ from hypothesis import strategies as st
 from receiptbert import WordpieceTokenizer
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_texts_at_once() -> Iterator[None]:
+    """Have the small stores of these tests be worked on in several parts, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("receiptbert.token_store.TEXTS_AT_ONCE", 7)
+        yield
+
 
 ragged = st.lists(st.lists(st.integers(0, 65_535), max_size=6), max_size=30)
 

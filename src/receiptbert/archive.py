@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from receiptbert.corpus import COLUMNS
+from receiptbert.csv_faults import kind_of
 from receiptbert.errors import UserError
 from receiptbert.files import whole
 
@@ -22,15 +23,6 @@ DATA_NAME = "data.csv"
 CATEGORIES_NAME = "categories.csv"
 
 NESTED = {".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".xlsx"}
-OTHER_KINDS = {
-    b"\x1f\x8b": "gzip",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-    b"Rar!": "rar",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"PAR1": "Parquet",
-}
 # What zipfile and the decompressors raise for bytes that are not as they must be.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -88,9 +80,8 @@ def _kind(archive: Path) -> str | None:
         start = file.readline(CHUNK)
     if start.startswith(b"PK"):  # a part of a zip, which may hold its CSV as it is
         return None
-    for magic, kind in OTHER_KINDS.items():
-        if start.startswith(magic):
-            return kind
+    if kind := kind_of(start):
+        return kind
     is_header = all(name.encode() in start for name in COLUMNS)
     is_named_so = archive.suffix.lower() in (".csv", ".tsv")
     return "the CSV itself" if is_header or is_named_so else None

@@ -98,8 +98,9 @@ class Classifier:
         Args:
             folder: where it is.
             device: ``auto`` is the GPU if there is one, else the CPU; or ``cpu``, ``cuda:1`` ...
-            precision: ``fp32`` gives the labels that evaluate scores; ``bf16`` and ``fp16`` are faster where
-                the hardware has them, and may decide a close call otherwise; ``auto`` chooses.
+            precision: ``fp32`` gives the labels that evaluate scores, but none to blank texts; ``bf16`` and
+                ``fp16`` are faster where the hardware has them, and may decide a close call otherwise;
+                ``auto`` chooses.
             batch_size: of texts of average length; it changes speed and memory alone.
 
         Raises:

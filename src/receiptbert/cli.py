@@ -1,7 +1,6 @@
 """The command line, ``receiptbert COMMAND``: what can be asked, and how it ends."""
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -11,8 +10,9 @@ from pathlib import Path
 from types import FrameType
 
 from receiptbert.choices import PRECISIONS, PREDICTION_BATCH_SIZE
-from receiptbert.errors import Interrupted, UserError, one_line_errors
+from receiptbert.errors import Interrupted, UserError, discard_stdout, one_line_errors
 from receiptbert.failures import explain
+from receiptbert.interrupts import ending_signals
 from receiptbert.predicting import INPUTS, OUTPUTS, predict
 from receiptbert.progress import say
 from receiptbert.tables import TextTable
@@ -57,14 +57,21 @@ if it gives the classes that torch gives, and probabilities within 0.0001 of tor
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; on bad input, end the process with one line and status 1."""
     args = make_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminated)  # `kill`, too, leaves nothing half done
+    for number in ending_signals():  # `kill`, too, leaves nothing half done
+        signal.signal(number, _terminated)
     try:
         with one_line_errors(PROGRAM, _explain):
             args.run(args)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`). Python would still flush stdout, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has seen enough (`| head`)
+        discard_stdout()
         sys.exit(141)  # as a program that the signal ends
+    except SystemExit:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # it is what has failed
+            discard_stdout()
+        raise
 
 
 def _terminated(number: int, _frame: FrameType | None) -> None:
@@ -72,11 +79,7 @@ def _terminated(number: int, _frame: FrameType | None) -> None:
 
 
 def _explain(error: Exception) -> str | None:
-    if (
-        (line := explain(error)) is None
-        and isinstance(error, OSError)
-        and not isinstance(error, BrokenPipeError)
-    ):
+    if (line := explain(error)) is None and isinstance(error, FileNotFoundError):
         where = f"{error.filename}: " if error.filename else ""
         return str(UserError(f"{where}{error.strerror or error}"))
     return line
@@ -160,8 +163,8 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="fp32 (default) gives the labels that evaluate scores; bf16 and fp16 are faster where the "
-        "hardware has them, and may decide a close call otherwise; auto chooses",
+        help="fp32 (default) gives the labels that evaluate scores, but none to blank texts; bf16 and fp16 "
+        "are faster where the hardware has them, and may decide a close call otherwise; auto chooses",
     )
     model.add_argument(
         "--batch-size",

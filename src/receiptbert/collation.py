@@ -61,7 +61,7 @@ class Collator:
         """Collate ``[dataset[i] for i in ...]``, or the batch that ``PretrainDataset`` makes at once.
 
         Returns:
-            input_ids (B, W) with corrupted targets, token_type_ids (B, W), labels (B, W) with the true ids at
+            input_ids (B, S) with corrupted targets, token_type_ids (B, S), labels (B, S) with the true ids at
             the targets and ``non_target_idx`` elsewhere, permuted (B,) bool.
         """
         pairs = batch if isinstance(batch, SegmentPairs) else self._pad(batch)
@@ -77,7 +77,7 @@ class Collator:
         )
 
     def _mask(self, true_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrupted ids and labels, both (B, W), on the device of ``true_ids``."""
+        """Corrupted ids and labels, both (B, S), on the device of ``true_ids``."""
         device = true_ids.device
         self._may_be_target, self._ordinary = self._may_be_target.to(device), self._ordinary.to(device)
         eligible = self._may_be_target[true_ids]
@@ -104,7 +104,7 @@ def collate_fn(
     """Collate ``[dataset[i] for i in ...]``, or the batch that ``FinetuneDataset`` makes at once.
 
     Returns:
-        input_ids (B, W), padded with ``pad_idx``, and targets (B,), both int64; probabilities as targets are
+        input_ids (B, S), padded with ``pad_idx``, and targets (B,), both int64; probabilities as targets are
         (B, C) and stay floats.
     """
     if isinstance(batch, LabelledTexts):

@@ -237,6 +237,8 @@ def _read_table(path: Path, called: str, columns: list[str]) -> pd.DataFrame:
     except UnicodeDecodeError:
         raise not_utf8(path, called) from None
     except (pd.errors.ParserWarning, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        if "out of memory" in str(error):
+            raise MemoryError(str(error)) from None
         raise _broken_rows(path, called, error) from None
     if line_feeds > len(table) + 1:  # texts of several lines, or blank lines
         _refuse_swallowed_rows(path, called, table)

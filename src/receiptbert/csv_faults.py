@@ -23,6 +23,17 @@ FREQUENT_LETTERS = set("оеаинтсрвлкмпОЕАИНТСРВЛКМП")
 LIKELIEST, MARGIN = "windows-1251", 0.1
 BYTE_ORDER_MARK = "\ufeff"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# How files that are no text begin.
+OTHER_KINDS = {
+    b"PK\x03\x04": "a zip or an Excel workbook",
+    b"\x1f\x8b": "gzip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "rar",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"PAR1": "Parquet",
+}
 
 
 def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
@@ -45,6 +56,8 @@ def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
 
 def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserError:
     sample = line + following
+    if number == 1 and (kind := kind_of(line)):
+        return UserError(f"{called} is no text but {kind}; unpack it, or export it as CSV")
     if (number == 1 and line.startswith(UTF16_MARKS)) or _seems_utf16(sample):
         return UserError(f"{called}: not UTF-8, it seems to be utf-16; save it as UTF-8")
     try:
@@ -54,6 +67,11 @@ def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserErr
         seems = f", it seems to be {encoding}" if encoding else ""
         return UserError(f"{called}, line {number}: not UTF-8{seems}; save it as UTF-8")
     return UserError(f"{called}, line {number}: a NUL byte, which no text has; export the file anew")
+
+
+def kind_of(beginning: bytes) -> str | None:
+    """What a file that begins so is, if it is one of ``OTHER_KINDS``."""
+    return next((kind for mark, kind in OTHER_KINDS.items() if beginning.startswith(mark)), None)
 
 
 def _seems_utf16(sample: bytes) -> bool:

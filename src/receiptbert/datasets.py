@@ -20,17 +20,17 @@ Item = TypeVar("Item")
 
 
 class SegmentPairs(NamedTuple):
-    """A batch for pretraining: ``[CLS] left [SEP] right``, padded to W = the longest text's tokens + 2."""
+    """A batch for pretraining: ``[CLS] left [SEP] right``, padded to S = the longest text's tokens + 2."""
 
-    input_ids: Tensor  # (B, W) int64
-    token_type_ids: Tensor  # (B, W) int64: 0 for [CLS], the first segment and [SEP], 1 for the second
+    input_ids: Tensor  # (B, S) int64
+    token_type_ids: Tensor  # (B, S) int64: 0 for [CLS], the first segment and [SEP], 1 for the second
     permuted: Tensor  # (B,) bool: were the two segments swapped?
 
 
 class LabelledTexts(NamedTuple):
-    """A batch for finetuning: ``[CLS] text [SEP]``, padded to W = the longest text's tokens + 2."""
+    """A batch for finetuning: ``[CLS] text [SEP]``, padded to S = the longest text's tokens + 2."""
 
-    input_ids: Tensor  # (B, W) int64
+    input_ids: Tensor  # (B, S) int64
     targets: Tensor  # (B,) int64, or (B, C) float32: probabilities of the classes
 
 
@@ -105,7 +105,7 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
         self._maxlen = maxlen
 
     def __getitem__(self, idx: int) -> tuple[Tensor, Tensor, bool]:
-        """``input_ids`` (W,), ``token_type_ids`` (W,), and whether the segments are swapped."""
+        """``input_ids`` (S,), ``token_type_ids`` (S,), and whether the segments are swapped."""
         pair = self.__getitems__([range(len(self))[idx]])
         return pair.input_ids[0], pair.token_type_ids[0], bool(pair.permuted[0])
 
@@ -117,7 +117,8 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
         shown = lengths.clamp(max=self._maxlen)
         skipped = _random_below(lengths - shown + 1)
         # The halves of an odd text differ by a token. Which of them is longer is left to chance:
-        # otherwise the place of [SEP] would give the order away.
+        # otherwise the place of [SEP] would give the order away. Where the middle is within a word, [CLS]
+        # before a piece ``##...`` does so: the assignment cuts by tokens (docs/LOG.md has how often).
         left = (shown + _random_below(torch.full_like(shown, 2))) // 2
         permuted = torch.rand(len(index), device=shown.device) < self._permute_prob
         width = self._texts.width(index, self._maxlen)

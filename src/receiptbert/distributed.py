@@ -216,6 +216,7 @@ class Agreement:
         if self._sent is not None:
             self._sent.wait()
             agreed = (bool(self._wishes[0]), int(self._wishes[1]))
-        self._wishes = torch.tensor([int(save), stop])
+        # What is agreed upon now is yet to be done, and still wished for.
+        self._wishes = torch.tensor([int(save and not agreed[0]), stop])
         self._sent = dist.all_reduce(self._wishes, dist.ReduceOp.MAX, group=_patient, async_op=True)
         return agreed

@@ -26,6 +26,11 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+def discard_stdout() -> None:
+    """Let what is left for a stdout that takes nothing go: Python would try again at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def one_line_errors(program: str, explain: Callable[[Exception], str | None]) -> Iterator[None]:
     """End the process with one line on stderr and status 1 on what ``explain`` has a line for.

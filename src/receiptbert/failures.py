@@ -30,8 +30,8 @@ ADVICE = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
 }
 
-
 # Of torch's messages that have no class of their own.
+UNUSABLE_GPU = ("no kernel image is available", "busy or unavailable")
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -46,10 +46,14 @@ def explain(error: Exception, stage: str = "", params: "Params | None" = None) -
         return str(error)
     if _is_out_of_memory(error):
         return f"out of memory{_amounts(str(error))}; {_smaller_batches(stage, params)}"
-    if not isinstance(error, OSError) or error.errno not in ADVICE:
+    if any(words in str(error) for words in UNUSABLE_GPU):
+        return f"the GPU cannot be used ({str(error).splitlines()[0]}); {_without_gpu(stage)}"
+    # A file that is not there we should have known of.
+    if not isinstance(error, OSError) or not error.errno or error.errno in (errno.ENOENT, errno.EPIPE):
         return None
     where = f"{error.filename}: " if error.filename else ""
-    return str(UserError(f"{where}{os.strerror(error.errno)}; {ADVICE[error.errno]}"))
+    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+    return str(UserError(f"{where}{os.strerror(error.errno)}{advice}"))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -68,7 +72,14 @@ def _amounts(message: str) -> str:
     return f" ({', '.join(found)})" if found else ""
 
 
+def _without_gpu(stage: str) -> str:
+    key = "runtime.device=cpu" if stage else "--device cpu"
+    return f"end other programs that use it, install a torch that is built for it, or set {key}"
+
+
 def _smaller_batches(stage: str, params: "Params | None") -> str:
+    if not stage:  # the command
+        return "give predict a smaller --batch-size, end other programs that use the memory, or add some"
     if params is None or stage not in ("pretrain", "finetune"):
         return "end other programs that use the memory, or take a machine with more"
     size = params.pretrain.batch_size if stage == "pretrain" else params.finetune.batch_size

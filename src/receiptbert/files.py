@@ -1,5 +1,6 @@
 """Files and folders that appear under their names only when they are whole."""
 
+import errno
 import os
 import re
 import shutil
@@ -61,6 +62,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems know of no such thing for folders
+            raise
     finally:
         os.close(descriptor)
 

@@ -130,13 +130,15 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
             self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
         self._end_epoch()
 
+    def _note(self) -> None:
+        super()._note()
+        # With the score that they have in `_place`: a better epoch brings others, and changes none of these.
+        best = {f"best.{name}": value for name, value in self._best_weights.items()}
+        self._noted = State({**self._noted.tensors, **best}, self._noted.values)
+
     def _place(self) -> dict[str, Any]:
         best = {"best_epoch": self.best_epoch, "best_score": self._best_score}
         return super()._place() | best | {"epochs": list(self.epochs)}
-
-    def _weights(self) -> dict[str, Tensor]:
-        best = {f"best.{name}": value for name, value in self._best_weights.items()}
-        return super()._weights() | best
 
     def _load(self, state: State) -> None:
         super()._load(state)

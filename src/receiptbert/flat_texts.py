@@ -43,7 +43,7 @@ class FlatTexts:
         self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
 
     def texts(self, index: Tensor, maxlen: int | None) -> Tensor:
-        """``[CLS] text [SEP]`` of the texts ``index`` (B,), each cut to ``maxlen`` tokens; (B, W).
+        """``[CLS] text [SEP]`` of the texts ``index`` (B,), each cut to ``maxlen`` tokens; (B, S).
 
         It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
         which the right one is empty.
@@ -81,21 +81,21 @@ class FlatTexts:
 
         Args:
             rows: which texts.
-            width: W.
+            width: S.
             skipped: tokens left out at the beginning of each text.
             shown: tokens shown of each.
             left: how many of these make the left segment.
             permuted: whether the right segment stands first.
 
         Returns:
-            ``input_ids`` and ``token_type_ids``, both (B, W).
+            ``input_ids`` and ``token_type_ids``, both (B, S).
         """
-        column = torch.arange(width, device=self.device)  # (W,)
+        column = torch.arange(width, device=self.device)  # (S,)
         starts = (self._starts[rows] + skipped)[:, None]  # (B, 1), as the three below
         shown, left, permuted = shown[:, None], left[:, None], permuted[:, None]
         first = torch.where(permuted, shown - left, left)  # length of the segment that stands first
         is_sep = column == first + 1
-        is_second = (column > first + 1) & (column <= shown + 1)  # (B, W)
+        is_second = (column > first + 1) & (column <= shown + 1)  # (B, S)
         # Place among the text's tokens as they are shown; swapping two halves is rotating the text.
         place = column - torch.where(column > first + 1, 2, 1)
         source = starts + (place + torch.where(permuted, left, 0)) % shown.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Leave in good order when told to: SIGINT (Ctrl-C) and SIGTERM become an exception where that suits."""
+"""Leave in good order when told to: SIGINT (Ctrl-C), SIGTERM and SIGHUP become an exception where fit."""
 
 import ctypes
 import signal
@@ -14,7 +14,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Interrupts:
-    """Within ``raised()``, SIGINT and SIGTERM raise ``Interrupted``, but not in the midst of ``held()``."""
+    """Within ``raised()``, SIGINT and the ``ending_signals`` raise ``Interrupted``, but not in the midst of
+    ``held()``."""
 
     def __init__(self) -> None:
         self._depth = 0  # of nested `held()`
@@ -32,11 +33,12 @@ class Interrupts:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Take the two signals over; the handlers of before come back. Only the main thread gets signals."""
+        """Take the signals over; the handlers of before come back. Only the main thread gets signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, *ending_signals()]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
@@ -58,6 +60,13 @@ class Interrupts:
         self._number = number
         if not self._depth:
             raise Interrupted(number)
+
+
+def ending_signals() -> list[signal.Signals]:
+    """What asks a process to end, beside Ctrl-C: ``kill``, and a closed terminal, unless ``nohup`` is on."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, signal.SIGHUP]
 
 
 def end_with_parent() -> None:

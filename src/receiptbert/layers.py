@@ -112,10 +112,12 @@ class MultiHeadSelfAttention(nn.Module):
         Args:
             attention_mask: (B, S, S), 1 where the query (second axis) sees the key (third axis), else 0;
                 None if every token sees every token.
-            rows: (N,), the tokens whose output is wanted, as numbers from 0 to BS - 1.
+            rows: (N,), the tokens whose output is wanted, as numbers from 0 to BS - 1: the last layer
+                computes those alone that a head reads. None for all.
         """
         query, key, value = (self._split_heads(part) for part in self._qkv(embeddings).chunk(3, dim=-1))
-        # softmax(QK^T / sqrt(d / h)) V in one kernel, which never holds the scores of a whole batch.
+        # softmax(QK^T / sqrt(d / h)) V. Most kernels never hold the scores of a whole batch; those that a CPU
+        # has for dropout do.
         context = F.scaled_dot_product_attention(
             query,
             key,

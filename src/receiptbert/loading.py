@@ -68,5 +68,5 @@ def make_loader(
 
 
 def _is_of_tokens(part: Tensor) -> bool:
-    """(B, W) ids, segments or labels, as against (B, C) probabilities of classes."""
+    """(B, S) ids, segments or labels, as against (B, C) probabilities of classes."""
     return part.dim() == 2 and not part.is_floating_point()

@@ -12,6 +12,10 @@ from receiptbert.encoder import Bert
 def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: float = 1.0) -> AdamW:
     """AdamW (Loshchilov and Hutter 2019) in groups: biases and layer norms are not decayed.
 
+    Decayed weights shrink by rate x decay in each step, beside Adam's own step. As a term of the loss (L2)
+    the decay would be divided by the root of Adam's second moment, as gradients are: weights with large
+    gradients would hardly be decayed.
+
     The learning rate is left to ``Scheduler``.
 
     Args:

@@ -17,11 +17,13 @@ from receiptbert.errors import UserError
 from receiptbert.progress import say, track
 from receiptbert.tables import (
     DELIMITERS,
+    TEXT,
     Column,
     Table,
     TextTable,
     Write,
     delimited_writer,
+    header_fields,
     json_writer,
     open_output,
 )
@@ -53,9 +55,11 @@ def predict(args: argparse.Namespace) -> None:
     os.environ.setdefault(KEPT_SHAPES, "16")
     source = None if args.input == "-" else Path(args.input)
     target = None if args.output == "-" else Path(args.output)
-    table = _open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"))
+    table = _open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"), args.column)
+    if source is None and args.source_format is None:
+        _require_lines(table, args.column)
     kind = args.target_format or _format(target, OUTPUTS, "csv", "--to")
-    text_column = _place(args.column, table, args.input)
+    text_column = _place(args.column, table, "stdin" if source is None else args.input)
     answers = answer_types(table.columns, args.top_k)
     if args.spreadsheet and kind not in DELIMITERS:
         raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
@@ -136,7 +140,7 @@ def _format(path: Path | None, known: dict[str, str], default: str, option: str)
     return known[path.suffix.lower()]
 
 
-def _open_table(path: Path | None, kind: str) -> Table:
+def _open_table(path: Path | None, kind: str, column: str) -> Table:
     if path is not None and not path.exists():
         raise UserError(f"{path} not found")
     if path is not None and path.is_dir():
@@ -146,11 +150,23 @@ def _open_table(path: Path | None, kind: str) -> Table:
     if path is None and sys.stdin.isatty():
         say(f"reading {kind} from the terminal; Ctrl-D ends it")
     if kind != "parquet":
-        return TextTable(path, kind)
+        return TextTable(path, kind, column)
     if path is None:
         raise UserError("Parquet cannot be read from stdin; name a file")
     table: Table = _parquet().ParquetTable(path)
     return table
+
+
+def _require_lines(table: Table, column: str) -> None:
+    """Refuse what comes on stdin as a table and would be labelled as plain lines, its header among them."""
+    if column != TEXT:
+        raise UserError(f"stdin is read as plain lines, which have no column {column!r}; give --from csv")
+    assert isinstance(table, TextTable)
+    if any(column in header_fields(table.peek(), delimiter) for delimiter in DELIMITERS["csv"]):
+        raise UserError(
+            f"stdin is read as plain lines, and its first names a column {column!r}; give --from csv, or "
+            "--from lines if it is no header"
+        )
 
 
 def _place(name: str, table: Table, source: str) -> int:

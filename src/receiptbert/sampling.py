@@ -13,9 +13,10 @@ from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 class LengthGroupedBatchSampler(Sampler[list[int]]):
     """Batches of texts of like length, each with about as many tokens as the others.
 
-    Padding is next to nothing, and a batch of long texts takes no more memory than one of short texts. They
-    come in random order, other batches in every epoch: no epoch begins with the short texts and ends with the
-    long ones, which the falling learning rate would leave untrained.
+    Padding is next to nothing, and a batch of long texts takes no more memory than one of short texts, unless
+    a text is far longer than the next shorter ones, which it pads. They come in random order, other batches
+    in every epoch: no epoch begins with the short texts and ends with the long ones, which the falling
+    learning rate would leave untrained.
 
     Args:
         lengths: tokens of each text, shape (n,).

@@ -29,6 +29,8 @@ Write: TypeAlias = Callable[[Sequence[Column]], None]
 TEXT = "text"  # the one column of plain lines
 DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # which one a CSV has, its header tells
 
+MAX_HEAD = 100  # lines, empty ones among them, in which a header ends
+
 # A spreadsheet runs a cell that begins so; a number may.
 FORMULA = re.compile(r"[=+\-@\t\r\n](?!\d+([.,]\d+)?$)")
 
@@ -57,17 +59,25 @@ class TextTable:
     Args:
         path: the file; None for stdin.
         kind: csv, tsv or lines.
+        column: that will be wanted; it helps to see what separates the columns of a CSV.
 
     Raises:
         UserError: not UTF-8, or no table; the message names the line.
     """
 
-    def __init__(self, path: Path | None, kind: str) -> None:
+    def __init__(self, path: Path | None, kind: str, column: str = TEXT) -> None:
         self._path = path
         self.kind = kind
+        self._column = column
         self.delimiter = ","  # of a CSV or TSV its own, once the header is read
-        self._rows = self._parse()
+        self._rows: Iterator[list[str]] = self._parse()
         self.columns = next(self._rows)
+
+    def peek(self) -> list[str]:
+        """The first row, which is still to be read; empty if there is none."""
+        first = list(islice(self._rows, 1))
+        self._rows = chain(first, self._rows)
+        return first[0] if first else []
 
     def count(self) -> int | None:
         """The number of rows, after a look at all of them for errors; None for stdin."""
@@ -103,11 +113,17 @@ class TextTable:
 
     def _parse_delimited(self, lines: Iterator[str]) -> Iterator[list[str]]:
         head = []
-        for line in lines:
+        for line in islice(lines, MAX_HEAD):
             head.append(line)
-            if line.strip():
+            if line.strip() and "".join(head).count('"') % 2 == 0:
                 break
-        self.delimiter = max(DELIMITERS[self.kind], key=lambda delimiter: _width(head, delimiter))
+
+        def likelihood(delimiter: str) -> tuple[bool, int, bool]:
+            fields = header_fields(head, delimiter)
+            # A comma may stand within a name (``Price, EUR``), hardly a semicolon or a tab.
+            return self._column in fields, len(fields), len(fields) > 1 and delimiter != ","
+
+        self.delimiter = max(DELIMITERS[self.kind], key=likelihood)
         # Not strict, it would take a quote left open at its word and swallow the rest of the file.
         rows = csv.reader(chain(head, lines), delimiter=self.delimiter, strict=True)
         width = 0
@@ -136,10 +152,10 @@ class TextTable:
             yield from utf8_lines(stream, self._name)
 
 
-def _width(head: list[str], delimiter: str) -> int:
-    """The number of fields of the last line."""
-    line = io.StringIO("".join(head[-1:]), newline="")
-    return len(next(csv.reader(line, delimiter=delimiter), []))
+def header_fields(head: Sequence[str], delimiter: str) -> list[str]:
+    """The fields of the first row that is not blank, if ``delimiter`` separates them."""
+    rows = csv.reader(io.StringIO("".join(head), newline=""), delimiter=delimiter)
+    return next((row for row in rows if not is_blank(row)), [])
 
 
 def _explained(error: csv.Error) -> str:

@@ -1,6 +1,6 @@
 """The token ids of many texts as two flat arrays, in one file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
 
 IntArray = npt.NDArray[np.integer[Any]]
+
+TEXTS_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,13 @@ class TokenStore:
         lengths = self.lengths[index]
         offsets = _offsets(lengths)
         # Where a token comes from: its place here, moved by how far its text moves.
-        shift = np.repeat(self.offsets[:-1][index] - offsets[:-1], lengths)
+        shifts = self.offsets[:-1][index] - offsets[:-1]
+        ids = np.empty(offsets[-1], self.ids.dtype)
+        for texts in _chunks(len(lengths)):
+            first, last = offsets[texts.start], offsets[texts.stop]
+            ids[first:last] = self.ids[np.repeat(shifts[texts], lengths[texts]) + np.arange(first, last)]
         return TokenStore(
-            ids=self.ids[shift + np.arange(offsets[-1])],
+            ids=ids,
             offsets=offsets,
             labels=None if self.labels is None else self.labels[index],
             tokenizer=self.tokenizer,
@@ -120,14 +126,18 @@ class TokenStore:
 
     def hashes(self) -> npt.NDArray[np.uint64]:
         """A hash of each text's ids, shape (n,): equal texts have equal hashes on every machine."""
-        place = np.arange(len(self.ids), dtype=np.uint64) - np.repeat(
-            self.offsets[:-1].astype(np.uint64), self.lengths
-        )
-        # Places count from 1: a token 0 at place 0 would mix to 0, as if it were not there.
-        mixed = _mix(self.ids.astype(np.uint64) + ((place + np.uint64(1)) << np.uint64(32)))
-        # Sums modulo 2^64 between offsets; unlike np.add.reduceat they give an empty text a sum of 0.
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
-        return _mix(sums[self.offsets[1:]] - sums[self.offsets[:-1]])
+        hashes = np.empty(len(self), np.uint64)
+        for texts in _chunks(len(self)):
+            offsets = self.offsets[texts.start : texts.stop + 1]
+            ids = self.ids[offsets[0] : offsets[-1]].astype(np.uint64)
+            offsets = offsets - offsets[0]
+            # Places count from 1: a token 0 at place 0 would mix to 0, as if it were not there.
+            place = np.arange(1, len(ids) + 1) - np.repeat(offsets[:-1], np.diff(offsets))
+            mixed = _mix(ids + (place.astype(np.uint64) << np.uint64(32)))
+            # Sums modulo 2^64 between offsets; unlike np.add.reduceat they give an empty text a sum of 0.
+            sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+            hashes[texts] = _mix(sums[offsets[1:]] - sums[offsets[:-1]])
+        return hashes
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; equal stores give equal bytes."""
@@ -179,6 +189,12 @@ class TokenStore:
         if labels is not None and (labels.shape != (len(self),) or labels.dtype != np.int64):
             return f"labels are {labels.dtype} of shape {labels.shape}, for {len(self)} texts"
         return ""
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    """``count`` texts in parts: what is computed of each token takes many times the memory of the ids."""
+    for start in range(0, count, TEXTS_AT_ONCE):
+        yield slice(start, min(start + TEXTS_AT_ONCE, count))
 
 
 def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

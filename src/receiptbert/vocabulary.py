@@ -13,7 +13,7 @@ from receiptbert.progress import in_terminal
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONTINUATION = "##"
-# As in the reference trainer: a thousand characters are kept, what is rarer becomes [UNK].
+# As in the reference trainer: a thousand characters are kept; a word with a rarer one is [UNK] as a whole.
 MAX_ALPHABET = 1000
 
 
