@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -56,6 +57,7 @@ def seconds(text: str) -> float:
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a benchmark; bad input ends it with one line, as it does a stage."""
+    _commit()  # hours later another one may be checked out
     with one_line_errors(Path(sys.argv[0]).name, explain):
         main()
 
@@ -261,13 +263,24 @@ def write_result(
 
 def provenance() -> dict[str, str]:
     """Where figures come from: the command, the processor, and in a git tree the commit."""
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(describe, capture_output=True, text=True)
-        commit = {"commit": done.stdout.strip()} if done.returncode == 0 else {}
-    except OSError:  # there is no git
-        commit = {}
+    commit = {"commit": name} if (name := _commit()) else {}
     return {"command": _this_command(), "processor": _processor(), **commit}
+
+
+@cache
+def _commit() -> str:
+    """What is checked out, with ``-dirty`` if tracked files differ, results apart; empty without git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(
+            ["git", "-C", str(ROOT), *arguments], stderr=subprocess.DEVNULL, text=True
+        ).strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _this_command() -> str:

@@ -76,8 +76,7 @@ def finetune(
     finetuning.precision = precision  # which the setting would refuse where it has to be imitated
 
     def texts_of(split: str) -> Labelled:
-        raw = project / "data/raw/data.csv"
-        return load_labelled(project / "data/tokenized", raw, split, finetuning.tokenizer)
+        return load_labelled(project / "data/tokenized", split, finetuning.tokenizer)
 
     train = training_set(*texts_of(TRAIN), p)
     with tempfile.TemporaryDirectory() as name:

@@ -3,9 +3,9 @@
     python benchmarks/inference.py [--json OUT]
 
 From raw lines to labels, other lines in each round. The checkpoint is finetuned for one epoch from random
-weights, so that its labels are no ties that rounding decides. "our batch size" gives the pipeline that;
-"defaults" leaves it as it comes, which is one line at a time, and so is timed on a tenth of the
-lines. On a GPU the pipeline does without cuDNN's attention, as ours does.
+weights, so that its labels are no ties that rounding decides. "our batch size" runs the pipeline in batches
+as large as ours; "defaults" leaves it as it comes, which is one line at a time, and so is timed on a tenth of
+the lines. On a GPU the pipeline does without cuDNN's attention, as ours does.
 """
 
 import sys

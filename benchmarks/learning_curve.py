@@ -17,7 +17,7 @@ of the code, use a new folder.
 import hashlib
 import statistics
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -154,12 +154,13 @@ class Curves:
 
     def print(self) -> None:
         """A line for each series."""
-        print(f"{'labels':24}" + "".join(f"{share:>16.0%}" for share in LABELS))
+        width = max(map(len, SERIES))
+        print(f"{'labels':{width}}" + "".join(f"{share:>16.0%}" for share in LABELS))
         for series, row in self._scores.items():
             cells = (
                 f"{statistics.fmean(f1):.3f} ± {deviation(f1):.3f}" for f1 in map(row.__getitem__, LABELS)
             )
-            print(f"{series:24}" + "".join(f"{cell:>16}" for cell in cells))
+            print(f"{series:{width}}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 def main() -> None:
@@ -177,19 +178,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         work = args.work or Path(scratch)
         pool = ThreadPoolExecutor(args.jobs)
-        # After an error or Ctrl-C what has begun ends, and nothing more begins.
-        stack.callback(pool.shutdown, cancel_futures=True)
+        stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C nothing more is begun
 
         def run(unlabelled: float, seed: int) -> tuple[float, int, dict[float, float]]:
             return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work, args.jobs)
 
+        def stop_if_failed(done: Future[Any]) -> None:
+            if not done.cancelled() and done.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
+
         runs = [pool.submit(run, *point) for point in product(UNLABELLED, range(args.seeds))]
+        for begun in runs:
+            begun.add_done_callback(stop_if_failed)
         for share in LABELS:
             contest = Contest(args.corpus, draw(corpus, TRAIN, share))
             for series, features in SVMS.items():  # no seed changes them
                 of_svms[series][share] = [contest.svm(features, 0)["weighted_f1"]]
         done_series.add(of_svms)
-        for unlabelled, seed, found in (done.result() for done in as_completed(runs)):
+        finished = (done for done in as_completed(runs) if not done.cancelled())
+        for unlabelled, seed, found in (done.result() for done in finished):
             curve = curves[unlabelled]
             curve[seed] = found
             say(f"{name_of(unlabelled)}, seed {seed}: " + ", ".join(f"{f1:.4f}" for f1 in found.values()))

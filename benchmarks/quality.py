@@ -243,7 +243,10 @@ class Table:
                 made = provenance()
                 if self.runs(name, settings):  # of other seeds, perhaps from elsewhere
                     before = self._rows[name]
-                    made = {key: _both(before.get(key, "unknown"), value) for key, value in made.items()}
+                    made = {
+                        key: _both(before.get(key, "unknown"), made.get(key, "unknown"))
+                        for key in ("command", "processor", "commit")
+                    }
                 self._rows[name] = summary(done) | {"settings": settings} | made
                 self._rows = {known: self._rows[known] for known in NAMES if known in self._rows}
                 write_result(self._path, {**self._about, **self._rows})

@@ -8,10 +8,11 @@ from receiptbert.evaluation import Evaluation
 from receiptbert.files import whole
 from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
-from receiptbert.labelled import load_labelled, texts_of
+from receiptbert.labelled import load_labelled
 from receiptbert.model_card import COUNTS, model_card
 from receiptbert.params import Params
 from receiptbert.reports import read_json, write_csv, write_json
+from receiptbert.split_texts import load_texts
 
 DATA = pipeline.METRICS / "data.json"
 
@@ -23,21 +24,19 @@ def evaluate(params: Params) -> None:
         raise UserError(f"{DATA} lacks {missing[0]}; run `dvc repro`")
     saved = load_classifier(pipeline.FINETUNED)
     model, tokenizer, names = saved.model, saved.tokenizer, saved.names
-    test, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TEST, tokenizer)
+    test, targets = load_labelled(pipeline.TOKENIZED, TEST, tokenizer)
     if (classes := max(targets, default=0) + 1) > len(names):
         raise UserError(
             f"{pipeline.FINETUNED} knows {len(names)} classes, the corpus has {classes} or more; "
             "run `dvc repro`"
         )
-    corpus = read_corpus(pipeline.CORPUS)
-    texts = texts_of(corpus, TEST, test, pipeline.CORPUS)
     loader = inference_loader(test, tokenizer, model.shape.maxlen)
     result = Evaluation(
         logits=predict_logits(model.to(device), loader, tokenizer.pad_token_id, device),
         true=targets,
-        texts=texts,
+        texts=load_texts(pipeline.TOKENIZED, TEST),
         names=names,
-        majority=majority_class(corpus),
+        majority=majority_class(read_corpus(pipeline.CORPUS)),
         temperature=saved.temperature,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pipeline
 from receiptbert.calibration import fit_temperature
 from receiptbert.checkpoints import Checkpoints, conditions, training_fingerprint
-from receiptbert.corpus import TRAIN, VAL
+from receiptbert.corpus import TRAIN, UNSUPERVISED, VAL
 from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distillation import distil, read_teaching_texts
@@ -21,6 +21,13 @@ from receiptbert.params import Params
 from receiptbert.progress import say
 from receiptbert.reports import write_csv, write_json
 
+# Of the tokenized corpus: nothing of test, so that what is corrected there trains nothing anew.
+READ = [
+    "classes.json",
+    *(f"{split}.safetensors" for split in (TRAIN, VAL)),
+    *(f"{split}.jsonl" for split in (TRAIN, VAL, UNSUPERVISED)),
+]
+
 
 @in_processes
 def finetune(params: Params) -> None:
@@ -31,18 +38,18 @@ def finetune(params: Params) -> None:
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
     finetuning = Finetuning(p, source, len(classes.names), device, params.runtime)
-    token_ids, targets = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, TRAIN, finetuning.tokenizer)
+    token_ids, targets = load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer)
     train = training_set(token_ids, targets, p)
     if train.epochs > p.epochs:
         say(
             f"few labels: {train.epochs} epochs instead of {p.epochs}, for finetune.min_steps = {p.min_steps}"
         )
-    val = load_labelled(pipeline.TOKENIZED, pipeline.CORPUS, VAL, finetuning.tokenizer)
+    val = load_labelled(pipeline.TOKENIZED, VAL, finetuning.tokenizer)
     # First of all that processes do together, so that one with other settings or inputs is named.
-    fingerprint = training_fingerprint([p], [pipeline.CORPUS, pipeline.TOKENIZED, source])
+    fingerprint = training_fingerprint([p], [*(pipeline.TOKENIZED / name for name in READ), source])
     texts = None
-    if p.teachers:  # the leader alone reads all of the corpus
-        read = partial(read_teaching_texts, pipeline.CORPUS, train, val, finetuning.tokenizer, p.seed)
+    if p.teachers:  # the leader alone reads all of the texts
+        read = partial(read_teaching_texts, pipeline.TOKENIZED, train, finetuning.tokenizer, p.seed)
         texts = from_leader(read)
     # Before the teachers have trained for hours: the final model's batches are the largest.
     finetuning.require_memory(

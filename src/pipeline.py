@@ -6,8 +6,8 @@ Paths are relative to the project's root, which is where DVC runs each stage.
 import io
 import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 
@@ -52,8 +52,7 @@ def run_stage(
         voice: which of several processes says so, see ``launching.one_voice``.
     """
     name, params = stage.__name__, None
-    threading.excepthook = _pass_over_refusals
-    with one_line_errors(name, lambda error: explain(error, name, params)), voice():
+    with _told_once(), one_line_errors(name, lambda error: explain(error, name, params)), voice():
         params = load_params(PARAMS)
         with redirect_stdout(io.StringIO()) as printed:
             stage(params)
@@ -64,10 +63,20 @@ def run_stage(
             discard_stdout()
 
 
-def _pass_over_refusals(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread, which writes, hands its error to the main one, which tells it in one line."""
-    if not isinstance(failed.exc_value, OSError):
-        threading.__excepthook__(failed)
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Other threads tell no errors of files: TensorBoard's, which writes, hands them to the main one."""
+    before = threading.excepthook
+
+    def tell(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before(failed)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def new_run_folder(stage: str) -> str:

@@ -19,6 +19,7 @@ from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
+from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -47,6 +48,7 @@ def pretokenize(params: Params) -> None:
     with whole(pipeline.TOKENIZED) as folder:
         for split, store in stores.items():
             store.save(folder / f"{split}.safetensors")
+            save_texts(folder, split, corpus.loc[corpus[SPLIT] == split, TEXT])
         used.save(folder / "lengths.json")
         classes.save(folder / "classes.json")
     report(stores, used, tokenizer)

@@ -103,9 +103,10 @@ def warnings_of_labels(labels: list[str], categories: dict[str, str], file: str 
     spellings = pd.Series(labels)
     if (alike := spellings[fold(spellings).duplicated(keep=False)]).size:
         first = alike[fold(alike) == fold(alike[:1]).item()]
+        others = f"; so do {alike.size - 2} more" if alike.size > 2 else ""
         found.append(
             f"labels {first.iloc[0]!r} and {first.iloc[1]!r} are two classes, and differ in case, spaces or "
-            "accents alone"
+            f"accents alone{others}"
         )
     unnamed = [label for label in labels if not categories.get(label)]
     if unnamed and file is not None:

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -182,6 +183,12 @@ def set_params(folder: Path, values: dict[str, str]) -> None:
     path = folder / "params.yaml"
     for key, value in values.items():
         path.write_text(with_value(path.read_text(), key, value))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_nohup() -> None:
+    """A closed terminal ends what is tested, even where the tests themselves run under ``nohup``."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run_here(stage: Callable[[Params], None], folder: Path) -> None:

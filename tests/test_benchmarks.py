@@ -398,7 +398,7 @@ def test_a_learning_curve_that_fails_begins_nothing_more(
     def fail(*_: Any) -> dict[float, float]:
         begun.append(1)
         if len(begun) > 1:
-            time.sleep(0.2)  # before it is called off, another one may have begun
+            time.sleep(0.2)  # another one may have begun before it is called off
         raise UserError("no room")
 
     monkeypatch.setattr(quality.Contest, "svm", lambda *_: {"weighted_f1": 0.5})
@@ -406,7 +406,7 @@ def test_a_learning_curve_that_fails_begins_nothing_more(
     monkeypatch.setattr("sys.argv", ["learning_curve.py", "--corpus", str(archive), "--seeds", "5"])
     with pytest.raises(UserError, match="no room"):
         learning_curve.main()
-    assert len(begun) < 5  # of twenty
+    assert len(begun) < 4  # of twenty
 
 
 def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -611,6 +611,8 @@ def test_the_numbers_behind_the_answers(
     figures = run_benchmark("answers", options, tmp_path)
     assert figures["wide_projection_is_faster"] > 0
     assert figures["not_scaled"]["largest_weight"] > figures["scaled"]["largest_weight"]
+    stuck = [figures[name]["queries_with_a_weight_above_0.99"] for name in ("not_scaled", "scaled")]
+    assert stuck == pytest.approx([0.34, 0], abs=0.01)  # as docs/answers.md says
     assert 0 < figures["lines_with_another_class_if_padding_is_not_masked"] <= 1
     # The published formulas: (V + P + 2) d + 2d, 4 (4d^2 + 6d), 4 (8d^2 + 7d).
     parameters = figures["parameters"]

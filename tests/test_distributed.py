@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig
 
 from receiptbert import distributed, launching
 from receiptbert.checkpoints import training_fingerprint
@@ -346,3 +347,21 @@ def test_a_failure_ends_the_launcher_in_a_line_at_the_most(
         assert ended.value.args == (expected,)
     else:
         assert str(ended.value).startswith(expected.removesuffix("…"))
+
+
+def test_the_launcher_heeds_a_closed_terminal_unless_nohup_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    heeded = []
+
+    def note(config: LaunchConfig, *_: object) -> Callable[[str], None]:
+        heeded.append(config.signals_to_handle)
+        return lambda _: None
+
+    monkeypatch.setattr(launching, "elastic_launch", note)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launching.launch("pretrain.py", 2)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        launching.launch("pretrain.py", 2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert heeded == ["SIGINT,SIGTERM,SIGHUP", "SIGINT,SIGTERM"]

@@ -219,9 +219,9 @@ PRETRAIN = (
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when"), "pretrain", f"out of memory; {PRETRAIN}"),
         (
             MemoryError(),
-            "",
-            "out of memory; give predict a smaller --batch-size, end other programs that use the memory, "
-            "or add some",
+            "predict",
+            "out of memory; give a smaller --batch-size, end other programs, or take a machine with more "
+            "memory",
         ),
         (
             RuntimeError("CUDA error: no kernel image is available for execution\nCompile with"),

@@ -23,6 +23,7 @@ from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import training_set
 from receiptbert.linear_teacher import LinearTeacher
 from receiptbert.params import load_params
+from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, Cut, with_value
 from tests.test_training import labelled
@@ -52,16 +53,13 @@ def run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("receiptbert.checkpoints.REST", 0)
     lines, classes = labelled(texts)
-    rows, first = ["text,label,split"], 0
+    first = 0
     for split, size in SIZES.items():
         some, their = lines[first : first + size], classes[first : first + size]
-        rows += [f"{text},{target},{split}" for text, target in zip(some, their, strict=True)]
         TokenStore.from_texts(some, tokenizer, their).save(pipeline.TOKENIZED / f"{split}.safetensors")
+        save_texts(pipeline.TOKENIZED, split, some)
         first += size
-    rows.append("а,0,test")
     Classes(labels=list("012"), names=list("абв")).save(pipeline.TOKENIZED / "classes.json")
-    pipeline.RAW.mkdir()
-    pipeline.CORPUS.write_text("\n".join(rows))
     save_pretrained(pretrain_model(), tokenizer, pipeline.PRETRAINED)
 
     def run(**overrides: str) -> dict[Path, bytes]:
@@ -214,7 +212,7 @@ def test_the_metrics_and_the_temperature_are_those_of_the_weights(
     assert load_classifier(pipeline.FINETUNED).temperature == metrics["temperature"]
 
 
-@pytest.mark.parametrize("changed", [None, "corpus", "tokenized", "pretrained"])
+@pytest.mark.parametrize("changed", [None, "test", "texts", "classes", "pretrained"])
 def test_a_stage_goes_on_only_with_the_same_inputs(
     run: Callable[..., dict[Path, bytes]],
     tokenizer: WordpieceTokenizer,
@@ -230,12 +228,14 @@ def test_a_stage_goes_on_only_with_the_same_inputs(
     with pytest.raises(Cut):
         run(teachers="0")
     assert "resumed" not in capsys.readouterr().err
-    if changed == "corpus":
-        pipeline.CORPUS.write_text(pipeline.CORPUS.read_text() + "\nб,1,test")
-    elif changed == "tokenized":
+    if changed == "test":
+        save_texts(pipeline.TOKENIZED, "test", ["б"])
+    elif changed == "texts":
+        save_texts(pipeline.TOKENIZED, "unsupervised", ["б"])
+    elif changed == "classes":
         Classes(labels=list("012"), names=list("абг")).save(pipeline.TOKENIZED / "classes.json")
     elif changed == "pretrained":
         save_pretrained(pretrain_model(act_func="relu"), tokenizer, pipeline.PRETRAINED)
     with pytest.raises(Cut):
         run(teachers="0")
-    assert ("resumed after step 4" in capsys.readouterr().err) == (changed is None)
+    assert ("resumed after step 4" in capsys.readouterr().err) == (changed in (None, "test"))

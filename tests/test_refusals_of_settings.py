@@ -208,14 +208,12 @@ def classes_added(folder: Path) -> None:
     dataclasses.replace(store, labels=store.labels + 1000).save(path)
 
 
-def row_removed(split: str) -> Callable[[Path], None]:
-    def remove(folder: Path) -> None:
+def texts_of_teachers(split: str, replaced: str | None) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
         set_params(folder, {"finetune.teachers": "1"})  # who read the texts themselves
-        rows = (folder / "data/raw/data.csv").read_text().splitlines(keepends=True)
-        del rows[next(number for number, row in enumerate(rows) if row.rstrip().endswith(split))]
-        (folder / "data/raw/data.csv").write_text("".join(rows))
+        content(f"data/tokenized/{split}.jsonl", replaced)(folder)
 
-    return remove
+    return change
 
 
 def short_texts(folder: Path) -> None:
@@ -256,9 +254,9 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("damaged counts", "evaluate", content("metrics/data.json", "<<<<<<<"), "metrics/data.json is damaged (…); run `dvc repro`"),
     ("counts that are a list", "evaluate", content("metrics/data.json", "[]"), "metrics/data.json is damaged (it holds no JSON object); run `dvc repro`"),
     ("counts of another version", "evaluate", content("metrics/data.json", "{}"), "metrics/data.json lacks rows; run `dvc repro`"),
-    ("a train row taken away", "finetune", row_removed("train"), "data/raw/data.csv has … train rows, and … are tokenized; run `dvc repro`"),
-    ("a val row taken away", "finetune", row_removed("val"), "data/raw/data.csv has … val rows, and … are tokenized; run `dvc repro`"),
-    ("a test row taken away", "evaluate", row_removed("test"), "data/raw/data.csv has 19 test rows, and 20 are tokenized; run `dvc repro`"),
+    ("no texts for teachers", "finetune", texts_of_teachers("unsupervised", None), "data/tokenized/unsupervised.jsonl not found; run `dvc repro pretokenize`"),
+    ("damaged texts", "finetune", texts_of_teachers("train", '"чай'), "data/tokenized/train.jsonl is damaged (…); run `dvc repro -f pretokenize`"),
+    ("numbers for texts", "evaluate", content("data/tokenized/test.jsonl", "1\n2\n"), "data/tokenized/test.jsonl is damaged (not all of it are texts); run `dvc repro -f pretokenize`"),
     ("no model yet", "evaluate", lambda folder: shutil.rmtree(folder / FINETUNED), f"{FINETUNED} is no folder; name that of a finetuned model (`dvc repro` makes one)"),
     ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is damaged (…); {AGAIN}"),
     ("config is a list", "evaluate", content(OF_CONFIG, "[]"), f"{OF_CONFIG} is damaged (it holds no JSON object); {AGAIN}"),

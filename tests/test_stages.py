@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from finetune import READ
 from receiptbert import WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEXT, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
@@ -169,6 +170,26 @@ def test_a_renamed_category_changes_nothing_that_pretraining_reads(project: Path
     after = contents(project)
     changed = {path for path in after if after[path] != before[path]}
     assert changed == {"data/raw/categories.csv", "data/tokenized/classes.json"}
+
+
+def test_a_corrected_label_of_test_changes_nothing_that_finetuning_reads(project: Path) -> None:
+    before = contents(project)
+    corpus = project / "data/raw/data.csv"
+    rows = corpus.read_text().splitlines(keepends=True)
+    at = next(number for number, row in enumerate(rows) if row.rstrip().endswith(",test"))
+    text, label, split = rows[at].rsplit(",", 2)
+    other = next(row.rsplit(",", 2)[1] for row in rows if row.endswith("train\n") and f",{label}," not in row)
+    rows[at] = f"{text},{other},{split}"
+    corpus.write_text("".join(rows))
+    run_here(STAGES["pretokenize"], project)
+    after = contents(project)
+    changed = {path for path in after if after[path] != before[path]}
+    assert changed == {"data/raw/data.csv", "data/tokenized/test.safetensors"}
+
+
+def test_finetuning_depends_on_what_its_checkpoints_depend_on() -> None:
+    deps = DVC_YAML["stages"]["finetune"]["deps"]
+    assert {dep for dep in deps if dep.startswith("data/")} == {f"data/tokenized/{name}" for name in READ}
 
 
 def run_to_the_end(stage: str, folder: Path) -> None:

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number in ending_signals():  # `kill`, too, leaves nothing half done
         signal.signal(number, _terminated)
     try:
-        with one_line_errors(PROGRAM, _explain):
+        with one_line_errors(PROGRAM, lambda error: _explain(error, args.run.__name__)):
             args.run(args)
     except BrokenPipeError:  # whoever read our output has seen enough (`| head`)
         discard_stdout()
@@ -78,8 +78,8 @@ def _terminated(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-def _explain(error: Exception) -> str | None:
-    if (line := explain(error)) is None and isinstance(error, FileNotFoundError):
+def _explain(error: Exception, command: str) -> str | None:
+    if (line := explain(error, command)) is None and isinstance(error, FileNotFoundError):
         where = f"{error.filename}: " if error.filename else ""
         return str(UserError(f"{where}{error.strerror or error}"))
     return line

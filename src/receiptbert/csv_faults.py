@@ -44,20 +44,22 @@ def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
             text seems to be instead.
     """
     # Decoded line by line: the error can name the line.
+    first = b""
     for number, line in enumerate(stream, start=1):
+        first = first or line
         try:
             text = line.decode()
         except UnicodeDecodeError:
             text = "\0"  # as bad as that
         if "\0" in text:
+            if kind := kind_of(first):
+                raise UserError(f"{called} is no text but {kind}; unpack it, or export it as CSV")
             raise _no_text(called, number, line, stream.read(CHUNK))
         yield text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
 
 
 def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserError:
     sample = line + following
-    if number == 1 and (kind := kind_of(line)):
-        return UserError(f"{called} is no text but {kind}; unpack it, or export it as CSV")
     if (number == 1 and line.startswith(UTF16_MARKS)) or _seems_utf16(sample):
         return UserError(f"{called}: not UTF-8, it seems to be utf-16; save it as UTF-8")
     try:

@@ -12,13 +12,14 @@ import numpy as np
 from scipy.special import softmax
 
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, VAL, read_corpus
+from receiptbert.corpus import TRAIN, UNSUPERVISED, VAL
 from receiptbert.distributed import from_leader
 from receiptbert.finetuning import Finetuning
-from receiptbert.labelled import UNLABELLED_PER_LABEL, Labelled, TrainingSet, texts_of
+from receiptbert.labelled import UNLABELLED_PER_LABEL, Labelled, TrainingSet
 from receiptbert.linear_teacher import LinearTeacher, Probabilities
 from receiptbert.metrics import f1
 from receiptbert.progress import say
+from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -33,19 +34,17 @@ class TeachingTexts(NamedTuple):
 
 
 def read_teaching_texts(
-    corpus: Path, train: TrainingSet, val: Labelled, tokenizer: WordpieceTokenizer, seed: int
+    tokenized: Path, train: TrainingSet, tokenizer: WordpieceTokenizer, seed: int
 ) -> TeachingTexts:
-    """The texts of ``corpus``; of the unsupervised ones, what a training on ``train`` has time for.
+    """The texts beside the token stores; of the unsupervised ones, what a training on ``train`` has time for.
 
     Raises:
-        UserError: ``corpus`` has not as many texts as ``train`` and ``val``.
+        UserError: one of their files cannot be read.
     """
-    rows = read_corpus(corpus)
-    unsupervised = rows.loc[rows[SPLIT] == UNSUPERVISED, TEXT].tolist()
-    unlabelled = draw_unlabelled(unsupervised, train, seed)
+    unlabelled = draw_unlabelled(load_texts(tokenized, UNSUPERVISED), train, seed)
     return TeachingTexts(
-        texts_of(rows, TRAIN, train.texts, corpus),
-        texts_of(rows, VAL, val.texts, corpus),
+        load_texts(tokenized, TRAIN),
+        load_texts(tokenized, VAL),
         unlabelled,
         TokenStore.from_texts(unlabelled, tokenizer),
     )

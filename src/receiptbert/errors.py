@@ -35,8 +35,8 @@ def discard_stdout() -> None:
 def one_line_errors(program: str, explain: Callable[[Exception], str | None]) -> Iterator[None]:
     """End the process with one line on stderr and status 1 on what ``explain`` has a line for.
 
-    Set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead. Ctrl-C and SIGTERM end it with 128 plus the
-    signal's number, as usual.
+    Set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead. Ctrl-C and other signals end it with 128 plus
+    the signal's number, as usual.
     """
     try:
         yield

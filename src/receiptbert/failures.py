@@ -39,7 +39,7 @@ def explain(error: Exception, stage: str = "", params: "Params | None" = None) -
     """One line that says what went wrong and how to mend it; None for what can only be a bug of ours.
 
     Args:
-        stage: ``pretrain``, say; the settings that the advice names are of its section.
+        stage: ``pretrain``, say; the settings that the advice names are of its section. Or a command.
         params: None if there are none, or they could not even be read.
     """
     if isinstance(error, UserError):
@@ -47,7 +47,7 @@ def explain(error: Exception, stage: str = "", params: "Params | None" = None) -
     if _is_out_of_memory(error):
         return f"out of memory{_amounts(str(error))}; {_smaller_batches(stage, params)}"
     if any(words in str(error) for words in UNUSABLE_GPU):
-        return f"the GPU cannot be used ({str(error).splitlines()[0]}); {_without_gpu(stage)}"
+        return f"the GPU cannot be used ({str(error).splitlines()[0]}); {_without_gpu(params)}"
     # A file that is not there we should have known of.
     if not isinstance(error, OSError) or not error.errno or error.errno in (errno.ENOENT, errno.EPIPE):
         return None
@@ -72,14 +72,14 @@ def _amounts(message: str) -> str:
     return f" ({', '.join(found)})" if found else ""
 
 
-def _without_gpu(stage: str) -> str:
-    key = "runtime.device=cpu" if stage else "--device cpu"
+def _without_gpu(params: "Params | None") -> str:
+    key = "runtime.device=cpu" if params is not None else "--device cpu"
     return f"end other programs that use it, install a torch that is built for it, or set {key}"
 
 
 def _smaller_batches(stage: str, params: "Params | None") -> str:
-    if not stage:  # the command
-        return "give predict a smaller --batch-size, end other programs that use the memory, or add some"
+    if stage == "predict":
+        return "give a smaller --batch-size, end other programs, or take a machine with more memory"
     if params is None or stage not in ("pretrain", "finetune"):
         return "end other programs that use the memory, or take a machine with more"
     size = params.pretrain.batch_size if stage == "pretrain" else params.finetune.batch_size

@@ -83,7 +83,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
 
         Raises:
             UserError: a loss or gradient is no finite number, or gradients overflow fp16 at any scale.
-            Interrupted: with ``checkpoints``, SIGINT or SIGTERM came; the state is saved.
+            Interrupted: with ``checkpoints``, SIGINT, SIGTERM or SIGHUP came; the state is saved.
         """
         with self._resumable():
             while self._epoch < n_epochs:

@@ -1,4 +1,4 @@
-"""Leave in good order when told to: SIGINT (Ctrl-C), SIGTERM and SIGHUP become an exception where fit."""
+"""Leave in good order when told to: Ctrl-C, SIGTERM and SIGHUP become an exception where that suits."""
 
 import ctypes
 import signal

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from receiptbert.corpus import SPLIT, TEXT, read_corpus
 from receiptbert.errors import UserError
 from receiptbert.params import FinetuneParams
+from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -63,11 +62,11 @@ def training_set(texts: TokenStore, targets: npt.NDArray[np.int64], p: FinetuneP
     return once._replace(epochs=times * p.epochs)
 
 
-def load_labelled(tokenized: Path, corpus: Path, split: str, tokenizer: WordpieceTokenizer) -> Labelled:
+def load_labelled(tokenized: Path, split: str, tokenizer: WordpieceTokenizer) -> Labelled:
     """The texts of ``split`` as ids of ``tokenizer``, and their classes, in the order of the corpus.
 
-    Taken from the token store where it was made with this tokenizer; tokenized again from the CSV
-    ``corpus`` where a model from elsewhere (``finetune.init``) brings a vocabulary of its own.
+    Taken from the token store where it was made with this tokenizer; tokenized again where a model from
+    elsewhere (``finetune.init``) brings a vocabulary of its own.
     """
     path = tokenized / f"{split}.safetensors"
     store = TokenStore.load(path)
@@ -75,24 +74,4 @@ def load_labelled(tokenized: Path, corpus: Path, split: str, tokenizer: Wordpiec
         raise UserError(f"{path} has no labels; run `dvc repro -f pretokenize`")
     if store.tokenizer == tokenizer.fingerprint:
         return Labelled(store, store.labels)
-    texts = texts_of(read_corpus(corpus), split, store, corpus)
-    return Labelled(TokenStore.from_texts(texts, tokenizer), store.labels)
-
-
-def texts_of(rows: pd.DataFrame, split: str, tokenized: TokenStore, corpus: Path) -> list[str]:
-    """The texts of ``split`` as they are written.
-
-    Args:
-        rows: of the corpus.
-        tokenized: the same texts.
-        corpus: where the rows come from, for the message.
-
-    Raises:
-        UserError: they are not as many.
-    """
-    texts = rows.loc[rows[SPLIT] == split, TEXT].tolist()
-    if len(texts) != len(tokenized):
-        raise UserError(
-            f"{corpus} has {len(texts):,} {split} rows, and {len(tokenized):,} are tokenized; run `dvc repro`"
-        )
-    return texts
+    return Labelled(TokenStore.from_texts(load_texts(tokenized, split), tokenizer), store.labels)

@@ -19,6 +19,7 @@ from torch.distributed.launcher import LaunchConfig, elastic_launch
 from receiptbert import distributed, progress
 from receiptbert.devices import choose_device
 from receiptbert.errors import Interrupted, UserError
+from receiptbert.interrupts import ending_signals
 from receiptbert.params import Params, RuntimeParams
 
 KEY = "params.yaml: runtime.processes"
@@ -84,6 +85,7 @@ def launch(script: str, processes: int) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        signals_to_handle=",".join(number.name for number in (signal.SIGINT, *ending_signals())),
     )
     # Else each would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))

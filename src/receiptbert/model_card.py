@@ -102,11 +102,11 @@ def _data(data: Mapping[str, Any]) -> str:
     per_class, left_out = data["train_rows_per_class"], data["rows_left_out"]
     text = f"""A category has {per_class["smallest"]:,} to {per_class["largest"]:,} rows of train, the median
         being {per_class["median"]:,.0f}; the largest is {data["largest_class_share"]:.1%} of train.
-        Categories of val or test that train lacks: {data["classes_absent_from_train"]:,}. Rows and texts are
-        counted as the corpus came, with {data["blank_texts"]:,} blank texts and
-        {data["test_rows_seen_elsewhere"]:,} test rows whose text is in another split too. Left out of it,
-        because val or test has their text: train {left_out[TRAIN]:,}, val {left_out[VAL]:,}, unsupervised
-        {left_out[UNSUPERVISED]:,} rows."""
+        Categories of val or test that train lacks: {data["classes_absent_from_train"]:,}. All this, and the
+        categories of the table, is of what was used; its rows and texts are counted as the corpus came, with
+        {data["blank_texts"]:,} blank texts and {data["test_rows_seen_elsewhere"]:,} test rows whose text is
+        in another split too. Left out, because val or test has their text: train {left_out[TRAIN]:,},
+        val {left_out[VAL]:,}, unsupervised {left_out[UNSUPERVISED]:,} rows."""
     return _section("## Data", _table(["", *SPLITS], rows), text)
 
 

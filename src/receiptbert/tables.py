@@ -29,7 +29,7 @@ Write: TypeAlias = Callable[[Sequence[Column]], None]
 TEXT = "text"  # the one column of plain lines
 DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # which one a CSV has, its header tells
 
-MAX_HEAD = 100  # lines, empty ones among them, in which a header ends
+MAX_HEAD = 100  # lines that a header has at the most
 
 # A spreadsheet runs a cell that begins so; a number may.
 FORMULA = re.compile(r"[=+\-@\t\r\n](?!\d+([.,]\d+)?$)")
@@ -112,10 +112,12 @@ class TextTable:
             yield from self._parse_delimited(lines)
 
     def _parse_delimited(self, lines: Iterator[str]) -> Iterator[list[str]]:
-        head = []
-        for line in islice(lines, MAX_HEAD):
+        head: list[str] = []
+        own = 0  # lines of the header itself; the others are blank ones before it
+        for line in lines:
             head.append(line)
-            if line.strip() and "".join(head).count('"') % 2 == 0:
+            own += 1 if own or line.strip() else 0
+            if own and ("".join(head).count('"') % 2 == 0 or own == MAX_HEAD):
                 break
 
         def likelihood(delimiter: str) -> tuple[bool, int, bool]:
