@@ -195,8 +195,7 @@ def main() -> None:
             for series, features in SVMS.items():  # no seed changes them
                 of_svms[series][share] = [contest.svm(features, 0)["weighted_f1"]]
         done_series.add(of_svms)
-        finished = (done for done in as_completed(runs) if not done.cancelled())
-        for unlabelled, seed, found in (done.result() for done in finished):
+        for unlabelled, seed, found in (done.result() for done in as_completed(runs)):
             curve = curves[unlabelled]
             curve[seed] = found
             say(f"{name_of(unlabelled)}, seed {seed}: " + ", ".join(f"{f1:.4f}" for f1 in found.values()))

@@ -243,10 +243,8 @@ class Table:
                 made = provenance()
                 if self.runs(name, settings):  # of other seeds, perhaps from elsewhere
                     before = self._rows[name]
-                    made = {
-                        key: _both(before.get(key, "unknown"), made.get(key, "unknown"))
-                        for key in ("command", "processor", "commit")
-                    }
+                    keys = [key for key in ("command", "processor", "commit") if key in made | before]
+                    made = {key: _both(*(of.get(key, "unknown") for of in (before, made))) for key in keys}
                 self._rows[name] = summary(done) | {"settings": settings} | made
                 self._rows = {known: self._rows[known] for known in NAMES if known in self._rows}
                 write_result(self._path, {**self._about, **self._rows})

@@ -34,7 +34,7 @@ def evaluate(params: Params) -> None:
     result = Evaluation(
         logits=predict_logits(model.to(device), loader, tokenizer.pad_token_id, device),
         true=targets,
-        texts=load_texts(pipeline.TOKENIZED, TEST),
+        texts=load_texts(pipeline.TOKENIZED, TEST, len(test)),
         names=names,
         majority=majority_class(read_corpus(pipeline.CORPUS)),
         temperature=saved.temperature,

@@ -21,7 +21,7 @@ from receiptbert.params import Params
 from receiptbert.progress import say
 from receiptbert.reports import write_csv, write_json
 
-# Of the tokenized corpus: nothing of test, so that what is corrected there trains nothing anew.
+# Of the tokenized corpus: nothing of test, so that a label that is corrected there trains nothing anew.
 READ = [
     "classes.json",
     *(f"{split}.safetensors" for split in (TRAIN, VAL)),
@@ -49,7 +49,7 @@ def finetune(params: Params) -> None:
     fingerprint = training_fingerprint([p], [*(pipeline.TOKENIZED / name for name in READ), source])
     texts = None
     if p.teachers:  # the leader alone reads all of the texts
-        read = partial(read_teaching_texts, pipeline.TOKENIZED, train, finetuning.tokenizer, p.seed)
+        read = partial(read_teaching_texts, pipeline.TOKENIZED, train, val, finetuning.tokenizer, p.seed)
         texts = from_leader(read)
     # Before the teachers have trained for hours: the final model's batches are the largest.
     finetuning.require_memory(

@@ -401,7 +401,11 @@ def test_a_learning_curve_that_fails_begins_nothing_more(
             time.sleep(0.2)  # another one may have begun before it is called off
         raise UserError("no room")
 
-    monkeypatch.setattr(quality.Contest, "svm", lambda *_: {"weighted_f1": 0.5})
+    def slow_svm(*_: Any) -> dict[str, float]:
+        time.sleep(0.2)
+        return {"weighted_f1": 0.5}
+
+    monkeypatch.setattr(quality.Contest, "svm", slow_svm)  # six times, while the runs fail
     monkeypatch.setattr(learning_curve, "bert_scores", fail)
     monkeypatch.setattr("sys.argv", ["learning_curve.py", "--corpus", str(archive), "--seeds", "5"])
     with pytest.raises(UserError, match="no room"):

@@ -117,6 +117,9 @@ def test_the_delimiter_is_the_one_that_makes_the_column(run: Run) -> None:
     (row,) = read("out.csv", ";")
     assert list(row)[:3] == ["Наимено-\n\nвание, полное", "text", "Цена, руб, с НДС"]
     assert row["text"] == "чай"
+    Path("in.csv").write_text("\n" * 150 + "id;text\n1;чай\n", encoding="utf-8")
+    run("in.csv", "-o", "out.csv")
+    assert [row["text"] for row in read("out.csv", ";")] == ["чай"]
     Path("in.csv").write_text("a,text\n1;2;3,чай\n", encoding="utf-8")
     run("in.csv", "-o", "out.csv")
     assert [row["text"] for row in read("out.csv")] == ["чай"]
@@ -479,6 +482,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
         ["in.csv"],
         "in.csv has no column 'text'; choose one with --column among 'Наименование', 'Цена, руб', 'Код, шт'",
     ),
+    (b"PK\x03\x04\n\0", ["in.csv"], "in.csv is no text but a zip or an Excel workbook; unpack it, or"),
     (b"\x1f\x8b\x08\0\0\0", ["in.csv"], "in.csv is no text but gzip; unpack it, or export it as CSV"),
     (
         b"PK\x03\x04\x14\0\x06\0",
@@ -535,6 +539,25 @@ def test_parquet_asks_for_its_library(run: Run, monkeypatch: pytest.MonkeyPatch)
     ):
         run("in.csv", "-o", "out.parquet")
     run("in.csv", "-o", "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (MemoryError(), "out of memory; give a smaller --batch-size, end other programs, or"),
+        (RuntimeError("CUDA error: no kernel image is available"), "or set --device cpu"),
+    ],
+)
+def test_what_the_device_refuses_is_told_in_terms_of_the_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    write("in.csv", ["а"])
+    monkeypatch.setattr(Classifier, "__call__", refuse)
+    with pytest.raises(SystemExit, match=advice):
+        run("in.csv", "-o", "out.csv")
 
 
 def test_a_closed_pipe_is_the_end_and_no_error(

@@ -451,11 +451,14 @@ def test_classes_are_counted_without_the_rows_that_are_left_out(
 def test_labels_that_differ_in_spelling_alone_are_told(
     bare_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    told = (
+        "unzip: warning: labels 'СЫР' and 'Сыр' are two classes, and differ in case, spaces or accents alone"
+    )
     content = "text,label,split\na,Tea,train\nb,Сыр,train\nc,Soap,val\nd,СЫР,test\ne,,unsupervised\n"
-    make_zip(bare_project / "in.zip", {"data.csv": content})
-    run_here(STAGES["unzip"], bare_project)
-    expected = "labels 'СЫР' and 'Сыр' are two classes, and differ in case, spaces or accents alone"
-    assert f"unzip: warning: {expected}" in capsys.readouterr().err.splitlines()
+    for more, expected in (("", told), ("f,сыр ,test\n", f"{told}; so do 1 more")):
+        make_zip(bare_project / "in.zip", {"data.csv": content + more})
+        run_here(STAGES["unzip"], bare_project)
+        assert expected in capsys.readouterr().err.splitlines()
 
 
 def test_a_label_without_a_name_is_told(bare_project: Path, capsys: pytest.CaptureFixture[str]) -> None:

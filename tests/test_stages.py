@@ -20,6 +20,7 @@ from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEXT, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
+from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, STAGES, contents, run_here, set_params
 
@@ -160,6 +161,18 @@ def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
     held_out = texts_of(pretraining._held_out_loader)
     assert held_out
     assert not held_out & texts_of(pretraining._loader)
+
+
+def test_the_texts_of_each_split_lie_beside_their_ids(tiny_project: Path) -> None:
+    corpus = read_corpus(tiny_project / "data/raw/data.csv")
+    tokenizer = WordpieceTokenizer.from_pretrained(tiny_project / "models/tokenizer")
+    tokenized = tiny_project / "data/tokenized"
+    for split in SPLITS:
+        texts = load_texts(tokenized, split)
+        assert texts == corpus.loc[corpus[SPLIT] == split, TEXT].tolist()
+        if split in LABELLED:
+            store = TokenStore.load(tokenized / f"{split}.safetensors")
+            assert [store[i].tolist() for i in range(len(store))] == [tokenizer(text) for text in texts]
 
 
 def test_a_renamed_category_changes_nothing_that_pretraining_reads(project: Path) -> None:

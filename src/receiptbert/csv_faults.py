@@ -23,9 +23,10 @@ FREQUENT_LETTERS = set("оеаинтсрвлкмпОЕАИНТСРВЛКМП")
 LIKELIEST, MARGIN = "windows-1251", 0.1
 BYTE_ORDER_MARK = "\ufeff"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+ZIP = b"PK\x03\x04"  # no text either, and yet it may end a line that can be decoded
 # How files that are no text begin.
 OTHER_KINDS = {
-    b"PK\x03\x04": "a zip or an Excel workbook",
+    ZIP: "a zip or an Excel workbook",
     b"\x1f\x8b": "gzip",
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar",
@@ -44,22 +45,20 @@ def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
             text seems to be instead.
     """
     # Decoded line by line: the error can name the line.
-    first = b""
     for number, line in enumerate(stream, start=1):
-        first = first or line
         try:
             text = line.decode()
         except UnicodeDecodeError:
             text = "\0"  # as bad as that
-        if "\0" in text:
-            if kind := kind_of(first):
-                raise UserError(f"{called} is no text but {kind}; unpack it, or export it as CSV")
+        if "\0" in text or line.startswith(ZIP):
             raise _no_text(called, number, line, stream.read(CHUNK))
         yield text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
 
 
 def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserError:
     sample = line + following
+    if number == 1 and (kind := kind_of(line)):
+        return UserError(f"{called} is no text but {kind}; unpack it, or export it as CSV")
     if (number == 1 and line.startswith(UTF16_MARKS)) or _seems_utf16(sample):
         return UserError(f"{called}: not UTF-8, it seems to be utf-16; save it as UTF-8")
     try:

@@ -34,17 +34,17 @@ class TeachingTexts(NamedTuple):
 
 
 def read_teaching_texts(
-    tokenized: Path, train: TrainingSet, tokenizer: WordpieceTokenizer, seed: int
+    tokenized: Path, train: TrainingSet, val: Labelled, tokenizer: WordpieceTokenizer, seed: int
 ) -> TeachingTexts:
     """The texts beside the token stores; of the unsupervised ones, what a training on ``train`` has time for.
 
     Raises:
-        UserError: one of their files cannot be read.
+        UserError: their files cannot be read, or have other numbers of texts than ``train`` and ``val``.
     """
     unlabelled = draw_unlabelled(load_texts(tokenized, UNSUPERVISED), train, seed)
     return TeachingTexts(
-        load_texts(tokenized, TRAIN),
-        load_texts(tokenized, VAL),
+        load_texts(tokenized, TRAIN, len(train.texts)),
+        load_texts(tokenized, VAL, len(val.texts)),
         unlabelled,
         TokenStore.from_texts(unlabelled, tokenizer),
     )

@@ -74,4 +74,4 @@ def load_labelled(tokenized: Path, split: str, tokenizer: WordpieceTokenizer) ->
         raise UserError(f"{path} has no labels; run `dvc repro -f pretokenize`")
     if store.tokenizer == tokenizer.fingerprint:
         return Labelled(store, store.labels)
-    return Labelled(TokenStore.from_texts(load_texts(tokenized, split), tokenizer), store.labels)
+    return Labelled(TokenStore.from_texts(load_texts(tokenized, split, len(store)), tokenizer), store.labels)

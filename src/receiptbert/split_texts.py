@@ -1,4 +1,4 @@
-"""The texts of a split as they are written, beside their token ids."""
+"""The texts of a split as they are written, in the order of the corpus, beside their token ids."""
 
 import json
 from collections.abc import Iterable
@@ -7,27 +7,36 @@ from pathlib import Path
 from receiptbert.errors import UserError
 from receiptbert.files import whole
 
+AGAIN = "run `dvc repro -f pretokenize`"
+
 
 def save_texts(tokenized: Path, split: str, texts: Iterable[str]) -> None:
-    """Write ``texts`` as JSON strings, one a line, whatever line breaks they hold; in their order."""
+    """Write ``texts`` as JSON strings, one a line, whatever line breaks they hold."""
     with whole(tokenized / f"{split}.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(text, ensure_ascii=False)}\n" for text in texts)
 
 
-def load_texts(tokenized: Path, split: str) -> list[str]:
+def load_texts(tokenized: Path, split: str, count: int | None = None) -> list[str]:
     """What ``save_texts`` wrote.
 
+    Args:
+        count: how many must be there, if that matters.
+
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: there is no such file, it is damaged, or it has another number of texts.
     """
     path = tokenized / f"{split}.jsonl"
+    texts: list[str] = []
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
-            texts = [json.loads(line) for line in file]
+            for line in file:
+                texts.append(json.loads(line))
+                if not isinstance(texts[-1], str):
+                    raise ValueError("no text")
     except FileNotFoundError:
-        raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
+        raise UserError(f"{path} not found; {AGAIN}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); run `dvc repro -f pretokenize`") from None
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{path} is damaged (not all of it are texts); run `dvc repro -f pretokenize`")
+        raise UserError(f"{path} is damaged (after {len(texts)} lines: {error}); {AGAIN}") from None
+    if count is not None and len(texts) != count:
+        raise UserError(f"{path} has {len(texts):,} texts, and {count:,} are tokenized; {AGAIN}")
     return texts
