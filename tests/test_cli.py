@@ -469,7 +469,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
     (
         "id;text;цена\n1;чай;2,50\n".encode(),
         ["-"],
-        "stdin is read as plain lines, and its first names a column 'text'; give --from csv, or --from lines",
+        "stdin is read as plain lines, but the first of them names a column 'text'; give --from csv, or",
     ),
     (
         "id;имя\n1;чай\n".encode(),
