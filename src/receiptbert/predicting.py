@@ -164,8 +164,8 @@ def _require_lines(table: Table, column: str) -> None:
     assert isinstance(table, TextTable)
     if any(column in header_fields(table.peek(), delimiter) for delimiter in DELIMITERS["csv"]):
         raise UserError(
-            f"stdin is read as plain lines, but the first of them names a column {column!r}; give --from csv, "
-            "or --from lines if it is no header"
+            f"stdin is read as plain lines, but the first of them names a column {column!r}; give --from "
+            "csv, or --from lines if it is no header"
         )
 
 
