@@ -49,7 +49,7 @@ from common import (
     write_result,
 )
 from linear import FEATURES, fit_svm, megabytes
-from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list, majority_class
+from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN
 from receiptbert.progress import say
 from receiptbert.reports import write_json
 
@@ -98,7 +98,7 @@ class Contest:
 
     def majority(self) -> Run:
         """Always answering the most frequent class of train."""
-        answer = label_list(self.corpus)[majority_class(self.corpus)]
+        answer = self._rows(TRAIN)[LABEL].mode().iloc[0]
         return self._test_scores([answer] * len(self._rows(TEST))) | {"seconds": 0.0, "megabytes": 0.0}
 
     def svm(self, features: str, seed: int) -> Run:

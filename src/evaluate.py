@@ -1,14 +1,14 @@
 """Stage 6: score the finetuned model on test, and write its card."""
 
 import pipeline
-from receiptbert.corpus import TEST, majority_class, read_corpus
+from receiptbert.corpus import TEST
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
 from receiptbert.files import whole
 from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
-from receiptbert.labelled import load_labelled
+from receiptbert.labelled import load_labelled, majority_class
 from receiptbert.model_card import COUNTS, model_card
 from receiptbert.params import Params
 from receiptbert.reports import read_json, write_csv, write_json
@@ -36,7 +36,7 @@ def evaluate(params: Params) -> None:
         true=targets,
         texts=load_texts(pipeline.TOKENIZED, TEST, len(test)),
         names=names,
-        majority=majority_class(read_corpus(pipeline.CORPUS)),
+        majority=majority_class(pipeline.TOKENIZED),
         temperature=saved.temperature,
     )
 

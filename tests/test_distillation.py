@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn
-from receiptbert.distillation import distillation_pool, draw_unlabelled
+from receiptbert.distillation import distillation_pool, draw_unlabelled, teacher_seed
 from receiptbert.labelled import TrainingSet
 from receiptbert.token_store import TokenStore
 from tests.test_training import finetune_parts, labelled
@@ -47,6 +47,11 @@ def test_no_more_unlabelled_texts_are_drawn_than_there_is_time_for() -> None:
     assert drawn == draw_unlabelled(texts, training_set(10, 12), seed=0)
     assert drawn != draw_unlabelled(texts, training_set(10, 12), seed=1)
     assert sorted(draw_unlabelled(texts, training_set(50, 12), seed=0)) == sorted(texts)
+
+
+def test_neighbouring_seeds_share_no_teacher() -> None:
+    seeds = [teacher_seed(seed, number) for seed in range(10) for number in range(1, 5)]
+    assert len(set(seeds) - set(range(20))) == len(seeds)
 
 
 def test_texts_of_two_tokenizers_make_no_pool() -> None:

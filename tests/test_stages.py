@@ -16,8 +16,9 @@ import yaml
 
 from finetune import READ
 from receiptbert import WordpieceTokenizer
-from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEXT, read_corpus
+from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
+from receiptbert.labelled import majority_class
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
 from receiptbert.split_texts import load_texts
@@ -133,6 +134,14 @@ def test_what_is_told_of_tokens_is_true(tiny_project: Path) -> None:
     }
     histogram = pd.read_csv(tiny_project / "metrics/plots/lengths.csv")
     assert np.repeat(histogram["tokens"], histogram["texts"]).tolist() == sorted(of_unsupervised)
+
+
+def test_the_majority_class_is_the_most_frequent_of_train(tiny_project: Path) -> None:
+    corpus = read_corpus(tiny_project / "data/raw/data.csv")
+    rows = corpus.loc[corpus[SPLIT] == TRAIN, LABEL].value_counts()
+    tokenized = tiny_project / "data/tokenized"
+    label = Classes.load(tokenized / "classes.json").labels[majority_class(tokenized)]
+    assert rows[label] == rows.max() > rows.min()
 
 
 def test_evaluate_takes_the_temperature_of_the_checkpoint(project: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from receiptbert.csv_faults import (
     check_bytes,
@@ -128,12 +129,6 @@ def label_list(corpus: pd.DataFrame) -> list[str]:
     return sorted(labels, key=int) if numeric else sorted(labels)
 
 
-def majority_class(corpus: pd.DataFrame) -> int:
-    """The id of the most frequent class of train."""
-    most_frequent = corpus.loc[corpus[SPLIT] == TRAIN, LABEL].mode().iloc[0]
-    return label_list(corpus).index(most_frequent)
-
-
 def label_names(labels: list[str], categories: dict[str, str]) -> list[str]:
     """A distinct name for each label: its category's, or the label itself where there is none."""
     names = [categories.get(label) or label for label in labels]
@@ -147,20 +142,22 @@ def label_names(labels: list[str], categories: dict[str, str]) -> list[str]:
 
 
 def fold(texts: "pd.Series[str]") -> "pd.Series[str]":
-    """Texts as the tokenizer normalizes them: in lower case, without accents (``ё`` is ``е``) and characters
-    that nobody sees, spaces folded. What is alike then is one text."""
+    """Texts as the words that the tokenizer cuts into pieces, a space between them: in lower case, without
+    accents (``ё`` is ``е``) and characters that nobody sees, each punctuation mark a word. What is alike then
+    is one text to the model."""
     return texts.map(lambda text: " ".join(text.translate(PLAIN).split()))
 
 
-# The tokenizer's, but for the spaces that it puts around Chinese characters.
-NORMALIZER = BertNormalizer(handle_chinese_chars=False)
+NORMALIZER, PRE_TOKENIZER = BertNormalizer(), BertPreTokenizer()
 
 
 class _Plain(dict[int, str]):
     """What ``fold`` makes of each character, by its code point; asked for once, for corpora have few."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = plain = NORMALIZER.normalize_str(chr(code))
+        # Between two letters, which a punctuation mark parts and a letter joins.
+        words = PRE_TOKENIZER.pre_tokenize_str(f"a{NORMALIZER.normalize_str(chr(code))}a")
+        self[code] = plain = " ".join(word for word, _ in words)[1:-1]
         return plain
 
 

@@ -64,7 +64,7 @@ def distil(
         finetuning: makes them.
         train: what they learn; ``val`` tells the best epoch of each.
         texts: those of train and val as they are written, and those to label.
-        seed: of the model that is to be taught; the teachers have the next ones.
+        seed: of the model that is to be taught; ``teacher_seed`` makes those of the teachers.
         teachers: the checkpoints of each, and a folder for its TensorBoard events.
 
     Returns:
@@ -83,7 +83,7 @@ def distil(
     scores = []
     for number, (checkpoints, logdir) in enumerate(teachers, start=1):
         say(f"teacher {number} of {len(teachers)}")
-        model, _, best, _ = finetuning.train(train, val, seed + number, logdir, checkpoints)
+        model, _, best, _ = finetuning.train(train, val, teacher_seed(seed, number), logdir, checkpoints)
         answers += softmax(finetuning.logits(model, texts.unlabelled_ids), axis=1) / len(teachers)
         scores.append(best["f1"])
         del model  # its memory is the next one's
@@ -92,6 +92,12 @@ def distil(
     say(f"final model: {train.num_labelled:,} labelled and {len(texts.unlabelled):,} unsupervised texts")
     pool = distillation_pool(train, texts.unlabelled_ids, answers)
     return pool, {"teacher_val_weighted_f1": float(np.mean(scores)), "linear_val_weighted_f1": linear_f1}
+
+
+def teacher_seed(seed: int, number: int) -> int:
+    """The seed of teacher ``number`` of the model with ``seed``: far from it, so that neighbouring seeds, as
+    runs that are to be compared have them, share no teacher."""
+    return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
 
 
 def draw_unlabelled(texts: Sequence[str], labelled: TrainingSet, seed: int) -> list[str]:

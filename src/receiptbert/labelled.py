@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from receiptbert.corpus import TRAIN
 from receiptbert.errors import UserError
 from receiptbert.params import FinetuneParams
 from receiptbert.split_texts import load_texts
@@ -68,10 +69,21 @@ def load_labelled(tokenized: Path, split: str, tokenizer: WordpieceTokenizer) ->
     Taken from the token store where it was made with this tokenizer; tokenized again where a model from
     elsewhere (``finetune.init``) brings a vocabulary of its own.
     """
+    stored = _load(tokenized, split)
+    if stored.texts.tokenizer == tokenizer.fingerprint:
+        return stored
+    texts = load_texts(tokenized, split, len(stored.texts))
+    return stored._replace(texts=TokenStore.from_texts(texts, tokenizer))
+
+
+def majority_class(tokenized: Path) -> int:
+    """The id of the most frequent class of train; of several, the lowest."""
+    return int(np.bincount(_load(tokenized, TRAIN).targets).argmax())
+
+
+def _load(tokenized: Path, split: str) -> Labelled:
     path = tokenized / f"{split}.safetensors"
     store = TokenStore.load(path)
     if store.labels is None:
         raise UserError(f"{path} has no labels; run `dvc repro -f pretokenize`")
-    if store.tokenizer == tokenizer.fingerprint:
-        return Labelled(store, store.labels)
-    return Labelled(TokenStore.from_texts(load_texts(tokenized, split, len(store)), tokenizer), store.labels)
+    return Labelled(store, store.labels)
