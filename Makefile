@@ -27,8 +27,8 @@ check: .venv/ready  ## formatter, linter, types
 	ruff check .
 	mypy
 
-# What quality.py finds in its file it does not run again.
-bench: .venv/ready  ## quality and speed beside what a user would take instead
+# quality.py does not run again what its file already has.
+bench: .venv/ready  ## quality and speed against what a user would use instead
 	rm -f benchmarks/results/quality_sample.json
 	python benchmarks/quality.py --seeds 1 --only majority,svm_word,svm_char,svm_both --json benchmarks/results/quality_sample.json
 	for name in tokenization throughput inference scale; do \
@@ -47,7 +47,7 @@ clean:  ## remove what the stages made and the caches of tools; the environment 
 	find src tests data benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A marker file, so that the environment is made once, and again when the pinned versions change. Compiled on all
-# cores and without what nobody imports here, which takes half of the time that pip takes for it.
+# cores and without what nobody imports here, which takes half the time that pip would.
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv

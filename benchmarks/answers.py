@@ -2,7 +2,7 @@
 
     python benchmarks/answers.py [--json OUT]
 
-Runs in seconds. What is said of padding needs the finetuned model and the lines of the last ``make repro``.
+Runs in seconds. The figure on padding needs the finetuned model and the lines of the last ``make repro``.
 """
 
 import math
@@ -24,7 +24,7 @@ from setting import shape_of
 
 MINI = BertShape(**shape_of("mini"), vocab_size=30_000, max_seqlen=24, act_func="gelu", eps=EPS)
 KEYS = 11  # tokens of a receipt line, marks included
-PASSES = 50  # forward and backward, whose time is taken at once
+PASSES = 50  # forward and backward, timed together
 
 
 def attention_weights(scaled: bool) -> dict[str, float]:
@@ -80,7 +80,7 @@ def unmasked_padding(folder: Path, corpus: Path, extra: int = 5) -> float:
 
 
 def multiplications(tokens: int) -> dict[str, int]:
-    """Multiplications of one layer of bert-mini for a text of so many tokens."""
+    """Multiplications of one layer of bert-mini for a text of that many ``tokens``."""
     d = MINI.hidden_size
     return {
         "attention_projections": 4 * tokens * d**2,

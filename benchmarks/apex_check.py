@@ -3,8 +3,8 @@
     python benchmarks/apex_check.py [--corpus ZIP] [--size mini] [--steps 200] [--json OUT]
 
 Needs a GPU and an apex that has amp (docs/training.md says which). The same training in fp32 is the
-yardstick: two engines that do their work differ from each other no more than from it. Apex comes last, since
-its O1 replaces functions of torch for the whole process.
+yardstick: two correct engines differ from each other no more than from it. Apex comes last, since its O1
+replaces functions of torch for the whole process.
 """
 
 import math
@@ -42,9 +42,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
     parser.add_argument("--steps", type=positive, default=200)
     parser.add_argument("--device", default="auto")
-    parser.set_defaults(vocab_size=None)  # entries as many as the corpus has
+    parser.set_defaults(vocab_size=None)  # as many entries as the corpus fills
     args = parser.parse_args()
-    args.overrides = [f"model.size={args.size}"]  # for what `auto` is
+    args.overrides = [f"model.size={args.size}"]  # sets what `auto` is
     check_amp_backend("apex", "fp16", choose_device(args.device, key="--device"))
 
     setting = read_setting(args)

@@ -1,10 +1,10 @@
-"""Kill pretraining and finetuning at random moments, go on, and compare the outputs byte by byte.
+"""Kill pretraining and finetuning at random moments, resume, and compare the outputs byte by byte.
 
     python benchmarks/chaos.py --kills 50 [-S KEY=VALUE ...] [--json OUT]
 
-Each of the two stages gets half of them, on a small corpus. ``killed`` counts those whose moment came before
-the end, ``equal`` those of them after which the outputs were those of a training that nobody killed,
-``resumed`` those that left a checkpoint to go on from.
+Each of the two stages gets half of the kills, on a small corpus. ``killed`` counts those that came before
+the end of the stage, ``equal`` those of them after which the outputs were those of an uninterrupted
+training, ``resumed`` those that left a checkpoint to resume from.
 ``overhead`` is the share of the training time that checkpoints take with the shipped settings: the time to
 write one of a model as large as the shipped one, over that from one to the next.
 """
@@ -110,7 +110,7 @@ def _kill_often(folder: Path, kills: int, moments: random.Random) -> Counter[str
 
 
 def _run(stage: str, folder: Path, kill_after: float | None = None) -> bool:
-    """Run a stage, to its end or to its death; whether it was killed."""
+    """Run a stage until it ends or is killed; return whether it was killed."""
     process = subprocess.Popen(
         stage_command(stage), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

@@ -1,12 +1,12 @@
-"""Change parameters at random with ``dvc exp run -S``, kill some of the runs, see whether all still agrees.
+"""Change parameters at random with ``dvc exp run -S``, kill some runs, check that everything still agrees.
 
     python benchmarks/chaos_experiments.py --experiments 20 [--json OUT]
 
 On a small corpus, each experiment changes one parameter of the work tree as the last one left it. Some are
 killed (``kill -9`` of DVC, which takes its trainer along), and the next one goes on from there (if DVC died
-while it wrote ``dvc.lock`` or ``params.yaml``, after what README says to do then). In the end, after
-``dvc repro``, ``dvc status`` must find nothing to do, ``git status`` name only what README says, and every
-output have the bytes that a fresh project with these parameters gives.
+while it wrote ``dvc.lock`` or ``params.yaml``, after the remedy that README gives). In the end, after
+``dvc repro``, ``dvc status`` must find nothing to do, ``git status`` must name only what README says, and
+every output must have the bytes that a fresh project with these parameters gives.
 """
 
 import random
@@ -59,8 +59,8 @@ CHANGES = {
     "finetune.init": ["pretrained", "scratch"],
 }
 MAY_CHANGE = ("params.yaml", "dvc.lock", "metrics/")
-KILLED = 0.5  # of the experiments, unless they are done by then
-STAGE_SECONDS = 30  # that a stage may live after its DVC
+KILLED = 0.5  # share of the experiments, unless they end before
+STAGE_SECONDS = 30  # that a stage may outlive its DVC
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
             change = f"{key}={dice.choice(CHANGES[key])}"
             dies = dice.random() < KILLED
             experiment = ["dvc", "exp", "run", "-S", change]
-            if dies:  # not all stages run again, so a third of the time hits most
+            if dies:  # not all stages rerun: a third of the time hits most
                 killed += _killed(experiment, project, dice.uniform(0, seconds / 3))
                 cut += _mended(project)
             else:
@@ -127,7 +127,7 @@ def _killed(command: list[str], folder: Path, seconds: float) -> bool:
 
 
 def _wait_for_stages_in(folder: Path) -> None:
-    """Until none is at work there: a stage ends with its DVC, a trainer once it has saved."""
+    """Wait until none is at work there: a stage ends with its DVC, a trainer once it has saved."""
     end = time.monotonic() + STAGE_SECONDS
     while _works_in(folder):
         if time.monotonic() > end:
@@ -162,7 +162,7 @@ def _mended(project: Path) -> bool:
 
 
 def _unexpected(status: str) -> list[str]:
-    """What ``git status --porcelain`` names beside parameters, lock and metrics."""
+    """What ``git status --porcelain`` names besides parameters, lock and metrics."""
     return [line for line in status.splitlines() if not line[3:].startswith(MAY_CHANGE)]
 
 

@@ -34,7 +34,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 ROOT = Path(__file__).parents[1]
 STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
 
-Rates = list[float]  # of one contestant, one a round
+Rates = list[float]  # of one contestant, one per round
 
 
 def argument_parser(doc: str, *, corpus: bool = True) -> argparse.ArgumentParser:
@@ -57,13 +57,13 @@ def seconds(text: str) -> float:
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a benchmark; bad input ends it with one line, as it does a stage."""
-    _commit()  # hours later another one may be checked out
+    _commit()  # hours later another commit may be checked out
     with one_line_errors(Path(sys.argv[0]).name, explain):
         main()
 
 
 def add_overrides(parser: argparse.ArgumentParser, what: str = "") -> None:
-    """``-S``, for ``write_params``; ``what`` says more of it."""
+    """``-S``, for ``write_params``; ``what`` extends its help."""
     text = f"as dvc exp run -S{what}"
     parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=text)
 
@@ -81,7 +81,7 @@ def stage_command(stage: str) -> list[str]:
 
 
 def stage_environment(stage: str, jobs: int = 1) -> dict[str, str]:
-    """Variables for a stage beside which others run, ``jobs`` in all: each has its share of the cores."""
+    """Variables for one of ``jobs`` stages that run at the same time: each has its share of the cores."""
     share = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
     # As DVC sets it: a stage that has it ends when we are killed.
     return share | os.environ | {"DVC_STAGE": stage}
@@ -106,7 +106,7 @@ def write_params(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """The sample's standard deviation; 0 of a single value."""
+    """The sample standard deviation; 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
@@ -116,7 +116,7 @@ def make_project(
     """The code and the pipeline in ``folder``, with a small corpus as ``data/corpus.zip``, in git and DVC.
 
     Args:
-        folder: is made.
+        folder: to create.
         corpus: options of ``data/make_sample.py``.
         settings: as for ``write_params``.
         variables: as for ``run``.
@@ -161,7 +161,7 @@ def outputs(project: Path) -> dict[str, bytes]:
 
 
 def read_archive(archive: Path) -> pd.DataFrame:
-    """The rows of a corpus zip that the pipeline uses: none that is held out too."""
+    """The rows of a corpus zip that the pipeline uses: not those of ``held_out_too``."""
     with tempfile.TemporaryDirectory() as scratch:
         extract_corpus(archive, Path(scratch))
         corpus = read_corpus(Path(scratch) / DATA_NAME)
@@ -170,7 +170,7 @@ def read_archive(archive: Path) -> pd.DataFrame:
 
 def write_archive(corpus: pd.DataFrame, path: Path) -> None:
     """``corpus`` as a zip that the pipeline reads."""
-    # Quoted whole, so that line breaks within texts come back as they were.
+    # All fields quoted, so that line breaks within texts come back as they were.
     text = corpus.to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
     with ZipFile(path, "w", ZIP_DEFLATED) as archive:
         archive.writestr(DATA_NAME, text)
@@ -194,7 +194,7 @@ def train_tokenizer(corpus: pd.DataFrame, settings: TokenizerParams) -> Wordpiec
         )
 
 
-# A process counts as its own peak what the process that starts it occupies; so a small one starts it.
+# The peak of a process includes what the process that starts it occupies; so a small one starts it.
 STARTER = """
 import json, os, subprocess, sys
 process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
@@ -213,7 +213,7 @@ def measure(command: Sequence[str], folder: Path, stdin: Path | None = None) -> 
     status, peak = json.loads(done.stdout)
     if status:
         sys.exit(f"{' '.join(command)} failed")
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return {"seconds": seconds, "peak_gib": peak * unit / 1024**3}
 
 
@@ -222,7 +222,7 @@ def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dic
 
     Args:
         contestants: each runs once when called and returns its rate.
-        rounds: how often; one more, the first, is not counted.
+        rounds: how many count; one more comes first and does not.
     """
     rates: dict[str, Rates] = {name: [] for name in contestants}
     for number in range(rounds + 1):
@@ -269,7 +269,7 @@ def provenance() -> dict[str, str]:
 
 @cache
 def _commit() -> str:
-    """What is checked out, with ``-dirty`` if tracked files differ, results apart; empty without git."""
+    """The commit checked out, ``-dirty`` if tracked files other than results differ; empty without git."""
 
     def git(*arguments: str) -> str:
         return subprocess.check_output(
@@ -284,7 +284,7 @@ def _commit() -> str:
 
 
 def _this_command() -> str:
-    """What was typed, but for where files lie on this machine, which says nothing elsewhere."""
+    """What was typed, without the folders of absolute paths, which mean nothing elsewhere."""
     script = f"benchmarks/{Path(sys.argv[0]).name}"
     arguments = [Path(value).name if Path(value).is_absolute() else value for value in sys.argv[1:]]
     return shlex.join(["python", script, *arguments])

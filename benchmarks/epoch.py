@@ -3,10 +3,10 @@
     python benchmarks/epoch.py [--lines N] [--batch-size N] [-S KEY=VALUE] [--work DIR] [--json OUT]
 
 The lines come from the generator of the sample and go through the stages up to pretokenize; then pretraining
-runs as in its stage, from random weights to the end of the first epoch. On a GPU the seconds in which passes
-are recorded are among those of the epoch; the start of the program is not, torch's import of its compiler
-for the first optimizer included. With ``--work DIR`` the prepared lines stay in DIR, for the next run with
-as many lines and the settings that prepare them.
+runs as in its stage, from random weights to the end of the first epoch. On a GPU the time to record passes
+counts as part of the epoch; the start of the program does not, nor torch's import of its compiler for the
+first optimizer. With ``--work DIR`` the prepared lines stay in DIR, for the next run with as many lines and
+the same settings of the stages that prepare them.
 """
 
 import subprocess
@@ -47,7 +47,7 @@ def prepare(folder: Path, lines: int) -> None:
     """Generate a corpus in ``folder`` and run the stages before pretraining, unless that has been done.
 
     Raises:
-        UserError: it has been done otherwise.
+        UserError: it has been done with other settings.
     """
     params, record = load_params(folder / "params.yaml"), folder / "prepared.json"
     made_with = {

@@ -4,8 +4,8 @@
 
 All begin with the pretrained model in DIR, where ``make repro`` or ``quality.py --work`` have left one, and
 learn from the train texts alone, without teachers. Where the processor lacks a precision, its matrix products
-are imitated: the factors are rounded to it, as mixed precision does it anywhere; the product is computed in
-fp32, in which the hardware sums up too; and the result is rounded. So it says what the rounding costs, and
+are emulated: the factors are rounded to it, as mixed precision always does; the product is computed in fp32,
+in which the hardware accumulates too; and the result is rounded. So this measures what the rounding costs,
 not how fast it is.
 """
 
@@ -54,14 +54,14 @@ class ProductsInFp32(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch in the place of each of its functions."""
+        """Called by torch in place of each of its functions."""
         if function not in PRODUCTS or args[-1].dtype not in HALF:
             return function(*args, **(kwargs or {}))
         return function(*map(Tensor.float, args), **(kwargs or {})).to(args[-1].dtype)
 
 
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What imitates ``precision`` where ``device`` lacks it."""
+    """What emulates ``precision`` where ``device`` lacks it."""
     native = device.type == "cuda" or precision == "fp32" or (precision == "bf16" and has_bf16(device))
     return nullcontext() if native else ProductsInFp32()  # type: ignore[no-untyped-call]
 
@@ -73,7 +73,7 @@ def finetune(
     p = params.finetune
     num_classes = len(Classes.load(project / "data/tokenized/classes.json").labels)
     finetuning = Finetuning(p, project / "models/pretrained", num_classes, device, params.runtime)
-    finetuning.precision = precision  # which the setting would refuse where it has to be imitated
+    finetuning.precision = precision  # which the setting would refuse where it has to be emulated
 
     def texts_of(split: str) -> Labelled:
         return load_labelled(project / "data/tokenized", split, finetuning.tokenizer)
@@ -92,7 +92,7 @@ def finetune(
 
 
 def summaries(runs: dict[str, list[dict[str, float]]]) -> Iterator[tuple[str, dict[str, object]]]:
-    """Each precision with the mean and the deviation of its runs, and what lies between it and fp32."""
+    """Each precision with the mean and the deviation of its runs, and its difference from fp32."""
     for precision, of_it in runs.items():
         scores = [run["weighted_f1"] for run in of_it]
         differences = np.subtract(scores, [run["weighted_f1"] for run in runs["fp32"]])

@@ -1,4 +1,4 @@
-"""What a user would take instead: Hugging Face's Trainer on models of the same shape."""
+"""What a user would use instead: Hugging Face's Trainer on models of the same shape."""
 
 import tempfile
 from typing import Any
@@ -26,7 +26,7 @@ def pretrain(setting: Setting, task: Task, same: bool = False) -> float:
     """Masked language modelling for a while; tokens per second.
 
     Args:
-        same: train in the setting's precision, texts of like length together; otherwise as it comes.
+        same: train in the setting's precision, texts grouped by length; otherwise at the Trainer's defaults.
     """
     model = BertForMaskedLM(_config(setting, setting.params.pretrain.dropout))
     collator = DataCollatorForLanguageModeling(

@@ -3,9 +3,9 @@
     python benchmarks/inference.py [--json OUT]
 
 From raw lines to labels, other lines in each round. The checkpoint is finetuned for one epoch from random
-weights, so that its labels are no ties that rounding decides. "our batch size" runs the pipeline in batches
-as large as ours; "defaults" leaves it as it comes, which is one line at a time, and so is timed on a tenth of
-the lines. On a GPU the pipeline does without cuDNN's attention, as ours does.
+weights, so that its labels are not ties decided by rounding. "our batch size" runs the pipeline in batches
+as large as ours; "defaults" keeps its default of one line at a time, so it is timed on a tenth of the lines.
+On a GPU the pipeline does without cuDNN's attention, as ours does.
 """
 
 import sys
@@ -124,7 +124,7 @@ def _ours(setting: Setting, folder: str) -> Callable[[list[str]], list[str]]:
 
 
 def _stream(lines: list[str]) -> Iterator[str]:
-    """A generator: given a list, the pipeline would do the same and warn of it on a GPU."""
+    """A generator: given a list, the pipeline would do the same but warn on a GPU."""
     yield from lines
 
 

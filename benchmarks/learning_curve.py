@@ -1,4 +1,4 @@
-"""Weighted F1 on test as labels and unlabelled lines grow, beside linear SVMs; a table and a plot.
+"""Weighted F1 on test as labels and unlabelled lines grow, against linear SVMs; a table and a plot.
 
     python benchmarks/learning_curve.py [--corpus ZIP] [--seeds N] [--jobs N] [--work DIR] [--json OUT]
                                         [--plot SVG]
@@ -9,7 +9,7 @@ unlabelled lines the encoder starts from random weights, and there are no teache
 SVMs alone are trained.
 
 The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds
-are done. Other series that OUT has of the same rows stay, each with its command. With ``--work DIR`` all is
+are done. Other series of the same rows in OUT stay, each with its command. With ``--work DIR`` everything is
 kept in DIR, and a run that was cut off goes on from there. After a change of the corpus, of the settings or
 of the code, use a new folder.
 """
@@ -56,7 +56,7 @@ Scores = dict[str, dict[float, list[float]]]  # series -> share of the labels ->
 
 
 def name_of(unlabelled: float) -> str:
-    """Of the series with this share of the unlabelled lines."""
+    """The name of the series with this share of the unlabelled lines."""
     return f"BERT, {unlabelled:.0%} of the unlabelled lines" if unlabelled else "BERT from scratch"
 
 
@@ -122,7 +122,7 @@ class Curves:
 
     Args:
         name: of the corpus.
-        corpus: its rows. Series that the file has of others, of which other lines were drawn, are dropped.
+        corpus: its rows. Series in the file that come from other rows, so from other draws, are dropped.
         path: of the file; None for none.
         drawn: of the plot; None for none.
     """
@@ -143,7 +143,7 @@ class Curves:
                 }
 
     def add(self, scores: Scores) -> None:
-        """Put series into the places of those of before; write and draw all."""
+        """Put in series, replacing earlier ones of that name; write and draw all."""
         self._made |= dict.fromkeys(scores, provenance())
         self._scores |= scores
         self._scores = {series: self._scores[series] for series in SERIES if series in self._scores}

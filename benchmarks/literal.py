@@ -44,7 +44,7 @@ class LiteralPairs(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool]]):
 
 
 def read_literally(model: BertModel) -> BertModel:
-    """Make ``model`` compute everything everywhere; its parameters stay."""
+    """Make ``model`` compute everything at every position; its parameters stay."""
     for module in model.modules():
         if isinstance(module, MultiHeadSelfAttention):
             module.__class__ = _LiteralAttention

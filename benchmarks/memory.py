@@ -1,10 +1,10 @@
-"""The memory that pretraining takes at its peak, beside what its plan says.
+"""The memory that pretraining takes at its peak, compared with its plan.
 
     python benchmarks/memory.py [--device auto] [--corpus ZIP] [--json OUT]
 
-Of each row a process of its own takes six steps and writes a checkpoint, as the stage does. On a CPU, how
-much its resident memory grew, without the compiler of torch that the first optimizer imports (0.07 GiB, in
-every training alike); on a GPU, what torch reserved there.
+For each row a process of its own takes six steps and writes a checkpoint, as the stage does. Measured: on a
+CPU, how much its resident memory grew, without torch's compiler, which the first optimizer imports (0.07 GiB
+in every training); on a GPU, what torch reserved there.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def measure(row: Row, args: argparse.Namespace) -> tuple[float, float]:
 
 
 def plan_of(row: Row, setting: Setting) -> Plan:
-    """What the stage would say of it."""
+    """The plan that the stage would make."""
     lengths = setting.unlabelled.lengths.clip(max=setting.maxlen) + SPECIAL_TOKENS_PER_TEXT
     return Plan(
         shape=BertShape(**setting.shape, eps=EPS),
@@ -124,7 +124,7 @@ def main() -> None:
 def _forget() -> None:
     """Give back what the reading of the corpus has freed, and count the peak from here on (Linux).
 
-    A stage has read no corpus. What it frees would be the training's for nothing.
+    A stage reads no corpus. What reading frees would serve the training for free.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -133,7 +133,7 @@ def _forget() -> None:
 
 
 def _resident(field: str) -> int:
-    """Bytes of memory that this process has, or at most had (Linux)."""
+    """Bytes of memory that this process has, or had at its peak (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024

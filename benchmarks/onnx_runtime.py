@@ -1,9 +1,9 @@
-"""ONNX Runtime beside torch on a finetuned model: weighted F1 on test, labels, megabytes, lines per second.
+"""ONNX Runtime against torch on a finetuned model: weighted F1 on test, labels, megabytes, lines per second.
 
     python benchmarks/onnx_runtime.py [--corpus ZIP] [--model FOLDER] [--json OUT]
 
 The model is exported in fp32 and with 8-bit weights. All three read the test lines of the corpus in the same
-batches of like length, from raw text, on the CPU, with as many threads (``OMP_NUM_THREADS``).
+batches of similar length, from raw text, on the CPU, with the same number of threads (``OMP_NUM_THREADS``).
 """
 
 import tempfile

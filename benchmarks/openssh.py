@@ -1,4 +1,4 @@
-"""An OpenSSH server of one's own on 127.0.0.1, for benchmarks/remotes.py."""
+"""A private OpenSSH server on 127.0.0.1, for benchmarks/remotes.py."""
 
 import contextlib
 import importlib.util
@@ -19,10 +19,10 @@ SERVER_SECONDS = 10  # in which sshd must answer
 
 
 def find_sshd() -> str:
-    """The path of ``sshd``, where all that a remote over SSH takes is installed.
+    """The path of ``sshd``, if all that a remote over SSH needs is installed.
 
     Raises:
-        UserError: if ``dvc-ssh`` or ``sshd`` is not.
+        UserError: ``dvc-ssh`` or ``sshd`` is missing.
     """
     if importlib.util.find_spec("dvc_ssh") is None:
         raise UserError("dvc-ssh is not installed: pip install -e '.[ssh]', or try --only cache,folder")
@@ -48,7 +48,7 @@ def user_name() -> str:
 
 
 def sshd_config(folder: Path, port: int) -> str:
-    """Settings of a server that any user may run; the key in ``folder`` lets in, to files alone."""
+    """Settings of a server that any user may run; the key in ``folder`` gives access to files only."""
     return f"""\
 ListenAddress 127.0.0.1
 Port {port}
@@ -70,7 +70,7 @@ def ssh_server(sshd: str, folder: Path) -> Iterator[int]:
 
     Args:
         sshd: path of the program.
-        folder: is made, for the keys ``host_key`` and ``key``, the settings and the log.
+        folder: to create, for the keys ``host_key`` and ``key``, the settings and the log.
 
     Raises:
         UserError: if the server ends or does not answer, with the last line of its log.
@@ -80,7 +80,7 @@ def ssh_server(sshd: str, folder: Path) -> Iterator[int]:
     for name in ("host_key", "key"):
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", name], folder)
     with socket.create_server(("127.0.0.1", 0)) as place:
-        port: int = place.getsockname()[1]  # free, and hardly taken before sshd is there
+        port: int = place.getsockname()[1]  # free, and hardly taken before sshd starts
     (folder / "config").write_text(sshd_config(folder, port))
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([sshd, "-D", "-e", "-f", str(folder / "config")], stderr=log)

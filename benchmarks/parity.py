@@ -3,7 +3,7 @@
     python benchmarks/parity.py [--corpus ZIP] [--model FOLDER] [--json OUT]
 
 ``receiptbert.Classifier``, the command ``receiptbert predict``, ``transformers.pipeline`` and an ONNX export.
-Of the first, weighted F1 and the expected calibration error too. The model must be that of the corpus, as
+For the first, also weighted F1 and the expected calibration error. The model must be that of the corpus, as
 ``dvc exp run -S data.archive=ZIP`` leaves it.
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def by_command(model: Path, texts: list[str]) -> list[str]:
-    """What the command says of a CSV of them."""
+    """What the command says for a CSV of the texts."""
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name) / "in.csv", Path(name) / "out.csv"
         with source.open("w", encoding="utf-8", newline="") as file:

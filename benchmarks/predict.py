@@ -4,9 +4,9 @@
 
 The command runs as a user would run it, from a cold start, on a CSV, on a Parquet file, and on plain lines
 from stdin; the three outputs must be the same bytes. It runs on the first tenth of the CSV too: memory that
-grows with the lines would show. Beside it ``transformers.pipeline`` at its defaults, one
-line at a time, is timed on a few of the lines, half of them before and half of them after, without its start.
-The lines are those of the sample's generator, no two alike: nothing is won by computing equal ones once.
+grows with the lines would show. For comparison, ``transformers.pipeline`` at its defaults, one line at a
+time, is timed on a few of the lines, half of them before and half of them after, without its start-up.
+The lines are those of the sample's generator, no two alike: nothing is gained by computing equal ones once.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
     say(f"generating {args.lines:,} lines")
     lines = _generate(args.lines)
     few = lines[: args.pipeline_lines]
-    torch.backends.cuda.enable_cudnn_sdp(True)  # as torch comes; ``choose_device`` has it off
+    torch.backends.cuda.enable_cudnn_sdp(True)  # torch's default; ``choose_device`` turns it off
     classify = pipeline("text-classification", str(args.model), device=device, truncation=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,18 +1,18 @@
-"""Weighted F1 of this pipeline beside what a practitioner would try first, over several seeds.
+"""Weighted F1 of this pipeline against what a practitioner would try first, over several seeds.
 
     python benchmarks/quality.py [--corpus ZIP] [--seeds N] [--only NAME,...] [-S KEY=VALUE] [--work DIR]
                                 [--jobs N] [--json OUT]
 
 ``scratch`` is the shipped shape without pretraining and without teachers, ``assignment`` the assignment's
 settings, ``undistilled`` the shipped settings without teachers, ``best`` the best that the sweeps found, at
-any price (docs/LOG.md). Every choice is made on val; test is scored
-once at the end of a run. Runs that differ in finetuning alone share a pretraining.
+any cost (docs/LOG.md). Every choice is made on val; test is scored once at the end of a run. Runs that
+differ in finetuning alone share a pretraining.
 
-A long table can be filled part by part: the rows that OUT has of the same corpus stay, and seeds that it has
-of the same settings are not run again. With ``--work DIR`` what is pretrained stays in DIR, and a table that
-was cut off goes on from the checkpoints there (its seconds are then those since; with several jobs they tell
-little). Settings are all that is compared; after a change of the code that changes results, begin a new file
-and a new folder.
+A long table can be filled part by part: rows of the same corpus in OUT stay, and their seeds with the same
+settings are not run again. With ``--work DIR`` what is pretrained stays in DIR, and a table that was cut off
+goes on from the checkpoints there (its seconds then count from there; with several jobs they mean little).
+Only settings are compared; after a change of the code that changes results, begin a new file and a new
+folder.
 """
 
 import dataclasses
@@ -78,12 +78,12 @@ OVERRIDES = {
 }
 NAMES = ["majority", *FEATURES, *OVERRIDES]
 Run = dict[str, float]  # scores, seconds and megabytes of one run
-Row = dict[str, Any]  # of a contestant: see `summary`; `settings` and `processor` tell what it is of
+Row = dict[str, Any]  # of a contestant: see `summary`; `settings` and `processor` tell its origin
 
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """The corpus that all compete on, and those who do."""
+    """The corpus that all compete on, and the contestants."""
 
     archive: Path
     corpus: pd.DataFrame
@@ -146,7 +146,7 @@ class Contest:
 
 
 def seeds(seed: int) -> list[str]:
-    """The overrides that make a run another one of the same kind."""
+    """The overrides that repeat a run with another seed."""
     return [f"pretrain.seed={seed}", f"finetune.seed={seed}"]
 
 
@@ -188,19 +188,19 @@ def summary(runs: Sequence[Run]) -> Row:
 
 
 def _both(old: str, new: str) -> str:
-    """What the runs of a row have in common, or one after another if they differ."""
+    """The value that the runs of a row share, or all their values if they differ."""
     return "; ".join(dict.fromkeys([*old.split("; "), new]))
 
 
 def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
-    """What a run of ``name`` depends on beside the corpus, the seed and the code."""
+    """A digest of what a run of ``name`` depends on besides corpus, seed and code."""
     return _digest([*OVERRIDES[name], *overrides]) if name in OVERRIDES else "none"
 
 
 def _digest(overrides: Sequence[str], *without: str, **beside: str) -> str:
-    """Of the shipped settings with ``overrides``, without some sections, and of what is ``beside``.
+    """That of the shipped settings with ``overrides``, without some sections, and of what is ``beside``.
 
-    As the stages see them: two ways to write a value are one.
+    As the stages see them: two spellings of a value are one.
     """
     settings = dataclasses.asdict(shipped_params(overrides)) | beside
     del settings["data"]["archive"]
@@ -213,7 +213,7 @@ class Table:
     """The rows of all contestants, in a file.
 
     Args:
-        corpus: the archive. Rows that the file has of another one are dropped.
+        corpus: the archive. Rows in the file from another one are dropped.
         path: of the file; None for none.
     """
 
@@ -235,7 +235,7 @@ class Table:
     def write(self, name: str, settings: str, runs: Mapping[int, Run]) -> None:
         """Put the runs of ``name`` into its row, those from seed 0 on without a gap, and write the file.
 
-        Hours of work: what is done is written at once.
+        They are hours of work: what is done is written at once.
         """
         with self._lock:
             done = [runs[seed] for seed in takewhile(runs.__contains__, count())]

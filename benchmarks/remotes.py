@@ -1,13 +1,13 @@
-"""Share a small project by a cache, a folder and an OpenSSH server; a fresh clone must have nothing to run.
+"""Share a small project via a cache, a folder and an OpenSSH server; a fresh clone must have nothing to run.
 
     python benchmarks/remotes.py [--only cache,folder] [--json OUT]
 
-The author's project, its archive tracked by ``dvc add``, is reproduced once and pushed by each way of
+The author's project, its archive tracked by ``dvc add``, is reproduced once and pushed in each way of
 docs/sharing.md. Each time a fresh clone with an empty cache gets the data; then ``dvc repro`` must run no
 stage, ``dvc status`` find nothing to do, and every output, metric and the lock have the author's bytes.
 Author and clone have homes of their own, so that neither ``~/.ssh`` nor your settings of git and DVC matter.
 
-The server is an ``sshd`` of yours on a free port of 127.0.0.1, with keys made for this run; ``pip install -e
+The server is your own ``sshd`` on a free port of 127.0.0.1, with keys made for this run; ``pip install -e
 '.[ssh]'`` brings what DVC needs for it. Root must first make the folder that the system's own sshd has:
 ``mkdir -p /run/sshd``.
 """
@@ -43,7 +43,7 @@ SETTINGS = [
     "finetune.teachers=0",
     "runtime.device=cpu",
 ]
-# In this order: after another, a cache would change nothing that git tracks.
+# In this order: after another way, the cache would leave git nothing to commit.
 WAYS = ("cache", "folder", "ssh")
 COLUMNS = ("push_seconds", "pushed_files", "pushed_bytes", "pull_seconds", "pulled_files", "pulled_bytes")
 
@@ -56,8 +56,8 @@ class Way:
     """How data get from one machine to another.
 
     Attributes:
-        common: DVC's commands that the author gives once and commits.
-        local: those that each machine gives for itself, outside git.
+        common: DVC commands that the author runs once; their effect is committed.
+        local: those that each machine runs for itself, outside git.
         get: what brings the data into a clone.
         store: the folder that ``dvc push`` fills; None if there is nothing to push.
     """
@@ -194,12 +194,12 @@ def weigh(folder: Path) -> tuple[int, int]:
 
 
 def different(ours: dict[str, bytes], theirs: dict[str, bytes]) -> list[str]:
-    """The files that one side lacks or that have other bytes there."""
+    """The files that one side lacks or that differ between the two."""
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
 
 def faults(figures: dict[str, Figures]) -> list[str]:
-    """What should not be, a line for each."""
+    """What is wrong, a line for each."""
     found = []
     for name, values in figures.items():
         if not values["up_to_date"]:

@@ -3,8 +3,8 @@
     python benchmarks/scale.py [-S KEY=VALUE] [--json OUT]
 
 The lines come from the generator of the sample. Pretraining takes a fixed number of steps, finetuning one
-epoch of each teacher and of the final model over as many labelled lines, so these two show what the corpus
-alone costs them.
+epoch of each teacher and of the final model over a fixed number of labelled lines, so these two show what
+the corpus alone costs them.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""What the contestants of a benchmark share: a corpus as token ids, a shape, a batch size, a device; ours."""
+"""What contestants of a benchmark share: corpus as token ids, shape, batch size, device; and our own one."""
 
 import argparse
 import time
@@ -36,7 +36,7 @@ class Task(NamedTuple):
 
     batch_size: int  # texts, on average
     seconds: float  # of each contestant in each round
-    warm_up: float  # seconds before that, of a step at least
+    warm_up: float  # seconds before that, at least one step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Setting:
 
     @property
     def maxlen(self) -> int:
-        """The most tokens of a text that are shown."""
+        """The most tokens of a text that a model sees."""
         return int(self.shape["max_seqlen"]) - SPECIAL_TOKENS_PER_TEXT
 
     def inputs(self, store: TokenStore) -> list[list[int]]:
@@ -128,8 +128,8 @@ def make_pretraining(
 ) -> tuple[Trainer, Batches]:
     """Our trainer and the batches of an epoch.
 
-    As the stage puts them together, but for the rate, which is constant, and the masking, which is that of
-    Hugging Face's collator: any token by itself.
+    As in the stage, except for the learning rate, which is constant, and the masking, which is that of
+    Hugging Face's collator: token by token.
     """
     p = setting.params.pretrain
     dataset = PretrainDataset(

@@ -1,14 +1,14 @@
-"""How near pretraining of each size of model comes to what the device's matrix products would allow.
+"""How close pretraining of each size of model comes to what the device's matrix products would allow.
 
     python benchmarks/sizes.py [--sizes mini,small,base] [--precisions fp32,bf16,fp16]
         [--batch-sizes 256,2048] [--rounds 3] [--seconds 1.0] [--warm-up 1.5] [--device auto]
         [--corpus ZIP] [--json OUT]
 
 Real tokens per second of our pretraining, as in throughput.py; the operations per second of the matrix
-products that these tokens need, no more of them than they must; and their share of the rate of one large
-matrix product in the same precision, measured in the same rounds. Medians of rounds in turns, in one process
-that keeps freed memory, as the stages do. No size has dropout, though `auto` of params.yaml pretrains some
-with it, so that sizes differ by their shapes alone.
+products that these tokens need at the least; and their share of the rate of one large matrix product in the
+same precision, measured in the same rounds. Medians over rounds in which all take turns, in one process that
+keeps freed memory, as the stages do. No size has dropout, though `auto` of params.yaml pretrains some with
+it, so that sizes differ only in shape.
 """
 
 import argparse
@@ -105,9 +105,9 @@ def take_turns(rows: Mapping[Row, Setting], args: argparse.Namespace) -> dict[st
 
 
 def alone(contestant: Contestant, setting: Setting, task: Task) -> float:
-    """What a contestant does; the memory that it took is free for the next one."""
+    """Run a contestant; the memory that it took is then free for the next one."""
     rate = contestant(setting, task)
-    gc.collect()  # else what refers to itself, as a part of a training may, stays for a while
+    gc.collect()  # else reference cycles, which a training may have, stay for a while
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
     return rate
@@ -143,7 +143,7 @@ def print_table(rows: Iterable[Row], figures: Mapping[str, Mapping[str, float]])
 def _some_of(known: Collection[str], listed: str) -> list[str]:
     names = list(dict.fromkeys(listed.split(",")))
     unknown = [name for name in names if name not in known]
-    if unknown:  # argparse makes an error of the parser of it
+    if unknown:  # argparse turns it into an error of the parser
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
     return names
 

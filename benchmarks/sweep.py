@@ -1,19 +1,19 @@
-"""Weighted F1 on val of other settings beside the shipped ones, over random splits; test is not scored.
+"""Weighted F1 on val of other settings against the shipped ones, over random splits; test is not scored.
 
     python benchmarks/sweep.py [--corpus ZIP] [--splits N] [--jobs N] [--work DIR] [--json OUT]
                                ["KEY=VALUE KEY=VALUE" ...]
 
 Each argument is a candidate: changes of ``params.yaml``, as ``dvc exp run -S`` takes them. The rows of train
-and val are split anew for each of N splits, whose numbers are the seeds too. Test serves to leave out its
-texts, on which no run may train, and is then gone.
+and val are split anew for each of N splits, whose numbers are the seeds too. Test only serves to leave out
+its texts, on which no run may train, and is then dropped.
 
-The F1 of a run is that of the best epoch on the very val that chose it. So it flatters, all candidates
-alike: it is there to compare them. Differences from the shipped settings are paired by split. Their standard
-error is too small, since the splits share most of their rows: two of it are no proof.
+The F1 of a run is that of the best epoch on the very val that chose it. So it is optimistic, for all
+candidates alike: it serves to compare them. Differences from the shipped settings are paired by split. Their
+standard error is too small, since the splits share most of their rows: two standard errors are no proof.
 
-Runs share what their settings leave equal: the tokenized texts, the pretraining. With ``--work DIR`` all is
-kept in DIR, and a sweep that was cut off goes on from there (its seconds are then those since; with several
-jobs they tell little anyway). After a change of the code that changes results, use a new folder.
+Runs share what their settings have in common: the tokenized texts, the pretraining. With ``--work DIR`` all
+is kept in DIR, and a sweep that was cut off goes on from there (its seconds then count from there; with
+several jobs they mean little anyway). After a change of the code that changes results, use a new folder.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ from receiptbert.progress import say
 from receiptbert.reports import read_json, write_json
 
 SHIPPED = "shipped"
-VAL_SHARE = 4  # one of so many labelled rows is in val
+VAL_SHARE = 4  # one in so many labelled rows is in val
 ARCHIVE, RECORD, LOG = "corpus.zip", "done.json", "log.txt"
 LAST_LINES = 10  # of the log of a stage that failed
 
@@ -61,7 +61,7 @@ class Level(NamedTuple):
     """What is made in one folder, and shared by all runs that have it in common."""
 
     stages: list[str]
-    sections: list[str]  # of params.yaml, that matter beside those of the levels before
+    sections: list[str]  # of params.yaml, that matter besides those of earlier levels
     links: dict[str, list[str]]  # what the stages read of those levels
 
 
@@ -72,7 +72,7 @@ LEVELS = {
         ["finetune"], ["finetune"], {"tokenized": ["data"], "pretrained": ["models/pretrained"]}
     ),
 }
-SCORES = ["val_weighted_f1", "val_loss", "teacher_val_weighted_f1", "mlm_loss"]  # the teachers' if there are
+SCORES = ["val_weighted_f1", "val_loss", "teacher_val_weighted_f1", "mlm_loss"]  # the teachers' if any
 Run = dict[str, float]  # the split, scores and seconds
 Row = dict[str, Any]  # of a candidate, see `summary`
 
@@ -115,8 +115,8 @@ def plan(candidates: Mapping[str, list[str]], splits: int, digest: str, work: Pa
 
 
 def folder_names(digest: str, split: int, overrides: Sequence[str]) -> dict[str, str]:
-    """For each level a name that changes with all that its outputs depend on, but for the code."""
-    params = shipped_params(overrides)  # as the stages see them: two ways to write a value are one
+    """For each level a name that changes with all that its outputs depend on, except the code."""
+    params = shipped_params(overrides)  # as the stages see them: two spellings of a value are one
     settings = dataclasses.asdict(params)
     # pretokenize reads this one setting of pretraining.
     known = {"corpus": digest, "split": split, "mask_prob": params.pretrain.mask_prob}
@@ -128,7 +128,7 @@ def folder_names(digest: str, split: int, overrides: Sequence[str]) -> dict[str,
 
 
 def split_anew(corpus: pd.DataFrame, split: int) -> pd.DataFrame:
-    """``corpus`` with other rows of train and val in train and val, and one row that stands for test.
+    """``corpus`` with the rows of train and val redistributed, and one row that stands in for test.
 
     A class is in train if it is in either: rows are exchanged where chance has put all of a class into val.
     """
@@ -141,14 +141,14 @@ def split_anew(corpus: pd.DataFrame, split: int) -> pd.DataFrame:
     spare = train[train.duplicated()].index[: len(lacking)]  # each class keeps its first row
     rows.loc[labelled, SPLIT] = TRAIN
     rows.loc[val.index.difference(lacking).union(spare), SPLIT] = VAL
-    # The stages want a row of test, though none before `evaluate` learns from it. It has a label of train, so
-    # that it adds no class, and a text that no receipt has: rows of test's texts would be left out.
+    # The stages need a row of test, though none before `evaluate` learns from it. It has a label of train,
+    # so that it adds no class, and a text that no receipt has: rows of test's texts would be left out.
     stand_in = {TEXT: "no line of test is in a sweep", LABEL: train.iloc[0], SPLIT: TEST}
     return pd.concat([rows, pd.DataFrame([stand_in])], ignore_index=True)
 
 
 def make(trial: Trial, level: str, corpus: pd.DataFrame, jobs: int) -> bool:
-    """Run the stages of a level, if that is not done yet; whether they ended well. Says if one does not."""
+    """Run the stages of a level, unless that is done; return whether they succeeded. Reports a failure."""
     folder, name = trial.folders[level], f"{trial.candidate}, split {trial.split}"
     if (folder / RECORD).exists():
         return True
@@ -180,7 +180,7 @@ def link(trial: Trial, level: str) -> None:
 
 
 def run_stage(stage: str, folder: Path, jobs: int) -> int:
-    """The exit code of a stage beside which others run; what it prints goes to the folder's log."""
+    """The exit code of a stage run alongside others; what it prints goes to the folder's log."""
     with (folder / LOG).open("ab") as log:
         command = stage_command(stage)
         environment = stage_environment(stage, jobs)
@@ -188,9 +188,9 @@ def run_stage(stage: str, folder: Path, jobs: int) -> int:
 
 
 def sweep(trials: Sequence[Trial], corpus: pd.DataFrame, jobs: int, report: Callable[[], None]) -> int:
-    """Make all folders, each once, so many at the same time; how many of them failed.
+    """Make all folders, each once, ``jobs`` at the same time; return how many of them failed.
 
-    A level is begun when the one before is done, so that no run holds up a job while it waits for another.
+    A level is begun when the one before is done, so that no run blocks a job while it waits for another.
     ``report`` is called after each finetuning.
     """
     failed: set[Path] = set()

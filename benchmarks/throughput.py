@@ -2,14 +2,14 @@
 
     python benchmarks/throughput.py [-S KEY=VALUE ...] [--json OUT]
 
-Real tokens per second (special tokens counted, padding not), the median of rounds in turns. All contestants
-have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized beforehand; it
-learns masked tokens alone, ours the order of segments as well. "defaults" leaves the rest of the Trainer's
-settings as they come (fp32, texts of any length in a batch); "same precision" has our precision and groups
-texts by length. "read literally" groups them too, in fp32. Ours has a process that keeps freed memory, as the
-stages do, the others have one that is as it comes. The floor is what one large matrix product in each round
-says of the machine: the rate at which tokens would go by if ours did its matrix products, no more of them
-than it must, at that speed and nothing else.
+Real tokens per second (special tokens counted, padding not): medians of rounds in which all take turns. All
+contestants have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized
+beforehand; it learns masked tokens alone, ours the order of segments as well. "defaults" leaves the rest of
+the Trainer's settings at their defaults (fp32, texts of any length in a batch); "same precision" has our
+precision and groups texts by length. "read literally" groups them too, in fp32. Ours runs in a process that
+keeps freed memory, as the stages do, the others in one with default settings. The floor is derived from one
+large matrix product in each round: the rate of tokens if ours did only the matrix products that it must, at
+that speed, and nothing else.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def matrix_rate(setting: Setting, task: Task) -> float:
     while time.perf_counter() - start < task.seconds / 3:
         for _ in range(4):
             c = a @ b
-        c[0, 0].item()  # a GPU has to finish for it
+        c[0, 0].item()  # waits until a GPU has finished
         products += 4
     return products * 2.0 * size**3 / (time.perf_counter() - start)
 
@@ -148,13 +148,13 @@ _setting: Setting  # of a process of contestants
 
 
 def prepare(args: argparse.Namespace, ours: bool) -> None:
-    """Begin a process of contestants."""
+    """Set up a process of contestants."""
     global _setting
     if ours:
         keep_freed_memory(choose_device(args.device, key="--device"))
     _setting = read_setting(args, args.precision)
     if not ours:
-        torch.backends.cuda.enable_cudnn_sdp(True)  # as torch comes; ``choose_device`` has it off
+        torch.backends.cuda.enable_cudnn_sdp(True)  # torch's default; ``choose_device`` turns it off
 
 
 def perform(contestant: Contestant, task: Task) -> float:
@@ -195,7 +195,7 @@ def take_turns(args: argparse.Namespace) -> dict[str, Rates]:
 
 
 def operations(setting: Setting, stage: str) -> float:
-    """Of the matrix products for a token, as ours needs them in ``stage``."""
+    """Operations per token of the matrix products that ours needs in ``stage``."""
     pretraining = stage == "pretrain"
     store = setting.unlabelled if pretraining else setting.train
     lengths = store.lengths.clip(max=setting.maxlen) + SPECIAL_TOKENS_PER_TEXT

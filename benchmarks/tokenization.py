@@ -2,10 +2,10 @@
 
     python benchmarks/tokenization.py [--json OUT]
 
-Pretokenizing is ``TokenStore.from_texts``, raw lines to arrays; beside it one bare call of the library's
-``encode_batch_fast``, whose results stay objects of its own, and a loop over ``encode``. The lines are those
-of unsupervised and train, distinct or not as they come. Training has a yardstick too: the library's trainer
-fed with the same lines, whose vocabulary is another one in every run.
+Pretokenizing is ``TokenStore.from_texts``, raw lines to arrays; for comparison, one bare call of the
+library's ``encode_batch_fast``, whose results stay its own objects, and a loop over ``encode``. The lines
+are those of unsupervised and train, with any duplicates. Training has a yardstick too: the library's trainer
+fed with the same lines, whose vocabulary differs from run to run.
 """
 
 import tempfile

@@ -2,8 +2,8 @@
 
     python benchmarks/wheel.py [--model FOLDER] [--json OUT]
 
-Builds the wheel, makes an environment, and installs the wheel there with what it asks for, torch among it:
-some minutes, and some gigabytes for a while. ``installed_mib`` counts all packages but torch, what it brings
+Builds the wheel, makes an environment, and installs the wheel there with its dependencies, torch among them:
+some minutes and, temporarily, gigabytes. ``installed_mib`` counts all packages but torch, what it brings
 for GPUs, pip and setuptools. Times are the medians of five fresh processes.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def median_seconds(command: list[str], folder: Path) -> float:
-    """Of a fresh process, its start and its end included."""
+    """Those of a fresh process, its start and its end included."""
     seconds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 The corpus is INVENTED by this project.  It carries no real receipts and no real brands: every line
 is drawn at random from ``lexicon.yaml`` and spelled the way cash registers spell (abbreviated, cut
-off at a fixed width, mistyped).  All splits are of one distribution, and the same arguments always
+off at a fixed width, mistyped).  All splits have one distribution, and the same arguments always
 give the same rows.  The committed sample: ``python data/make_sample.py data/sample.zip``.
 """
 
@@ -22,7 +22,7 @@ import yaml
 
 T = TypeVar("T")
 SIZES = {"unlabelled": 50_000, "train": 5_000, "val": 1_000, "test": 3_000}
-CATEGORIES, MIN_TRAIN_ROWS = 96, 3  # every category has so many train rows at least
+CATEGORIES, MIN_TRAIN_ROWS = 96, 3  # every category has at least so many train rows
 TABLE, VARIANTS = 1024, 8  # slots of a weighted table; shortened spellings kept per phrase
 MAX_TRIES = 1000  # for a line unlike the others
 
@@ -40,7 +40,7 @@ PACKS = ("1/12", "*6", "шт", "уп", "1/6", "1/24", "х12", "1шт", "вес",
 CENTS = ("00", "90", "50", "99", "49")
 Phrase = tuple[str, ...]  # a phrase in full, then its shortened spellings
 
-# The habits of ten cash registers, a column each: letter case, the width that lines are cut off at,
+# The habits of ten cash registers, one per column: letter case, the width that lines are cut off at,
 # how often it abbreviates a phrase, digits of its article numbers, whether the brand comes first.
 UPPER, LOWER, TITLE, PLAIN = str.upper, str.lower, str.title, str.capitalize
 CASES = (UPPER, UPPER, UPPER, PLAIN, PLAIN, LOWER, UPPER, UPPER, TITLE, PLAIN)
@@ -102,7 +102,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_list(value: Any, where: str, kind: type[T], least: int) -> list[T]:
-    """A list of at least so many distinct items of one kind, none of them empty."""
+    """A list of at least ``least`` distinct items of one kind, none of them empty."""
     require(isinstance(value, list), f"{where}: not a list")
     for item in value:
         require(type(item) is kind and bool(item), f"{where}: not a {kind.__name__} or empty: {item!r}")
@@ -138,7 +138,7 @@ def build_category(raw: Any, place: int, group: Any, units: dict[str, list[str]]
         head=nouns[0],
         nouns=weighted_table(nouns, lambda rank: (rank + NOUN_SHIFT) ** -NOUN_POWER),
         mods=[make_phrase(mod) for mod in mods * 3 + shared],
-        # A brand has its favourite categories within the group, so it tells something but not all.
+        # A brand has its favourite categories within the group, so it tells something but not everything.
         brands=weighted_table(brands[place:] + brands[:place], lambda rank: 0.5 ** min(rank, 3)),
         units=[text for kind in kinds for text in units[kind]],
     )
@@ -179,11 +179,11 @@ class Generator:
         return items[int(self.random() * len(items))]
 
     def digits(self, count: int) -> str:
-        """A number of so many digits."""
+        """A number of ``count`` digits."""
         return str(int((0.1 + 0.9 * self.random()) * 10**count))
 
     def spell(self, phrase: Phrase, short: float) -> str:
-        """The phrase in full, or so often in one of its shortened spellings."""
+        """The phrase in full or, with probability ``short``, in any of its spellings."""
         return self.pick(phrase) if self.random() < short else phrase[0]
 
     def tail(self) -> str:
@@ -250,7 +250,7 @@ class Generator:
         raise LexiconError(f"{category.name}: no new line in {MAX_TRIES} tries")
 
     def rows(self, sizes: dict[str, int]) -> Iterator[tuple[str, str, str]]:
-        """Rows of text, label, split: mixed, and exactly so many of each split."""
+        """Rows of text, label, split: shuffled, and exactly ``sizes`` of each split."""
         left, labels = dict(sizes), range(len(self.categories))
         missing = [min(MIN_TRAIN_ROWS, left["train"] // len(labels)) for _ in labels]
         for total in range(sum(left.values()), 0, -1):
@@ -258,7 +258,7 @@ class Generator:
             split = next(name for name, end in zip(left, accumulate(left.values()), strict=True) if at < end)
             label = self.rng.choices(labels, cum_weights=self.cumulative)[0]
             if split == "train":
-                if left["train"] <= sum(missing):  # only the last few rows may have to fill a class up
+                if left["train"] <= sum(missing):  # only the last few rows may have to top up a class
                     label = next(label for label in labels if missing[label])
                 missing[label] = max(0, missing[label] - 1)
             left[split] -= 1

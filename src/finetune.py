@@ -1,4 +1,4 @@
-"""Stage 5: finetune the pretrained BERT on the train texts and on what teachers say of unsupervised ones."""
+"""Stage 5: finetune the pretrained BERT on train texts and teachers' predictions for unsupervised ones."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -21,7 +21,7 @@ from receiptbert.params import Params
 from receiptbert.progress import say
 from receiptbert.reports import write_csv, write_json
 
-# Of the tokenized corpus: nothing of test, so that a label that is corrected there trains nothing anew.
+# Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing.
 READ = [
     "classes.json",
     *(f"{split}.safetensors" for split in (TRAIN, VAL)),
@@ -45,20 +45,20 @@ def finetune(params: Params) -> None:
             f"few labels: {train.epochs} epochs instead of {p.epochs}, for finetune.min_steps = {p.min_steps}"
         )
     val = load_labelled(pipeline.TOKENIZED, VAL, finetuning.tokenizer)
-    # First of all that processes do together, so that one with other settings or inputs is named.
+    # The first thing that processes do together, so that one with other settings or inputs is named.
     fingerprint = training_fingerprint([p], [*(pipeline.TOKENIZED / name for name in READ), source])
     texts = None
     if p.teachers:  # the leader alone reads all of the texts
         read = partial(read_teaching_texts, pipeline.TOKENIZED, train, val, finetuning.tokenizer, p.seed)
         texts = from_leader(read)
-    # Before the teachers have trained for hours: the final model's batches are the largest.
+    # Checked before the teachers train for hours: the final model's batches are the largest.
     finetuning.require_memory(
         train._replace(texts=train.texts.followed_by(texts.unlabelled_ids)) if texts else train
     )
     names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
     logdirs = map(pipeline.new_run_folder, names)
     with ExitStack() as stack:
-        # All stay until the outputs are written: if the final model is cut off, no teacher trains again.
+        # All are kept until the outputs are written: if the final model is cut off, no teacher retrains.
         checkpoints = [
             stack.enter_context(
                 Checkpoints(pipeline.CHECKPOINTS / name, fingerprint, params.runtime.checkpoint_seconds)

@@ -1,4 +1,4 @@
-"""What the six stage scripts share: where things are, and how a bad input ends.
+"""What the six stage scripts share: where things are, and how bad input ends a stage.
 
 Paths are relative to the project's root, which is where DVC runs each stage.
 """
@@ -33,8 +33,8 @@ CHECKPOINTS = Path(".checkpoints")
 METRICS = Path("metrics")
 PLOTS = METRICS / "plots"
 
-# Else a killed DVC would leave its stage behind, in the way of the next; so would torch's launcher. Asked for
-# before the imports that take seconds: a stage's first is this module.
+# Otherwise a killed DVC (or torch's launcher) would leave its stage running, in the way of the next one.
+# Set before the imports that take seconds: a stage imports this module first.
 if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}:
     end_with_parent()
 
@@ -44,12 +44,12 @@ def run_stage(
 ) -> None:
     """Run ``stage`` with the parameters of ``params.yaml``.
 
-    Bad input, a full disk and the like (see ``failures``) end the process in one line: ``one_line_errors``.
-    What the stage prints is written after its work: its files are whole by then, so that a stdout that takes
-    nothing (a full disk, a reader that is gone) is no reason to fail, and to train anew.
+    Bad input, a full disk etc. (see ``failures``) end the process with one line (see ``one_line_errors``).
+    What the stage prints is written after its work: its files are whole by then, so a stdout that cannot be
+    written to (a full disk, a reader that is gone) is no reason to fail, and to train again.
 
     Args:
-        voice: which of several processes says so, see ``launching.one_voice``.
+        voice: which of several processes reports it, see ``launching.one_voice``.
     """
     name, params = stage.__name__, None
     with _told_once(), one_line_errors(name, lambda error: explain(error, name, params)), voice():
@@ -59,13 +59,13 @@ def run_stage(
         try:
             print(printed.getvalue(), end="", flush=True)
         except OSError as error:
-            say(f"{name}: warning: stdout takes nothing ({error.strerror}); the files are whole")
+            say(f"{name}: warning: cannot write to stdout ({error.strerror}); the files are complete")
             discard_stdout()
 
 
 @contextmanager
 def _told_once() -> Iterator[None]:
-    """Other threads tell no errors of files: TensorBoard's, which writes, hands them to the main one."""
+    """Other threads report no file errors: TensorBoard's, which writes, hands them to the main one."""
     before = threading.excepthook
 
     def tell(failed: threading.ExceptHookArgs) -> None:

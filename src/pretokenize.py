@@ -39,7 +39,7 @@ def pretokenize(params: Params) -> None:
             rows[LABEL].map(class_ids) if split in LABELLED else None,
             progress=f"tokenizing {split}",
         )
-    # The texts of a batch, which are of like length, then lie together in memory.
+    # The texts of a batch, similar in length, then lie together in memory.
     stores[UNSUPERVISED] = stores[UNSUPERVISED].sorted_by_length()
     lengths = stores[UNSUPERVISED].lengths
 

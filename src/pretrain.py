@@ -25,7 +25,7 @@ def pretrain(params: Params) -> None:
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     pretraining = Pretraining(
         params,
-        TokenStore.load(texts_path, tokenizer),  # has no name here, and is gone once copied
+        TokenStore.load(texts_path, tokenizer),  # unnamed, so that it is freed once copied
         tokenizer,
         TextLengths.load(lengths_path),
         device,

@@ -12,10 +12,10 @@ from receiptbert.tokenization import WordpieceTokenizer
 
 def train_tokenizer(params: Params) -> None:
     corpus = read_corpus(pipeline.CORPUS)
-    # Never from val or test: their words must stay as unknown as tomorrow's receipts.
+    # Never from val or test: their words must stay as unknown as those of tomorrow's receipts.
     texts = corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT]
     with whole(pipeline.TOKENIZER) as folder:
-        # Not in /tmp, where the texts of a stage that is killed would stay: the next run removes this folder.
+        # Not in /tmp, where the texts of a killed stage would stay: the next run removes this folder.
         scratch = folder / "scratch"
         tokenizer = WordpieceTokenizer.from_corpus(
             track(texts, "reading", len(texts), "texts"),

@@ -53,7 +53,7 @@ def unzip(params: Params) -> None:
             corpus = corpus[~leaked]
             require_splits(corpus, f"{called[DATA_NAME]}, without the texts that are held out too,")
             counts |= describe_classes(corpus)
-            # Quoted whole, so that line breaks within texts come back as they were.
+            # With all fields quoted, so that line breaks within texts come back as they were.
             corpus.to_csv(folder / DATA_NAME, index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
     write_json(pipeline.METRICS / "data.json", counts)
 
@@ -66,7 +66,7 @@ def unzip(params: Params) -> None:
 
 
 def warnings(counts: dict[str, Any]) -> list[str]:
-    """What may be amiss in a corpus that can be used, one line each."""
+    """What may be wrong with a corpus that can be used, one line each."""
     left_out = counts["rows_left_out"]
     kept = (
         ""
@@ -74,39 +74,39 @@ def warnings(counts: dict[str, Any]) -> list[str]:
         else ", so test scores may flatter"
     )
     many = left_out[TRAIN] > counts["rows"][TRAIN] / 10
-    how_to_split = ", but better split texts than rows (data/README.md)" if many else ""
+    how_to_split = "; split texts, not rows (data/README.md)" if many else ""
     shared, seen = counts["texts_in_several_splits"], counts["test_rows_seen_elsewhere"]
     several, blank = counts["texts_with_several_labels"], counts["blank_texts"]
     ignored, unlearnable = counts[IGNORED_LABELS], counts["classes_absent_from_train"]
     found = [
-        (shared, f"{shared:,} texts stand in several splits; {seen:,} test rows are among them{kept}"),
+        (shared, f"texts in several splits: {shared:,}; test rows among them: {seen:,}{kept}"),
         (
             any(left_out.values()),
-            f"{left_out[TRAIN]:,} train, {left_out[VAL]:,} val and {left_out[UNSUPERVISED]:,} unsupervised "
-            "rows are left out: val or test has their texts; data.train_on_held_out_texts=true keeps them"
-            f"{how_to_split}",
+            f"rows left out because their text is held out in val or test: {left_out[TRAIN]:,} train, "
+            f"{left_out[VAL]:,} val, {left_out[UNSUPERVISED]:,} unsupervised "
+            f"(data.train_on_held_out_texts=true keeps them){how_to_split}",
         ),
-        (several, f"{several:,} texts have rows of several labels, of which one at the most can be right"),
+        (several, f"texts with several labels, at most one of which can be right: {several:,}"),
         (
             ignored,
-            f"{ignored:,} unsupervised rows have a label, which is ignored; train rows are learned from",
+            f"unsupervised rows with a label, which is ignored: {ignored:,}; train rows are learned from",
         ),
-        (blank, f"{blank:,} texts are blank"),
-        (unlearnable, f"{unlearnable} classes have no train row and cannot be learned"),
+        (blank, f"blank texts: {blank:,}"),
+        (unlearnable, f"classes without a train row, which cannot be learned: {unlearnable}"),
     ]
     return [message for applies, message in found if applies]
 
 
 def warnings_of_labels(labels: list[str], categories: dict[str, str], file: str | None) -> list[str]:
-    """What may be amiss in them; ``file`` is what the categories are from, if they are from any."""
+    """What may be wrong with the labels; ``file`` is where the categories are from, if there is one."""
     found = []
     spellings = pd.Series(labels)
     if (alike := spellings[fold(spellings).duplicated(keep=False)]).size:
         first = alike[fold(alike) == fold(alike[:1]).item()]
         others = f"; so do {alike.size - 2} more" if alike.size > 2 else ""
         found.append(
-            f"labels {first.iloc[0]!r} and {first.iloc[1]!r} are two classes, and differ in case, spaces or "
-            f"accents alone{others}"
+            f"labels {first.iloc[0]!r} and {first.iloc[1]!r} are two classes, but differ only in case, "
+            f"spaces or accents{others}"
         )
     unnamed = [label for label in labels if not categories.get(label)]
     if unnamed and file is not None:

@@ -154,9 +154,9 @@ def test_an_environment_without_apex_amp_is_refused(
     ("name", "precision", "device", "expected"),
     [
         ("amp", "fp16", "cuda", " is neither torch nor apex"),
-        ("apex", "fp16", "cpu", ", which needs a CUDA GPU, and the device is cpu; set torch"),
-        ("apex", "auto", "cuda", ", which has fp16 alone, and precision is auto; set torch, or fp16"),
-        ("apex", "bf16", "cuda", ", which has fp16 alone, and precision is bf16; set torch, or fp16"),
+        ("apex", "fp16", "cpu", ", which needs a CUDA GPU, but the device is cpu; set torch"),
+        ("apex", "auto", "cuda", ", which supports only fp16, but precision is auto; set torch, or fp16"),
+        ("apex", "bf16", "cuda", ", which supports only fp16, but precision is bf16; set torch, or fp16"),
     ],
 )
 def test_what_apex_cannot_do_is_refused(name: str, precision: str, device: str, expected: str) -> None:

@@ -588,7 +588,7 @@ def test_sizes_beside_a_matrix_product(
         (["--sizes", "tiny,mega"], "argument --sizes: 'mega' is none of tiny, mini"),
         (["--batch-sizes", "8,0"], "argument --batch-sizes: '8,0' is not a list of numbers"),
         (["--seconds", "0"], "argument --seconds: 0 is no number of seconds above 0"),
-        (["--rounds", "-1"], "argument --rounds: -1 is no whole number from 1"),
+        (["--rounds", "-1"], "argument --rounds: -1 is not a whole number from 1"),
     ],
 )
 def test_sizes_refuses(

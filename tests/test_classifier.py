@@ -130,7 +130,7 @@ def test_batch_size_and_precision_are_used(
 def test_what_is_no_list_of_texts_is_refused(classifier: Classifier) -> None:
     with pytest.raises(TypeError, match="must be a list of texts"):
         classifier("чай")
-    with pytest.raises(TypeError, match=r"texts\[1\] is nan, which is no text"):
+    with pytest.raises(TypeError, match=r"texts\[1\] is nan, which is not a text"):
         classifier(["чай", float("nan")])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="top_k = 0"):
         classifier(["чай"], top_k=0)
@@ -141,13 +141,13 @@ def test_models_that_cannot_classify_are_refused(
 ) -> None:
     save_pretrained(pretrain_model(), tokenizer, tmp_path / "pretrained")
     for folder, message in [
-        (tmp_path / "nowhere", "nowhere is no folder; name that of a finetuned model"),
+        (tmp_path / "nowhere", "nowhere is not a folder; name that of a finetuned model"),
         (tmp_path, r"holds no config\.json"),
         (tmp_path / "pretrained", "holds a BERT without a classifier"),
     ]:
         with pytest.raises(UserError, match=message):
             Classifier.from_pretrained(folder)
-    with pytest.raises(UserError, match=r"^device = meta, which was never tried; set auto, cpu or cuda"):
+    with pytest.raises(UserError, match=r"^device = meta, which has never been tested; set auto, cpu"):
         Classifier.from_pretrained(checkpoint, device="meta")
     with pytest.raises(UserError, match=r"^device = abacus names no device"):
         Classifier.from_pretrained(checkpoint, device="abacus")
@@ -169,7 +169,7 @@ def test_answers_that_are_no_numbers_are_refused(checkpoint: Path, texts: list[s
     weights = load_file(checkpoint / "model.safetensors")
     weights["classifier.bias"][0] = torch.nan
     save_file(weights, checkpoint / "model.safetensors")
-    with pytest.raises(UserError, match="the model's answers are no finite numbers; its weights are damaged"):
+    with pytest.raises(UserError, match="the model's answers are not finite numbers; its weights are"):
         Classifier.from_pretrained(checkpoint)(texts)
 
 

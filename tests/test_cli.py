@@ -234,7 +234,7 @@ def test_parquet_whose_rows_are_damaged(run: Run) -> None:
     content[4:60] = b"\xff" * 56
     Path("in.parquet").write_bytes(content)
     with pytest.raises(
-        SystemExit, match=r"error: in\.parquet is no Parquet file, or a damaged one \(.+\); ex"
+        SystemExit, match=r"error: in\.parquet is not a Parquet file, or is damaged \(.+\); ex"
     ):
         run("in.parquet", "-o", "out.csv")
 
@@ -423,36 +423,36 @@ BAD: list[tuple[bytes, list[str], str]] = [
         ["in.csv", "--from", "lines"],
         "in.csv: not UTF-8, it seems to be utf-16;",
     ),
-    (b"text\nab\0cdefg\n", ["in.csv"], "in.csv, line 2: a NUL byte, which no text has; export the file anew"),
+    (b"text\nab\0cdefg\n", ["in.csv"], "in.csv, line 2: a NUL byte, which no text has; export the"),
     (b"text,id\ra,1\r", ["in.csv"], "in.csv, line 1: a carriage return without a line feed; save"),
     (b"text,id\na,1\nb,c,2\n", ["in.csv"], "in.csv, line 3: 3 fields, the header has 2; quote texts that"),
     (b'text,id\n"a,1\nb,2\n', ["in.csv"], "in.csv, line 3: unexpected end of data; texts that have quotes"),
     (b'text\n"a" b\n', ["in.csv"], "in.csv, line 2: ',' expected after '\"'; texts that have quotes"),
-    (b"text\n", ["in.csv", "-o", "no/out.csv"], "/no is no folder; make it, or name another"),
+    (b"text\n", ["in.csv", "-o", "no/out.csv"], "/no is not a folder; create it, or name another"),
     (
         b"text\n",
         ["in.csv", "-o", "model"],
-        "model: the ending tells no format; known are .csv, .tsv, .tab, .parquet, .pq, .jsonl, .ndjson; if",
+        "model: unknown extension; known are .csv, .tsv, .tab, .parquet, .pq, .jsonl, .ndjson; if",
     ),
     (
         b"text\n",
         ["in.csv", "-o", "model", "--to", "csv"],
-        "model is no file; name one, or leave --output out",
+        "model is not a file; name one, or omit --output",
     ),
     (
         b"text\n",
         ["in.dat"],
-        "in.dat: the ending tells no format; known are .csv, .tsv, .tab, .parquet, .pq, .txt; if the file is "
+        "in.dat: unknown extension; known are .csv, .tsv, .tab, .parquet, .pq, .txt; if the file is "
         "one of them under another name, give the format with --from",
     ),
     (b"text\n", ["none.csv"], "none.csv not found"),
     (b"text\n", ["in.csv", "--precision", "fp16"], "fp16"),
     (b"text\n", ["model", "--from", "csv"], "model is a folder; name a file in it"),
-    (b"text\n", ["in.csv", "--from", "parquet"], "in.csv is no Parquet file, or a damaged one ("),
+    (b"text\n", ["in.csv", "--from", "parquet"], "in.csv is not a Parquet file, or is damaged ("),
     (
         b"PAR1" + bytes(range(40)) + b"\x08\0\0\0PAR1",
         ["in.csv", "--from", "parquet"],
-        "in.csv is no Parquet file, or a damaged one (Couldn't deserialize thrift",
+        "in.csv is not a Parquet file, or is damaged (Couldn't deserialize thrift",
     ),
     (b"text\n", ["-", "--from", "parquet"], "Parquet cannot be read from stdin; name a file"),
     (
@@ -465,7 +465,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
         ["in.csv", "-o", "o.jsonl", "--spreadsheet"],
         "--spreadsheet is for CSV and TSV, not for jsonl",
     ),
-    (b"tea\n", ["-", "--shard", "1/2"], "--shard counts the lines first; stdin can be read but once"),
+    (b"tea\n", ["-", "--shard", "1/2"], "--shard counts the lines first; stdin can be read only once"),
     (
         "id;text;цена\n1;чай;2,50\n".encode(),
         ["-"],
@@ -482,14 +482,14 @@ BAD: list[tuple[bytes, list[str], str]] = [
         ["in.csv"],
         "in.csv has no column 'text'; choose one with --column among 'Наименование', 'Цена, руб', 'Код, шт'",
     ),
-    (b"PK\x03\x04\n\0", ["in.csv"], "in.csv is no text but a zip or an Excel workbook; unpack it, or"),
-    (b"\x1f\x8b\x08\0\0\0", ["in.csv"], "in.csv is no text but gzip; unpack it, or export it as CSV"),
+    (b"PK\x03\x04\n\0", ["in.csv"], "in.csv is not text but a zip or an Excel workbook; unpack it, or"),
+    (b"\x1f\x8b\x08\0\0\0", ["in.csv"], "in.csv is not text but gzip; unpack it, or export it as CSV"),
     (
         b"PK\x03\x04\x14\0\x06\0",
         ["in.csv"],
-        "in.csv is no text but a zip or an Excel workbook; unpack it, or",
+        "in.csv is not text but a zip or an Excel workbook; unpack it, or",
     ),
-    (b"text\n", ["in.csv", "--model", "none"], "none is no folder; name that of a finetuned model"),
+    (b"text\n", ["in.csv", "--model", "none"], "none is not a folder; name that of a finetuned model"),
     (b"text\n", ["in.csv", "--device", "abacus"], "device = abacus names no device; set auto"),
 ]
 
@@ -590,11 +590,11 @@ def test_a_full_stdout_ends_it_in_one_line(checkpoint: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "--top-k", "0"], "--top-k: 0 is no whole number from 1"),
-        (["predict", "--shard", "0/2"], "--shard: 0/2 is no part such as 1/4"),
-        (["predict", "--shard", "half"], "--shard: half is no part such as 1/4"),
-        (["predict", "--min-confidence", "80"], "--min-confidence: 80 is no number from 0 to 1"),
-        (["predict", "--min-confidence", "nan"], "--min-confidence: nan is no number from 0 to 1"),
+        (["predict", "--top-k", "0"], "--top-k: 0 is not a whole number from 1"),
+        (["predict", "--shard", "0/2"], "--shard: 0/2 is not a part such as 1/4"),
+        (["predict", "--shard", "half"], "--shard: half is not a part such as 1/4"),
+        (["predict", "--min-confidence", "80"], "--min-confidence: 80 is not a number from 0 to 1"),
+        (["predict", "--min-confidence", "nan"], "--min-confidence: nan is not a number from 0 to 1"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )

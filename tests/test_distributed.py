@@ -83,7 +83,9 @@ def test_two_processes_pretrain_as_one_does_through_a_kill_a_restart_and_a_stop(
     said = [line for line in ended.stderr.splitlines() if line.startswith(("pretrain:", "resumed", "SIG"))]
     # The launcher may have ended the other process before that could say so.
     for line in said[:-2]:
-        assert line.startswith("pretrain: error: another process of the training is gone; the same command")
+        assert line.startswith(
+            "pretrain: error: another process of the training is gone; run the same command"
+        )
     assert said[-2].startswith("resumed after step ")
     assert said[-1].startswith("SIGTERM: stopped after step 5")
     assert len(said) <= 3
@@ -325,9 +327,12 @@ def test_of_processes_that_fail_the_first_speaks(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("codes", "expected"),
     [
-        ({0: 1, 1: -signal.SIGKILL}, "process 1 of 2 was ended by SIGKILL; the same command goes on …"),
+        ({0: 1, 1: -signal.SIGKILL}, "process 1 of 2 was ended by SIGKILL; run the same command …"),
         ({0: 1, 1: -signal.SIGTERM}, 1),
-        ({0: -signal.SIGTERM, 1: -signal.SIGTERM}, "process 0 of 2 was ended by SIGTERM; the same command …"),
+        (
+            {0: -signal.SIGTERM, 1: -signal.SIGTERM},
+            "process 0 of 2 was ended by SIGTERM; run the same command …",
+        ),
         ({0: 143, 1: 143}, 143),
     ],
 )

@@ -308,7 +308,7 @@ def test_a_log_that_cannot_be_written_fails_no_stage(
         assert said.out == "the summary\n"
     else:
         assert re.fullmatch(
-            r"a step\npretrain: warning: stdout takes nothing \(.+\); the files are whole\n", said.err
+            r"a step\npretrain: warning: cannot write to stdout \(.+\); the files are complete\n", said.err
         )
 
 

@@ -265,7 +265,7 @@ def test_classifier_head_reads_cls_alone() -> None:
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="is not a multiple"):
         MultiHeadSelfAttention(10, 3)
 
 

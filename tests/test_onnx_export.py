@@ -135,7 +135,7 @@ def test_the_command(
         (["new.onnx", "--lines", "empty.txt"], "no lines to compare"),
         (["new.onnx", "--lines", "none.txt"], "none.txt: No such file"),
         (["."], "is a folder"),
-        (["new.onnx", "--model", "nowhere"], "nowhere is no folder; name that of a finetuned model"),
+        (["new.onnx", "--model", "nowhere"], "nowhere is not a folder; name that of a finetuned model"),
     ]:
         with pytest.raises(SystemExit, match=message):
             cli.main([*options, *arguments])

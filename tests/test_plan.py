@@ -228,7 +228,7 @@ def test_what_cannot_fit_is_refused_with_what_would(plan: Plan, fits: dict[str, 
         settings = ("finetune", 32, None)  # twice as many texts in a batch as the setting says
     with pytest.raises(UserError) as refused:
         require_memory(plan, free, *settings)
-    expected = r"the training would take about [\d.]+ GiB of memory, and [\d.]+ GiB are free; set (.*)"
+    expected = r"the training would take about [\d.]+ GiB of memory, but only [\d.]+ GiB are free; set (.*)"
     match = re.fullmatch(expected, str(refused.value))
     assert match is not None
     assert match[1] == advice

@@ -60,8 +60,8 @@ def bytes_of(content: bytes) -> Callable[[Path], Any]:
     return lambda path: path.write_bytes(content)
 
 
-OUTSIDE = "would lead outside; make the archive anew"
-WHOLE = "is not a whole zip archive"
+OUTSIDE = "points outside the archive; create it again"
+WHOLE = "is not a complete zip archive"
 ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("missing", lambda path: None, "in.zip not found; set data.archive to a zip with your CSV"),  # noqa: ARG005
     ("a folder", Path.mkdir, "in.zip is a folder; set data.archive to a zip with your CSV"),
@@ -114,7 +114,7 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
     (
         "huge ratio",
         of("a.csv", content="0" * 9_000_000),
-        "in.zip: a.csv unfolds to more than 1,…; the limits are …",
+        "in.zip: a.csv expands to more than 1,…; the limits are …",
     ),
     ("a path upwards", of("../evil.csv"), f"in.zip: ../evil.csv {OUTSIDE}"),
     ("a path upwards, of Windows", of("..\\evil.csv"), f"in.zip: …evil.csv {OUTSIDE}"),
@@ -154,14 +154,14 @@ def test_other_names_of_archives(bare_project: Path, name: str, expected: str) -
 def test_size_is_capped_by_what_comes_out(bare_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_BYTES", 1000)
     make_zip(bare_project / "in.zip", {"a.csv": CSV * 1000})
-    assert "in.zip: a.csv unfolds to more than 1,000 bytes" in refusal(STAGES["unzip"], bare_project)
+    assert "in.zip: a.csv expands to more than 1,000 bytes" in refusal(STAGES["unzip"], bare_project)
 
 
 # --- CSVs, in the stage unzip ---
 
 SPLIT_RULE = "must be one of train, val, test, unsupervised"
-QUOTE = "a quote opens here that does not end its text; double quotes within a text and quote it whole"
-NO_LABEL = "is no label; train, val and test rows need one"
+QUOTE = "a quote that opens here does not end its text; double quotes within a text and quote the whole text"
+NO_LABEL = "is not a label; train, val and test rows need one"
 RUSSIAN = CSV.replace("milk", "Молоко пастеризованное отборное").replace("tea", "ЧАЙ ЧЕРНЫЙ ЛИСТОВОЙ")
 
 CSVS: list[tuple[str, str | bytes, str]] = [
@@ -232,12 +232,12 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     (
         "a NUL byte",
         CSV.replace("tea", "t\0a"),
-        ", line 4: a NUL byte, which no text has; export the file anew",
+        ", line 4: a NUL byte, which no text has; export the file again",
     ),
     (
         "NUL bytes, of a crash",
         CSV.encode() + bytes(100),
-        ", line 7: a NUL byte, which no text has; export the file anew",
+        ", line 7: a NUL byte, which no text has; export the file again",
     ),
     (
         "a name without end",
@@ -295,7 +295,7 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     (
         "a name among numbers",
         CSV + "a,tea,train\n",
-        ", row 7, column label: 'tea' is no whole number, but 4 other labels are; make labels all numbers or all names",
+        ", row 7, column label: 'tea' is not a whole number, but 4 other labels are; make labels all numbers or all names",
     ),
     (
         "a number among names",
@@ -351,7 +351,7 @@ CATEGORIES: list[tuple[str, str, str]] = [
     (
         "a name of two lines",
         'label,name\n1,"Tea\n2,Soap"\n',
-        r", row 2, column name: 'Tea\n2,Soap' has a line break; write the name in one line",
+        r", row 2, column name: 'Tea\n2,Soap' has a line break; write the name on one line",
     ),
 ]
 
@@ -369,32 +369,32 @@ WARNINGS: list[tuple[str, str, str]] = [
     (
         "a text in several splits",
         "milk,,unsupervised\n",
-        "1 texts stand in several splits; 0 test rows are among them",
+        "texts in several splits: 1; test rows among them: 0",
     ),
     (
         "test texts elsewhere",
         "TEA,1,train\nsoap,1,val\n soap ,,unsupervised\n",
-        "1 train, 1 val and 1 unsupervised rows are left out: val or test has their texts; "
-        "data.train_on_held_out_texts=true keeps them, but better split texts than rows (data/README.md)",
+        "rows left out because their text is held out in val or test: 1 train, 1 val, 1 unsupervised "
+        "(data.train_on_held_out_texts=true keeps them); split texts, not rows (data/README.md)",
     ),
     (
         "a test text elsewhere, but hardly in train",
         " soap ,,unsupervised\n",
-        "0 train, 0 val and 1 unsupervised rows are left out: val or test has their texts; "
-        "data.train_on_held_out_texts=true keeps them",
+        "rows left out because their text is held out in val or test: 0 train, 0 val, 1 unsupervised "
+        "(data.train_on_held_out_texts=true keeps them)",
     ),
     (
         "several labels of a text",
         "milk,2,train\n",
-        "1 texts have rows of several labels, of which one at the most …",
+        "texts with several labels, at most one of which can be right: 1",
     ),
     (
         "labels of unsupervised rows",
         "gin,7,unsupervised\nrum,NULL,unsupervised\ngrog,N/A,unsupervised\n",
-        "1 unsupervised rows have a label, which is ignored; train rows are learned from",
+        "unsupervised rows with a label, which is ignored: 1; train rows are learned from",
     ),
-    ("blank texts", " ,2,train\n,2,train\n", "2 texts are blank"),
-    ("a class unseen in train", "rum,7,test\n", "1 classes have no train row and cannot be learned"),
+    ("blank texts", " ,2,train\n,2,train\n", "blank texts: 2"),
+    ("a class unseen in train", "rum,7,test\n", "classes without a train row, which cannot be learned: 1"),
 ]
 
 
@@ -441,7 +441,7 @@ def test_classes_are_counted_without_the_rows_that_are_left_out(
 ) -> None:
     make_zip(bare_project / "in.zip", {"data.csv": CSV + "SOAP,3,train\nrum,3,test\n"})
     run_here(STAGES["unzip"], bare_project)
-    assert "warning: 1 classes have no train row and cannot be learned" in capsys.readouterr().err
+    assert "warning: classes without a train row, which cannot be learned: 1" in capsys.readouterr().err
     counts = json.loads((bare_project / "metrics/data.json").read_text())
     assert counts["rows"]["train"] == 3
     assert counts["classes"]["train"] == 2
@@ -452,7 +452,7 @@ def test_labels_that_differ_in_spelling_alone_are_told(
     bare_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = (
-        "unzip: warning: labels 'СЫР' and 'Сыр' are two classes, and differ in case, spaces or accents alone"
+        "unzip: warning: labels 'СЫР' and 'Сыр' are two classes, but differ only in case, spaces or accents"
     )
     content = "text,label,split\na,Tea,train\nb,Сыр,train\nc,Soap,val\nd,СЫР,test\ne,,unsupervised\n"
     for more, expected in (("", told), ("f,сыр ,test\n", f"{told}; so do 1 more")):

@@ -269,7 +269,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     loaded = checkpoints.load()
     assert loaded is not None
     assert loaded.values["step"] == 1
-    assert f"{newest} was damaged and is removed" in capsys.readouterr().err
+    assert f"{newest} was damaged and has been removed" in capsys.readouterr().err
     checkpoints.save(3, state(3))
     loaded = checkpoints.load()
     assert loaded is not None

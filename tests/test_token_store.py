@@ -88,7 +88,7 @@ def test_texts_come_back_as_they_are(tmp_path: Path) -> None:
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(b"not a store at all")
-    with pytest.raises(UserError, match="no token store"):
+    with pytest.raises(UserError, match="is not a token store"):
         TokenStore.load(tmp_path / "s")
     with pytest.raises(UserError, match="not found; run"):
         TokenStore.load(tmp_path / "missing")

@@ -1,6 +1,6 @@
 """Receipt lines to product categories with a BERT pretrained from scratch.
 
-``Classifier`` uses a finished model; the assignment's classes and functions make one. All are importable
+``Classifier`` uses a finished model; the assignment's classes and functions train one. All are importable
 from here; each is loaded when it is first used, so that ``import receiptbert`` is quick and a stage that
 needs no torch does not wait for it.
 """

@@ -2,7 +2,7 @@
 
 Small gradients vanish in fp16. So the loss is scaled up before the backward pass, and the gradients down
 again before the step (Micikevicius et al. 2018). If the scale was too large, gradients overflow: that step is
-skipped and the scale halved. After 2,000 steps without that it is doubled.
+skipped and the scale halved. After 2,000 steps without overflow it is doubled.
 """
 
 import importlib
@@ -23,30 +23,30 @@ from receiptbert.precision import products_in
 
 
 class Amp(Protocol):
-    """What a training needs of an engine. Of each step, in this order: casts, backward, unscale, step."""
+    """What a training needs from an engine. In each step, in this order: casts, backward, unscale, step."""
 
     scale: float
-    """Of the loss, from the next step on; 1 where nothing is scaled."""
+    """The scale of the loss, from the next step on; 1 where nothing is scaled."""
 
     def casts(self) -> AbstractContextManager[Any]:
         """The context of a forward pass; outside it everything is computed as usual."""
 
     @property
     def scaled(self) -> Callable[[Tensor], Tensor] | None:
-        """Scales a loss: ``backward(loss)`` is ``scaled(loss).backward()``. None if it does more than
-        that, as that of apex does; then passes cannot be recorded."""
+        """Scales a loss: ``backward(loss)`` is ``scaled(loss).backward()``. None if ``backward`` does more,
+        as apex's does; then passes cannot be recorded."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss`` to those at hand."""
+        """Add the gradients of ``loss`` to those accumulated so far."""
 
     def unscale(self) -> None:
-        """Leave the gradients as they are without a scale, so that they can be clipped."""
+        """Undo the scaling of the gradients, so that they can be clipped."""
 
     def step(self) -> bool:
-        """Step, unless a gradient overflowed; whether the step was taken."""
+        """Step, unless a gradient overflowed; return whether the step was taken."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes while training. Either engine takes it: the backend can be changed on the way."""
+        """What changes during training. Either engine can load it: the backend can be switched midway."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
@@ -78,12 +78,12 @@ def check_amp_backend(name: str, precision: str, device: torch.device, key: str 
 
     Args:
         name: the backend.
-        precision: what is set, ``auto`` included, which never is fp16.
+        precision: the setting; ``auto`` too, which never means fp16.
         device: where to compute.
         key: the setting that ``name`` comes from, for the message.
 
     Raises:
-        UserError: no such backend, or apex cannot be had on this device, in this precision, in this
+        UserError: no such backend, or apex cannot be used on this device, in this precision or in this
             environment.
     """
     if name not in AMP_BACKENDS:
@@ -91,10 +91,10 @@ def check_amp_backend(name: str, precision: str, device: torch.device, key: str 
     if name == "torch":
         return
     if device.type != "cuda":
-        raise UserError(f"{key} = {name}, which needs a CUDA GPU, and the device is {device}; set torch")
+        raise UserError(f"{key} = {name}, which needs a CUDA GPU, but the device is {device}; set torch")
     if precision != "fp16":
         raise UserError(
-            f"{key} = {name}, which has fp16 alone, and precision is {precision}; set torch, or fp16"
+            f"{key} = {name}, which supports only fp16, but precision is {precision}; set torch, or fp16"
         )
     try:
         _import_apex()
@@ -118,7 +118,7 @@ class _TorchAmp:
         return products_in(self._precision, self._device)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss whose gradients ``step`` takes."""
+        """The scaled loss, whose gradients ``step`` expects."""
         return self._scaler.scale(loss)
 
     def backward(self, loss: Tensor) -> None:
@@ -131,7 +131,7 @@ class _TorchAmp:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         before = self.scale
-        # In fp16 this waits for the GPU, in every step. The schedule is on the CPU and has to know.
+        # In fp16 this waits for the GPU in every step: the schedule, on the CPU, must know of skipped steps.
         self.scale = self._scaler.get_scale()
         return self.scale >= before
 
@@ -149,9 +149,9 @@ class _TorchAmp:
 class _ApexAmp:
     """NVIDIA's ``apex.amp`` at level O1, which the assignment names.
 
-    O1 replaces functions of torch, for the whole process, by ones that cast: models that it was not told of
-    would be computed in fp16 too, and the trained one evaluated with cast weights that it remembers from
-    before they changed. So the casts are switched off but within ``casts``, as autocast does it.
+    O1 replaces functions of torch, for the whole process, by ones that cast: models that it was not given
+    would be computed in fp16 too, and the trained one evaluated with cached fp16 weights from before they
+    changed. So the casts are switched off except within ``casts``, as with autocast.
     """
 
     scaled = None  # apex unscales the gradients at the end of its backward pass
@@ -159,11 +159,11 @@ class _ApexAmp:
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._amp = _import_apex()
-        # O1 is older than this function and would leave its inputs as they come; it refuses query, key and
-        # value of several dtypes, and is fast in fp16 alone. Here all three are parts of one product, in fp16
-        # already. This says so as autocast does, whatever will stand between. The mask is boolean and stays.
+        # O1 is older than this function and would not cast its inputs. The function refuses query, key and
+        # value of different dtypes, and is fast only in fp16. Here all three come from one product, in fp16
+        # already; this ensures it, as autocast does, whatever comes between. The mask is boolean and stays.
         self._amp.register_half_function(functional, "scaled_dot_product_attention")
-        # O1 changes both in place, so that what it returns are the same objects.
+        # O1 changes both in place: what it returns are the same objects.
         self._amp.initialize(model, optimizer, opt_level="O1", verbosity=0)
         self._switch_off()
         self._overflow = False
@@ -189,10 +189,10 @@ class _ApexAmp:
         self._overflow |= self.scale < before
 
     def unscale(self) -> None:
-        """Nothing is left to do: ``scale_loss`` has done it at its end."""
+        """Nothing is left to do: ``scale_loss`` has unscaled them at its end."""
 
     def step(self) -> bool:
-        self._optimizer.step()  # after an overflow apex has put a function in its place that does nothing
+        self._optimizer.step()  # after an overflow apex has replaced it by a function that does nothing
         self._switch_off()  # apex's step ends with the casts switched on
         taken, self._overflow = not self._overflow, False
         return taken
@@ -212,7 +212,7 @@ class _ApexAmp:
 
 
 def _import_apex() -> Any:
-    """NVIDIA's ``apex.amp``; an ImportError that says which apex there is instead."""
+    """NVIDIA's ``apex.amp``; else an ImportError says which apex there is instead."""
     spec = importlib.util.find_spec("apex")  # imports nothing: another apex may do anything when imported
     if spec is None:
         raise ImportError("apex is not installed")

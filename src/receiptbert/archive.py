@@ -1,4 +1,4 @@
-"""Take the corpus out of an archive that we do not trust."""
+"""Extract the corpus from an archive that we do not trust."""
 
 import errno
 import lzma
@@ -15,7 +15,7 @@ from receiptbert.files import whole
 
 # Far above any real corpus (30 million receipt lines are 2 GiB), far below a full disk.
 MAX_BYTES = 8 * 1024**3
-# Receipt lines shrink 3 to 10 times; an archive that unfolds a hundredfold is no corpus but a bomb.
+# Receipt lines compress 3 to 10 times; an archive that expands a hundredfold is no corpus but a bomb.
 MAX_RATIO = 100
 CHUNK = 1024**2
 
@@ -23,7 +23,7 @@ DATA_NAME = "data.csv"
 CATEGORIES_NAME = "categories.csv"
 
 NESTED = {".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".xlsx"}
-# What zipfile and the decompressors raise for bytes that are not as they must be.
+# What zipfile and the decompressors raise for malformed data.
 DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -41,8 +41,8 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
 
     Only those two members are read, whatever their folder in the archive; the names under which they
     are written are ours, so that no member's name can lead outside ``folder``. Members that systems add
-    (``__MACOSX/``, hidden files) and those that are no CSV are ignored. What is written is streamed,
-    its size capped by what comes out, not by what the archive's headers claim.
+    (``__MACOSX/``, hidden files) and those that are no CSV are ignored. The output is streamed, its
+    size capped by the bytes that come out, not by what the archive's headers claim.
 
     Returns:
         the name of the member behind each file that was written.
@@ -60,7 +60,7 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
         raise UserError(f"{archive} not found; set data.archive to a zip with your CSV") from None
     except IsADirectoryError:
         raise UserError(f"{archive} is a folder; set data.archive to a zip with your CSV") from None
-    except NotImplementedError as error:  # how zipfile names a compression method that it does not have
+    except NotImplementedError as error:  # how zipfile reports a compression method that it lacks
         raise UserError(f"{archive}: {error}; use plain deflate") from None
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (
@@ -70,7 +70,7 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
             raise
         kind = _kind(archive)
         mend = f"it seems to be {kind}; put the CSV into a zip" if kind else "make or download it again"
-        raise UserError(f"{archive} is not a whole zip archive ({error}); {mend}") from None
+        raise UserError(f"{archive} is not a complete zip archive ({error}); {mend}") from None
     return {name: member.filename for name, member in members.items()}
 
 
@@ -78,7 +78,7 @@ def _kind(archive: Path) -> str | None:
     """What a file that is no zip seems to be, by its first line and its name."""
     with archive.open("rb") as file:
         start = file.readline(CHUNK)
-    if start.startswith(b"PK"):  # a part of a zip, which may hold its CSV as it is
+    if start.startswith(b"PK"):  # a part of a zip, which may hold its CSV uncompressed
         return None
     if kind := kind_of(start):
         return kind
@@ -92,7 +92,7 @@ def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile
     for member in opened.infolist():
         path = _path(member.filename)
         if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{archive}: {member.filename} would lead outside; make the archive anew")
+            raise UserError(f"{archive}: {member.filename} points outside the archive; create it again")
     tables = [member for member in opened.infolist() if _is_table(member.filename)]
     categories = [member for member in tables if _base_name(member) == CATEGORIES_NAME]
     data = [member for member in tables if _base_name(member) != CATEGORIES_NAME]
@@ -109,7 +109,7 @@ def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile
 
 
 def _path(name: str) -> PurePosixPath:
-    """Of a member; old tools of Windows write backslashes."""
+    """The path of a member; old Windows tools write backslashes."""
     return PurePosixPath(name.replace("\\", "/"))
 
 
@@ -138,7 +138,7 @@ def _copy_capped(what: str, source: IO[bytes], sink: IO[bytes], compressed: int)
         written += len(chunk)
         if written > limit:
             raise UserError(
-                f"{what} unfolds to more than {limit:,} bytes from {compressed:,}; "
+                f"{what} expands to more than {limit:,} bytes from {compressed:,}; "
                 f"the limits are {MAX_RATIO} times and {MAX_BYTES:,} bytes"
             )
         sink.write(chunk)

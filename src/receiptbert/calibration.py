@@ -14,8 +14,8 @@ Floats = npt.NDArray[np.floating]
 ClassIds = npt.NDArray[np.int64]
 
 BINS = 15  # of the reliability table, of equal width, as in Guo et al. 2017
-# Where the temperature is looked for. A colder one val does not tell (all rows are right, say); all that are
-# hotter make answers of no confidence.
+# Where the temperature is sought. Val cannot determine a colder one (if all rows are right, say); all
+# hotter ones leave answers no confidence.
 COLDEST, HOTTEST = 0.1, 10.0
 TEMPERATURE_DECIMALS = 4
 THRESHOLDS = [step / 20 for step in range(20)] + [0.99]
@@ -25,16 +25,16 @@ def fit_temperature(logits: Floats, true: ClassIds) -> float:
     """The temperature under which ``true`` is most likely (Guo et al. 2017, "On Calibration of Modern Neural
     Networks"), rounded so that equal models have equal bytes.
 
-    Dividing logits by it changes no answer, for it keeps their order, but what its confidence is.
+    Dividing logits by it keeps their order: no answer changes, only its confidence.
 
     Args:
         logits: (n, C), of texts that the model was not trained on.
         true: class ids, shape (n,).
 
     Returns:
-        a number from 0.1 to 10 (10 too where a higher one would be likelier); 1 where these rows do not tell:
-        there are none, all are answered right with room to spare, the logits are no better than chance or no
-        numbers.
+        a number from 0.1 to 10 (10 also where a higher one would be likelier); 1 where these rows cannot
+        determine it: there are none, all are answered right with room to spare, or the logits are no better
+        than chance or NaN.
     """
     if not len(true):
         return 1.0
@@ -42,7 +42,7 @@ def fit_temperature(logits: Floats, true: ClassIds) -> float:
     mean_true = logits[np.arange(len(true)), true].mean()
 
     def slope(inverse: float) -> float:
-        """The derivative of the negative log likelihood by 1 / temperature; it never falls (convexity)."""
+        """The derivative of the negative log likelihood in 1 / temperature; non-decreasing (convexity)."""
         expected = (softmax(inverse * logits, axis=1) * logits).sum(axis=1)  # (n,)
         return float(expected.mean() - mean_true)
 
@@ -95,13 +95,13 @@ def reliability(given: Answers) -> list[Bin]:
 
 
 def expected_calibration_error(given: Answers) -> float:
-    """The mean distance of confidence and accuracy over the bins, weighted by rows (Naeini et al. 2015)."""
+    """The mean gap between confidence and accuracy over the bins, weighted by rows (Naeini et al. 2015)."""
     distances = [rows * abs(confidence - accuracy) for confidence, accuracy, rows in reliability(given)]
     return sum(distances) / max(len(given.correct), 1)
 
 
 class Coverage(NamedTuple):
-    """What is left where answers below a confidence go to a person."""
+    """What is left if answers below a confidence go to a person."""
 
     threshold: float
     coverage: float

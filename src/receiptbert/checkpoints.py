@@ -1,4 +1,4 @@
-"""Resume after a kill: the state of a training in files that are whole or not there."""
+"""Resume after a kill: the state of a training in files that are complete or absent."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ from receiptbert.errors import UserError
 from receiptbert.files import whole
 from receiptbert.progress import say
 
-# After a checkpoint that took a second to write comes a minute without one, whatever the interval: even of a
-# large model on a slow disk they take less than 2% of the time.
+# After a checkpoint that took a second to write comes a minute without one, whatever the interval: even for
+# a large model on a slow disk they take less than 2% of the time.
 REST = 60
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
@@ -40,14 +40,14 @@ class State:
 class Checkpoints:
     """The checkpoints of one training.
 
-    They lie in ``folder/<fingerprint>``, so that a training with another one finds none. Use it as a context
-    manager: within it no second training is in ``folder``. Of several processes that train together only the
-    leader writes and reads.
+    They lie in ``folder/<fingerprint>``: a training with another fingerprint finds none. Use it as a context
+    manager: within it no other training can use ``folder``. Of several processes that train together, only
+    the leader writes and reads.
 
     Args:
         folder: of the stage, or of one of its trainings; its name is the training's.
         fingerprint: what ``training_fingerprint`` gives, or any other name.
-        seconds: from one checkpoint to the next, at the least; the first comes after as long.
+        seconds: the least time from one checkpoint to the next, and from the start to the first.
 
     Raises:
         UserError: another process trains in ``folder`` (when the context is entered).
@@ -89,10 +89,10 @@ class Checkpoints:
         return time.monotonic() - self._last >= max(self._seconds, REST * self._rest)
 
     def save(self, step: int, state: State) -> None:
-        """Write the checkpoint of ``step``; those before the last one go once it is safe on the disk."""
+        """Write the checkpoint of ``step``; once it is safe on disk, remove all but the ``KEPT`` newest."""
         start = time.monotonic()
         content = save(dict(state.tensors), metadata={"values": json.dumps(state.values)})
-        # The digest in the name tells a damaged file, whatever damaged it.
+        # The digest in the name reveals a damaged file, whatever damaged it.
         path = self._folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
         with whole(path) as partial:
             partial.write_bytes(content)
@@ -102,7 +102,7 @@ class Checkpoints:
         self._rest = self._last - start
 
     def load(self) -> State | None:
-        """The newest state that is whole; None to begin anew. Says which. Damaged ones are removed.
+        """The newest undamaged state; None to begin anew. Damaged ones are removed, and reported.
 
         Call it when the training begins: the time to the first checkpoint counts from here.
         """
@@ -113,11 +113,11 @@ class Checkpoints:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                     return State(tensors, json.loads(file.metadata()["values"]))
             path.unlink()  # else a training that begins anew would remove its own, which have fewer steps
-            say(f"{path} was damaged and is removed; the checkpoint before it is taken, if there is one")
+            say(f"{path} was damaged and has been removed; falling back to the one before, if there is one")
         if others := sum(1 for other in self._parent.iterdir() if other != self._folder):
             say(
-                f"begins anew: {self._parent} has checkpoints of {others} other combinations of parameters, "
-                "inputs and code; remove it when you do not need them"
+                f"starting from scratch: {self._parent} has checkpoints of {others} other combinations of "
+                "parameters, inputs and code; remove it if you do not need them"
             )
         return None
 
@@ -134,14 +134,14 @@ class Checkpoints:
 
 
 def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -> str:
-    """16 hexadecimal digits that change with the parameters, and a name or a byte of the inputs or the code.
+    """16 hexadecimal digits that change with the parameters and any name or byte of the inputs or the code.
 
     Args:
         parameters: objects whose ``repr`` tells all their values.
         inputs: files, and folders of files, that the training reads.
 
     Raises:
-        UserError: of several processes that are to train together, this one has others than the leader.
+        UserError: this process, one of several that are to train together, differs from the leader.
     """
     digest = hashlib.sha256(repr(parameters).encode())
     for top in [*inputs, *_code()]:
@@ -159,12 +159,12 @@ def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -
 
 
 def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[str, Any]:
-    """What, beside parameters, inputs and code, decides the last bits of a training."""
+    """What decides the last bits of a training, besides parameters, inputs and code."""
     name, on_gpu = device.type, {}
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         on_gpu = {"deterministic": torch.are_deterministic_algorithms_enabled()}
-    backend = {"amp_backend": amp_backend} if precision == "fp16" else {}  # all else is torch's
+    backend = {"amp_backend": amp_backend} if precision == "fp16" else {}  # others are always torch's
     several = {"processes": num_processes()} if num_processes() > 1 else {}
     always = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     return {"device": name, "precision": precision} | on_gpu | backend | several | always
@@ -172,7 +172,7 @@ def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[s
 
 def _code() -> list[Path]:
     """The files of this project that the running program has imported, itself included."""
-    source = f"{Path(__file__).parents[1]}{os.sep}"  # Python makes absolute paths of modules' files
+    source = f"{Path(__file__).parents[1]}{os.sep}"  # Python makes the paths of modules absolute
     files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
     return sorted(Path(file) for file in files if file.startswith(source))
 

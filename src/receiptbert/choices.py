@@ -1,4 +1,4 @@
-"""What settings may be and are by default, for those too that do without torch, which is slow to import."""
+"""Allowed values and defaults of settings, also for code that does without torch, slow to import."""
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]  # of matrix products
 ACT_FUNCS = ["gelu", "relu"]

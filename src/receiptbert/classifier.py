@@ -28,13 +28,13 @@ class Candidate(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a text is taken for.
+    """What a text is classified as.
 
     A text without a single token (empty, or blanks) has an empty label and category and a confidence of 0.
 
     Attributes:
-        label: as in the corpus that the model was finetuned on; the category, if the model does not know.
-        category: the name of the class, the very string that ``transformers.pipeline`` answers.
+        label: as in the corpus that the model was finetuned on; the category, if the model has no labels.
+        category: the name of the class, the same string that ``transformers.pipeline`` returns.
         confidence: the probability of the class, from 0 to 1.
         runners_up: the next best classes, the best first.
     """
@@ -98,10 +98,10 @@ class Classifier:
         Args:
             folder: where it is.
             device: ``auto`` is the GPU if there is one, else the CPU; or ``cpu``, ``cuda:1`` ...
-            precision: ``fp32`` gives the labels that evaluate scores, but none to blank texts; ``bf16`` and
-                ``fp16`` are faster where the hardware has them, and may decide a close call otherwise;
+            precision: ``fp32`` gives the labels that ``evaluate`` scores, but none to blank texts; ``bf16``
+                and ``fp16`` are faster where the hardware has them, and may decide a close call differently;
                 ``auto`` chooses.
-            batch_size: of texts of average length; it changes speed and memory alone.
+            batch_size: of texts of average length; it changes only speed and memory.
 
         Raises:
             UserError: no such folder, no finetuned BERT in it, or no such device.
@@ -116,26 +116,26 @@ class Classifier:
         )
 
     def __call__(self, texts: Iterable[str], top_k: int = 1) -> list[Prediction]:
-        """Classify ``texts``, equal ones once; a long text is cut to what the model can read.
+        """Classify ``texts``, equal ones once; a long text is truncated to what the model can read.
 
         Args:
-            texts: many texts; of one text, a list of one.
-            top_k: how many classes to tell of each text: the predicted one and ``top_k - 1`` runners-up.
+            texts: many texts; for a single one, a list of one.
+            top_k: how many classes to return for each text: the predicted one and ``top_k - 1`` runners-up.
 
         Returns:
-            the prediction of each text, in their order.
+            a prediction for each text, in the same order.
 
         Raises:
-            TypeError: a text alone instead of a list, or something in the list that is no text.
+            TypeError: a bare string instead of a list, or something in the list that is not a string.
             ValueError: ``top_k`` is below 1.
-            UserError: the model's answers are no finite numbers.
+            UserError: the model's answers are not finite numbers.
         """
         texts = _checked(texts)
         if top_k < 1:
             raise ValueError(f"top_k = {top_k} must be at least 1")
         distinct = dict.fromkeys(texts)
         store = TokenStore.from_texts(distinct, self._tokenizer)
-        (readable,) = np.nonzero(store.lengths)  # numbers of the distinct texts that have tokens
+        (readable,) = np.nonzero(store.lengths)  # indices of the distinct texts that have tokens
         loader = inference_loader(store.take(readable), self._tokenizer, self._maxlen, self._batch_size)
         batches = logits_by_batch(
             self._model, loader, self._tokenizer.pad_token_id, self._device, self._precision
@@ -148,10 +148,10 @@ class Classifier:
         return [prediction_of[text] for text in texts]
 
     def _decide(self, logits: Tensor, top_k: int) -> list[Prediction]:
-        """The predictions behind logits (B, C).
+        """The predictions for logits (B, C).
 
         Raises:
-            UserError: some are no finite numbers.
+            UserError: some are not finite.
         """
         if not logits.isfinite().all():
             mend = (
@@ -159,8 +159,8 @@ class Classifier:
                 if self._precision == "fp16"
                 else f"its weights are damaged, {TAKE_AGAIN}"
             )
-            raise UserError(f"the model's answers are no finite numbers; {mend}")
-        # Of equally probable classes a stable sort puts the first first, as argmax does.
+            raise UserError(f"the model's answers are not finite numbers; {mend}")
+        # A stable sort ranks equally probable classes by their ids, as argmax does.
         ranked, order = (logits / self._temperature).sort(dim=1, descending=True, stable=True)
         confidences = ranked.softmax(dim=1)[:, :top_k].tolist()
         predictions = []
@@ -180,5 +180,5 @@ def _checked(texts: Iterable[str]) -> list[str]:
     checked = list(texts)
     for place, text in enumerate(checked):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{place}] is {text!r}, which is no text")
+            raise TypeError(f"texts[{place}] is {text!r}, which is not a text")
     return checked

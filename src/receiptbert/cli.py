@@ -1,4 +1,4 @@
-"""The command line, ``receiptbert COMMAND``: what can be asked, and how it ends."""
+"""The command line, ``receiptbert COMMAND``: its arguments, and how it ends."""
 
 import argparse
 import re
@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.run(args)
     except BrokenPipeError:  # whoever read our output has seen enough (`| head`)
         discard_stdout()
-        sys.exit(141)  # as a program that the signal ends
+        sys.exit(141)  # as if SIGPIPE had ended the program
     except SystemExit:
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except OSError:  # it is what has failed
+        except OSError:  # stdout is what failed
             discard_stdout()
         raise
 
@@ -120,19 +120,19 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--from",
         dest="source_format",
         choices=sorted(set(INPUTS.values())),
-        help="format of the input, if its ending does not tell (stdin: lines)",
+        help="format of the input, if its extension does not tell (stdin: lines)",
     )
     table.add_argument(
         "--to",
         dest="target_format",
         choices=sorted(set(OUTPUTS.values())),
-        help="format of the output, if its ending does not tell (stdout: csv)",
+        help="format of the output, if its extension does not tell (stdout: csv)",
     )
     table.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="label the I-th of N equal parts of the lines alone; the N outputs in order are the whole",
+        help="label only the I-th of N equal parts of the lines; the N outputs in order make the whole",
     )
     answers = parser.add_argument_group("answers")
     answers.add_argument(
@@ -140,7 +140,7 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=positive,
         default=1,
         metavar="N",
-        help="tell the N best classes: label_2, category_2, confidence_2 and so on (%(default)s)",
+        help="give the N best classes: label_2, category_2, confidence_2 and so on (%(default)s)",
     )
     answers.add_argument(
         "--min-confidence",
@@ -164,7 +164,7 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         choices=PRECISIONS,
         default="fp32",
         help="fp32 (default) gives the labels that evaluate scores, but none to blank texts; bf16 and fp16 "
-        "are faster where the hardware has them, and may decide a close call otherwise; auto chooses",
+        "are faster where the hardware has them, and may decide close calls differently; auto chooses",
     )
     model.add_argument(
         "--batch-size",
@@ -189,7 +189,7 @@ def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="8-bit weights: a quarter of the size, and another answer to some lines",
+        help="8-bit weights: a quarter of the size, and other answers for some lines",
     )
     _add_model_option(parser)
     parser.add_argument(
@@ -222,18 +222,18 @@ def _add_model_option(parser: "argparse._ActionsContainer") -> None:
 def _shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text} is no part such as 1/4, 2/4, 3/4 or 4/4")
+        raise argparse.ArgumentTypeError(f"{text} is not a part such as 1/4, 2/4, 3/4 or 4/4")
     return int(found[1]), int(found[2])
 
 
 def positive(text: str) -> int:
-    """The type of an option that is a whole number from 1."""
+    """The type of an option that is a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
     return int(text)
 
 
 def _probability(text: str) -> float:
     if not re.fullmatch(r"0|1|[01]?\.\d+", text) or float(text) > 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
     return float(text)

@@ -15,18 +15,18 @@ class Collator:
     """Pad a batch and corrupt it for masked language modelling (Devlin et al. 2019, section 3.1).
 
     Args:
-        tokenizer: tells which ids are special: those are never chosen as targets and never drawn.
-        non_target_idx: the label of a token that is no target.
+        tokenizer: its special tokens are never chosen as targets and never drawn.
+        non_target_idx: the label of a token that is not a target.
         mask_prob: how often a token is chosen as a target.
         random_prob: how often a chosen token is replaced by a random one, which may be itself.
-        keep_unchanged_prob: how often a chosen token stays. Otherwise it becomes ``[MASK]``.
-        whole_words: choose all pieces of a word or none, so that no piece gives the others away. A word that
-            the border of the segments or of the window cuts is two words, or what the window shows of it.
-        letters_only: choose no piece without a letter, whatever the rest of its word is: what a number is
-            tells little of the words around it.
+        keep_unchanged_prob: how often a chosen token stays as it is. All others become ``[MASK]``.
+        whole_words: choose all pieces of a word or none, so that no piece gives the others away. A word cut
+            between the segments counts as two; of a word cut by the window, the part shown counts as one.
+        letters_only: choose no piece without a letter, whatever the rest of its word is: the value of a
+            number says little about the words around it.
 
-    Not all targets become ``[MASK]``, a token that finetuning never sees: a model that learned at masks alone
-    would owe the other places nothing. A random or an unchanged token makes it heed every place.
+    Not all targets become ``[MASK]``, a token that finetuning never sees: a model trained only at masks need
+    not represent the other tokens. Random and unchanged targets make it represent every token.
 
     Randomness comes from torch's global generator of the batch's device.
     """
@@ -58,7 +58,7 @@ class Collator:
     def __call__(
         self, batch: SegmentPairs | Sequence[tuple[Tensor, Tensor, bool]]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Collate ``[dataset[i] for i in ...]``, or the batch that ``PretrainDataset`` makes at once.
+        """Collate ``[dataset[i] for i in ...]``, or a whole batch that ``PretrainDataset`` makes.
 
         Returns:
             input_ids (B, S) with corrupted targets, token_type_ids (B, S), labels (B, S) with the true ids at
@@ -82,7 +82,7 @@ class Collator:
         self._may_be_target, self._ordinary = self._may_be_target.to(device), self._ordinary.to(device)
         eligible = self._may_be_target[true_ids]
         chance = torch.rand(true_ids.shape, device=device)
-        if self._whole_words:  # one number for each word: the k-th word of a row takes the k-th
+        if self._whole_words:  # one number per word: the k-th word of a row takes the k-th number
             self._begins_word = self._begins_word.to(device)
             chance = chance.gather(1, self._begins_word[true_ids].cumsum(1) - 1)
         target = eligible & (chance < self._mask_prob)
@@ -101,7 +101,7 @@ class Collator:
 def collate_fn(
     batch: LabelledTexts | Sequence[tuple[Tensor, int | Tensor]], pad_idx: int
 ) -> tuple[Tensor, Tensor]:
-    """Collate ``[dataset[i] for i in ...]``, or the batch that ``FinetuneDataset`` makes at once.
+    """Collate ``[dataset[i] for i in ...]``, or a whole batch that ``FinetuneDataset`` makes.
 
     Returns:
         input_ids (B, S), padded with ``pad_idx``, and targets (B,), both int64; probabilities as targets are

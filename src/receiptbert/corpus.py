@@ -25,26 +25,26 @@ LABELLED = [TRAIN, VAL, TEST]
 
 # A receipt line has tens of characters.
 MAX_TEXT = 10_000
-WHOLE_NUMBER = r"-?\d{1,1000}"  # as far as pandas' regular expressions count
-# How tables and their tools write that there is none; the case is no matter.
+WHOLE_NUMBER = r"-?\d{1,1000}"  # the most repeats that pandas' regular expressions allow
+# How tables and their tools write a missing label; case does not matter.
 NO_LABEL = ["", "nan", "none", "null", "<na>", "n/a"]
 # What `describe` calls the rows whose label was ignored; `read_corpus` counts them in `attrs`.
 IGNORED_LABELS = "unsupervised_rows_with_label"
 # A whole field of a CSV that names a split.
 SPLIT_FIELD = rf"(?:^|[,\n])\"?(?:{'|'.join(SPLITS)})\"?(?:[,\r\n]|$)"
-QUOTES = "a quote opens here that does not end its text; double quotes within a text and quote it whole"
+QUOTES = "a quote that opens here does not end its text; double quotes within a text and quote the whole text"
 
 
 def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
     """Read the CSV with the columns ``text``, ``label`` and ``split``, all of them strings.
 
     Nothing is dropped and no text is read as a missing value: a product may be called "NA". Labels keep
-    their spelling but for two habits of tables: surrounding spaces and the ``.0`` of whole numbers that a
-    column with gaps grows (``12.0`` is ``12``). Unsupervised rows get the empty label; those that had another
-    are counted in ``attrs[IGNORED_LABELS]``.
+    their spelling, except that two habits of tables are undone: surrounding spaces, and the ``.0`` that
+    whole numbers get in a column with gaps (``12.0`` is ``12``). Unsupervised rows get the empty label;
+    those that had another are counted in ``attrs[IGNORED_LABELS]``.
 
     Args:
-        called: how errors call the file; its path by default.
+        called: what errors call the file; its path by default.
 
     Raises:
         UserError: not UTF-8, not a CSV, a column missing, an unknown split, a split without rows, a labelled
@@ -67,7 +67,7 @@ def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
         _refuse_first(path, called, corpus, bad, column, rule)
 
     refuse_first(~corpus[SPLIT].isin(SPLITS), SPLIT, f"must be one of {', '.join(SPLITS)}")
-    refuse_first(~unsupervised & unlabelled, LABEL, "is no label; train, val and test rows need one")
+    refuse_first(~unsupervised & unlabelled, LABEL, "is not a label; train, val and test rows need one")
     if rule := _rule_of_labels(corpus[LABEL]):
         refuse_first(corpus[LABEL].isin(rule[0]), LABEL, rule[1])
     refuse_first(
@@ -80,7 +80,7 @@ def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
 
 
 def require_splits(corpus: pd.DataFrame, called: str) -> None:
-    """Raise a ``UserError`` if a split has no rows, or train a single class."""
+    """Raise a ``UserError`` if a split has no rows, or train has a single class."""
     for split in SPLITS:
         if not (corpus[SPLIT] == split).any():
             raise UserError(f"{called} has no rows with split={split}; {', '.join(SPLITS)} are all needed")
@@ -91,17 +91,17 @@ def require_splits(corpus: pd.DataFrame, called: str) -> None:
 def require_quotes(path: Path, called: str) -> None:
     """Raise a ``UserError`` if a quoted field goes on after its quote: pandas reads ``"a" b`` as ``a b``.
 
-    It takes a second for a million rows, so that of the corpus only the first stage asks.
+    It takes a second for a million rows, so only the first stage checks the corpus.
     """
     if at := place_of_bad_quotes(path):
         raise UserError(f"{called}, {at}: {QUOTES}")
 
 
 def read_categories(path: Path, called: str | None = None) -> dict[str, str]:
-    """Read ``label,name`` into a map from label to name; an absent file is an empty map.
+    """Read ``label,name`` into a map from label to name; an absent file gives an empty map.
 
     Args:
-        called: how errors call the file; its path by default.
+        called: what errors call the file; its path by default.
 
     Raises:
         UserError: not a CSV with these columns, a label named twice, or a name of several lines.
@@ -114,7 +114,7 @@ def read_categories(path: Path, called: str | None = None) -> dict[str, str]:
     table["label"], table["name"] = _canonical(table["label"]), table["name"].str.strip()
     _refuse_first(path, called, table, table["label"].duplicated(), "label", "is named twice")
     broken = table["name"].str.contains(r"[\r\n]")
-    _refuse_first(path, called, table, broken, "name", "has a line break; write the name in one line")
+    _refuse_first(path, called, table, broken, "name", "has a line break; write the name on one line")
     return dict(zip(table["label"], table["name"], strict=True))
 
 
@@ -143,8 +143,8 @@ def label_names(labels: list[str], categories: dict[str, str]) -> list[str]:
 
 def fold(texts: "pd.Series[str]") -> "pd.Series[str]":
     """Texts as the words that the tokenizer cuts into pieces, a space between them: in lower case, without
-    accents (``ё`` is ``е``) and characters that nobody sees, each punctuation mark a word. What is alike then
-    is one text to the model."""
+    accents (``ё`` is ``е``) and invisible characters, each punctuation mark a word. Texts that are equal
+    then are one text to the model."""
     return texts.map(lambda text: " ".join(text.translate(PLAIN).split()))
 
 
@@ -152,10 +152,10 @@ NORMALIZER, PRE_TOKENIZER = BertNormalizer(), BertPreTokenizer()
 
 
 class _Plain(dict[int, str]):
-    """What ``fold`` makes of each character, by its code point; asked for once, for corpora have few."""
+    """What ``fold`` makes of each character, by its code point; each computed once, as corpora have few."""
 
     def __missing__(self, code: int) -> str:
-        # Between two letters, which a punctuation mark parts and a letter joins.
+        # Tested between two letters, which a punctuation mark separates and a letter joins.
         words = PRE_TOKENIZER.pre_tokenize_str(f"a{NORMALIZER.normalize_str(chr(code))}a")
         self[code] = plain = " ".join(word for word, _ in words)[1:-1]
         return plain
@@ -167,8 +167,8 @@ PLAIN = _Plain()
 def held_out_too(corpus: pd.DataFrame, folded: "pd.Series[str]") -> "pd.Series[bool]":
     """Which rows have a text that is held out from their split.
 
-    From train and unsupervised those of val and test: who trains on them has seen what is to judge. From val
-    those of test: what val chooses would have been chosen on test.
+    From train and unsupervised, texts of val and test: a model trained on them has seen what is to judge it.
+    From val, texts of test: what is chosen on val would have been chosen on test.
     """
     split = corpus[SPLIT]
 
@@ -184,7 +184,7 @@ def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
 
     Args:
         corpus: as ``read_corpus`` gives it.
-        folded: what ``fold`` makes of the texts: two that are alike there are the same here.
+        folded: what ``fold`` makes of the texts; those that are equal then count as one text.
     """
     split, labels, blank = corpus[SPLIT], corpus[LABEL], folded == ""
     splits_per_text = split[~blank].groupby(folded).nunique()
@@ -203,7 +203,7 @@ def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
 
 
 def describe_classes(corpus: pd.DataFrame) -> dict[str, Any]:
-    """What ``describe`` tells of the classes of ``corpus``."""
+    """What ``describe`` says about the classes of ``corpus``."""
     split = corpus[SPLIT]
     train_labels = corpus.loc[split == TRAIN, LABEL]
     counts = train_labels.value_counts()
@@ -222,7 +222,7 @@ def describe_classes(corpus: pd.DataFrame) -> dict[str, Any]:
 
 def _read_table(path: Path, called: str, columns: list[str]) -> pd.DataFrame:
     """The named columns as strings. Every field of every row is parsed: with ``usecols`` pandas would not see
-    that a row has a field too many, as an unquoted comma in a text makes, and would shift the others."""
+    that a row has a field too many (from an unquoted comma in a text), and would shift the others."""
     try:
         line_feeds = check_bytes(path, called)
         check_header(path, called, columns)
@@ -253,7 +253,7 @@ def _broken_rows(path: Path, called: str, error: Exception) -> UserError:
 
 def _refuse_swallowed_rows(path: Path, called: str, table: pd.DataFrame) -> None:
     """Raise a ``UserError`` if a field of several lines holds the split of another row: a quote opened by
-    mistake ends at the next one, rows later, and no parser minds."""
+    mistake ends at the next one, rows later, and no parser objects."""
     for name in table.columns:
         long = table.loc[table[name].str.contains("\n", regex=False), name]
         if (swallowed := long.index[long.str.contains(SPLIT_FIELD)]).size:
@@ -266,7 +266,7 @@ def _canonical(labels: "pd.Series[str]") -> "pd.Series[str]":
 
 
 def _rule_of_labels(column: "pd.Series[str]") -> tuple[list[str], str] | None:
-    """Labels that are not as the others are, and what to say of them; None if all are alike."""
+    """Labels of another kind than the rest, and what is wrong with them; None if there are none."""
     rows = column[column != ""].value_counts()
     labels = rows.index.to_series()
     fractions = labels.str.fullmatch(r"-?\d*[.,]\d+(?:[eE][-+]?\d+)?")
@@ -280,12 +280,12 @@ def _rule_of_labels(column: "pd.Series[str]") -> tuple[list[str], str] | None:
         return _spelled_twice(labels)
     rest = "make labels all numbers or all names"
     if names <= numbers:
-        return labels[~whole].tolist(), f"is no whole number, but {numbers:,} other labels are; {rest}"
+        return labels[~whole].tolist(), f"is not a whole number, but {numbers:,} other labels are; {rest}"
     return labels[whole].tolist(), f"is a whole number, but {names:,} other labels are names; {rest}"
 
 
 def _spelled_twice(labels: "pd.Series[str]") -> tuple[list[str], str] | None:
-    """A label that is the number of a more frequent one too; ``labels`` are numbers, by their frequency."""
+    """A label that is the same number as a more frequent one; ``labels`` are numbers, by their frequency."""
     spellings: dict[int, str] = {}
     for label in labels:
         if (usual := spellings.setdefault(int(label), label)) != label:

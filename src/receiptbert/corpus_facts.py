@@ -1,7 +1,7 @@
-"""What later stages must know of the corpus; it travels with the tokenized texts.
+"""What later stages must know about the corpus; it is stored with the tokenized texts.
 
-Derived once, so that the stages cannot disagree. Each kind has a file of its own: a category that gets
-another name makes finetuning run again, but not pretraining.
+Derived once, so that the stages cannot disagree. Each kind has a file of its own: renaming a category
+makes finetuning run again, but not pretraining.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class TextLengths(_Facts):
 
     Attributes:
         shortest: texts of fewer tokens are not worth pretraining on.
-        longest: of longer texts, so many tokens are used.
+        longest: how many tokens of a longer text are used.
     """
 
     shortest: int
@@ -68,8 +68,8 @@ class TextLengths(_Facts):
 
     @classmethod
     def of(cls, lengths: npt.NDArray[np.int64], mask_prob: float, quantile: float) -> Self:
-        """What pretraining with ``mask_prob`` uses of texts of these ``lengths``, the most of a share
-        ``quantile`` of them uncut."""
+        """What pretraining with ``mask_prob`` uses of texts of these ``lengths``: at least a share
+        ``quantile`` of them stays uncut."""
         longest = int(np.quantile(lengths, quantile, method="inverted_cdf"))
         return cls(shortest=min_text_length(mask_prob), longest=max(longest, 1))
 
@@ -90,8 +90,8 @@ class Classes(_Facts):
 def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:
     """The shortest text in which at least one token is a target with probability ``at_least_one``.
 
-    Where targets are drawn token by token. With ``pretrain.whole_words`` words are drawn, of which a text
-    has fewer: it is without a target more often.
+    For targets drawn token by token. With ``pretrain.whole_words`` words are drawn; a text has fewer of
+    them, so it more often has no target.
 
     The assignment's question: the least n with 1 - (1 - mask_prob)^n >= at_least_one; 5 for 0.15 and 0.5.
     """

@@ -1,8 +1,8 @@
 """Cross entropy in the memory of the logits.
 
-T targets by V entries of the vocabulary are the largest tensor of a small model: 72 MB for 600 targets and
-30,000 entries. Torch's cross entropy makes another of them forward and two more backward, which take memory
-and the time to write and read them.
+T targets by V vocabulary entries make the largest tensor of a small model: 72 MB for 600 targets and 30,000
+entries. Torch's cross entropy makes another such tensor forward and two more backward, which take memory and
+the time to write and read them.
 """
 
 from typing import Any, cast
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 def cross_entropy_in_place(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """The sum of ``-log softmax(logits)[label]`` over the targets, as torch's ``cross_entropy`` has it.
+    """The sum of ``-log softmax(logits)[label]`` over the targets, as in torch's ``cross_entropy``.
 
     Args:
-        logits: (T, V), of which nothing is left: the logarithms of probabilities take their place, then the
-            gradient. It is computed once; a second backward pass is an error.
+        logits: (T, V), overwritten by the log-probabilities, then by the gradient. The gradient is computed
+            once; a second backward pass is an error.
         labels: (T,); where it is ``ignore_index`` there is no target.
     """
     # Half precision would round the probabilities.

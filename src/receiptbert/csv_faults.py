@@ -1,7 +1,7 @@
 """Say what is wrong with a CSV: its encoding, its delimiter, a quote that opens and does not close.
 
-``check_bytes``, ``check_header`` and ``place_of_bad_quotes`` look at every corpus; the rest speaks after a
-failure. How text is decoded and which rows are blank, ``receiptbert predict`` takes from here too.
+``check_bytes``, ``check_header`` and ``place_of_bad_quotes`` look at every corpus; the rest runs after a
+failure. ``receiptbert predict``, too, takes from here how to decode text and which rows are blank.
 """
 
 import csv
@@ -23,8 +23,8 @@ FREQUENT_LETTERS = set("оеаинтсрвлкмпОЕАИНТСРВЛКМП")
 LIKELIEST, MARGIN = "windows-1251", 0.1
 BYTE_ORDER_MARK = "\ufeff"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-ZIP = b"PK\x03\x04"  # no text either, and yet it may end a line that can be decoded
-# How files that are no text begin.
+ZIP = b"PK\x03\x04"  # no text either, though the line that it begins may be decodable
+# How files that are not text begin.
 OTHER_KINDS = {
     ZIP: "a zip or an Excel workbook",
     b"\x1f\x8b": "gzip",
@@ -38,11 +38,11 @@ OTHER_KINDS = {
 
 
 def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
-    """The lines of a text, with their ends and without a byte order mark.
+    """The lines of a text, with their line endings and without a byte order mark.
 
     Raises:
-        UserError: a line is not UTF-8 or has NUL bytes, which no text has; the message names it, and what the
-            text seems to be instead.
+        UserError: a line is not UTF-8 or has NUL bytes, which no text has; the message names the line, and
+            what the text seems to be instead.
     """
     # Decoded line by line: the error can name the line.
     for number, line in enumerate(stream, start=1):
@@ -58,7 +58,7 @@ def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
 def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserError:
     sample = line + following
     if number == 1 and (kind := kind_of(line)):
-        return UserError(f"{called} is no text but {kind}; unpack it, or export it as CSV")
+        return UserError(f"{called} is not text but {kind}; unpack it, or export it as CSV")
     if (number == 1 and line.startswith(UTF16_MARKS)) or _seems_utf16(sample):
         return UserError(f"{called}: not UTF-8, it seems to be utf-16; save it as UTF-8")
     try:
@@ -67,11 +67,11 @@ def _no_text(called: str, number: int, line: bytes, following: bytes) -> UserErr
         encoding = guess_encoding(sample[error.start :])
         seems = f", it seems to be {encoding}" if encoding else ""
         return UserError(f"{called}, line {number}: not UTF-8{seems}; save it as UTF-8")
-    return UserError(f"{called}, line {number}: a NUL byte, which no text has; export the file anew")
+    return UserError(f"{called}, line {number}: a NUL byte, which no text has; export the file again")
 
 
 def kind_of(beginning: bytes) -> str | None:
-    """What a file that begins so is, if it is one of ``OTHER_KINDS``."""
+    """What a file that begins like this is, if it is one of ``OTHER_KINDS``."""
     return next((kind for mark, kind in OTHER_KINDS.items() if beginning.startswith(mark)), None)
 
 
@@ -82,7 +82,7 @@ def _seems_utf16(sample: bytes) -> bool:
 
 
 def not_utf8(path: Path, called: str) -> UserError:
-    """What to say of a file that ``utf8_lines`` refuses."""
+    """The error for a file that ``utf8_lines`` refuses."""
     try:
         with path.open("rb") as file:
             deque(utf8_lines(file, called), maxlen=0)
@@ -152,7 +152,7 @@ def guess_encoding(sample: bytes) -> str | None:
 
 
 def _likeness_to_russian(text: str, foreign: int) -> float:
-    """The share of frequent letters among ``foreign`` bytes; capitals behind small letters count against it.
+    """The share of frequent letters among ``foreign`` bytes; capitals after small letters count against it.
 
     The bytes of "Чай" in windows-1251 are "вЮИ" in koi8-r, and the other way round.
     """
@@ -161,7 +161,7 @@ def _likeness_to_russian(text: str, foreign: int) -> float:
 
 
 def place(path: Path, index: int) -> str:
-    """Where the data row ``index`` is: ``row 17``, the header being row 1; the line too where it is another.
+    """Where the data row ``index`` is: ``row 17``, the header being row 1; the line too if it differs.
 
     Blank lines, which are no data, count as rows, as they do in a spreadsheet.
     """
@@ -177,7 +177,7 @@ def place(path: Path, index: int) -> str:
 
 
 def place_of_bad_quotes(path: Path) -> str | None:
-    """The first row whose quotes are not as they must be, as ``place`` says it; None if all are."""
+    """The first row with invalid quotes, worded as by ``place``; None if there is none."""
     with _open(path, strict=True) as reader:
         row = line = 1
         try:
@@ -206,7 +206,7 @@ def _shown(row: int, line: int) -> str:
 
 
 def is_blank(fields: list[str]) -> bool:
-    """Whether a row is an empty line or one of spaces, which is no row of a table of several columns."""
+    """Whether a row is an empty line or one of spaces, which is no row in a table of several columns."""
     return not fields or (len(fields) == 1 and fields[0] != "" and not fields[0].strip())
 
 
@@ -218,7 +218,7 @@ def _open(path: Path, strict: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def fields_of_any_length() -> Iterator[None]:
-    """Lift the limit of 131,072 characters that the module ``csv`` sets to all its readers."""
+    """Lift the limit of 131,072 characters that the module ``csv`` sets for all its readers."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
         yield

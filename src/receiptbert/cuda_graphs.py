@@ -1,8 +1,8 @@
 """Steps of a training on a GPU, recorded once and replayed from then on.
 
-A GPU multiplies the matrices of a small model faster than Python can ask for it: hundreds of kernels a step,
-each launched by itself. A CUDA graph holds all of a forward and backward pass, for one shape of a batch, or
-all that the optimizer does, and is launched at once.
+A GPU multiplies the matrices of a small model faster than Python can launch the work: hundreds of kernels a
+step, one by one. A CUDA graph holds a whole forward and backward pass, for one shape of a batch, or all that
+the optimizer does, and is launched as one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from receiptbert.distributed import num_processes
 
-# Makes of the inputs the loss whose gradients are wanted, and what to note of the batch, by name.
+# Computes from the inputs the loss whose gradients are wanted, and what to log of the batch, by name.
 Compute = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
-# Texts of like length come in a few dozen shapes. Each graph takes some memory, so that there is a limit.
+# Batches of texts of similar length have a few dozen shapes. Each graph takes some memory, hence the limit.
 MAX_GRAPHS = 256
 
 
@@ -26,8 +26,7 @@ def can_record(device: torch.device, activation_checkpointing: bool) -> bool:
     """Whether passes may be recorded: by one process on a GPU, without activation checkpointing.
 
     Not where a GPU is to give the same bits in every run: a recorded pass has more rows (``max_targets``), so
-    that it draws other random numbers, and a resumed training records other passes than one that was not cut
-    off.
+    it draws other random numbers, and a resumed training records other passes than an uninterrupted one.
     """
     if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
         return False
@@ -47,13 +46,13 @@ class GraphedPasses:
     these gradients.
 
     Args:
-        parameters: of the model. The gradients have places of their own, the same in every step.
+        parameters: of the model. The gradients have buffers of their own, the same in every step.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        self._pool = torch.cuda.graph_pool_handle()  # activations of one graph lie where another's were
+        self._pool = torch.cuda.graph_pool_handle()  # activations of one graph reuse another's memory
         # What is recorded must not mix with what runs.
         self._stream = torch.cuda.Stream(parameters[0].device)  # type: ignore[no-untyped-call]
         self._recorded: dict[Any, _Recorded] = {}
@@ -62,16 +61,16 @@ class GraphedPasses:
         self._update: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
     def begin(self) -> None:
-        """Call it before each pass, recorded or not: in a new step it makes all gradients zero."""
+        """Call it before each pass, recorded or not: in a new step it zeroes all gradients."""
         if self._parameters[0].grad is None:
             torch._foreach_zero_(self._gradients)
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
                 parameter.grad = gradient
 
     def take(self, key: Any) -> bool:
-        """Whether a pass of this kind belongs here; one that comes for the first time does not.
+        """Whether to run a pass of this kind here: not one that comes for the first time.
 
-        It may be the last of its kind. And what libraries make when they first need it cannot be recorded.
+        It may be the last of its kind, and what libraries set up on first use cannot be recorded.
         """
         taken = key in self._recorded or (key in self._seen and len(self._recorded) < MAX_GRAPHS)
         self._seen.add(key)
@@ -80,11 +79,11 @@ class GraphedPasses:
     def __call__(
         self, key: Any, inputs: tuple[Tensor, ...], make_compute: Callable[[], Compute]
     ) -> dict[str, Tensor]:
-        """Pass ``inputs`` of a kind that ``take`` takes; what there is to note of them.
+        """Run a pass over ``inputs``, of a kind that ``take`` accepts; return what to log of them.
 
         Args:
-            key: what tells passes apart that cannot share a graph, the shapes of the inputs included.
-            make_compute: gives the pass to record. It must not look at values from Python.
+            key: what distinguishes passes that cannot share a graph, the shapes of the inputs included.
+            make_compute: returns the pass to record, which must not read values of tensors in Python.
         """
         if key not in self._recorded:
             self._recorded[key] = self._record(inputs, make_compute())
@@ -105,13 +104,13 @@ class GraphedPasses:
         return _Recorded(graph, places, list(noted), values)
 
     def update(self, step: Callable[[], Tensor]) -> Tensor:
-        """Take a step of the optimizer, which is recorded the second time; what it returns, in a new place.
+        """Take an optimizer step, recorded the second time; return what it returns, in a new tensor.
 
         Args:
-            step: the same each time. It makes the gradients zero, where they are, and must not look at
-                values from Python.
+            step: the same each time. It zeroes the gradients in place and must not read values of tensors
+                in Python.
         """
-        if not self._updated:  # the first time makes the optimizer's moments
+        if not self._updated:  # the first step creates the optimizer's moments
             self._updated = True
             return step()
         if self._update is None:
@@ -129,7 +128,7 @@ class GraphedPasses:
     def _capture(self) -> Iterator[torch.cuda.CUDAGraph]:
         """Record what is launched within."""
         graph = torch.cuda.CUDAGraph()
-        # Not `torch.cuda.graph`: each time it gives back all free memory, which takes long to get anew.
+        # Not `torch.cuda.graph`: each time it releases all free memory, which takes long to allocate anew.
         # The stream's GPU, which `stream` makes the current one, need not be the first.
         with torch.cuda.stream(self._stream):
             graph.capture_begin(self._pool)

@@ -13,7 +13,7 @@ from receiptbert.flat_texts import FlatTexts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
-# Texts as a user has them, or tokenized beforehand.
+# Raw texts, or texts tokenized beforehand.
 Texts: TypeAlias = Sequence[str] | TokenStore
 
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ class LabelledTexts(NamedTuple):
 
 
 class _Batched(Dataset[Item]):
-    """What makes batches on a device and tells their shape beforehand."""
+    """A dataset that makes batches on a device and can tell their shape beforehand."""
 
     def __init__(self, texts: FlatTexts, maxlen: int) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
     Args:
         corpus: raw texts, or a ``TokenStore`` of them.
         tokenizer: the tokenizer of the corpus.
-        minlen: texts of fewer tokens are left out.
-        maxlen: of a longer text, a random window of so many tokens is shown, another one each time.
+        minlen: texts with fewer tokens are left out.
+        maxlen: of a longer text, a random window of this many tokens is shown, a new one each time.
         permute_prob: how often the two halves are swapped.
         verbose: report the progress of tokenizing.
         presort: order the texts by length, the shortest first.
@@ -101,7 +101,7 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
         return self._tokenizer
 
     def set_maxlen(self, maxlen: int) -> None:
-        """Set the most tokens that are shown of a text."""
+        """Set how many tokens of a text are shown at most."""
         self._maxlen = maxlen
 
     def __getitem__(self, idx: int) -> tuple[Tensor, Tensor, bool]:
@@ -116,9 +116,9 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
         lengths = self._texts.lengths_of(rows)
         shown = lengths.clamp(max=self._maxlen)
         skipped = _random_below(lengths - shown + 1)
-        # The halves of an odd text differ by a token. Which of them is longer is left to chance:
-        # otherwise the place of [SEP] would give the order away. Where the middle is within a word, [CLS]
-        # before a piece ``##...`` does so: the assignment cuts by tokens (docs/LOG.md has how often).
+        # The halves of a text with an odd number of tokens differ by one. Which is longer is left to chance:
+        # otherwise the position of [SEP] would give the order away. Where the cut is within a word, a piece
+        # ``##...`` after [CLS] still does: the assignment cuts between tokens (docs/LOG.md has how often).
         left = (shown + _random_below(torch.full_like(shown, 2))) // 2
         permuted = torch.rand(len(index), device=shown.device) < self._permute_prob
         width = self._texts.width(index, self._maxlen)
@@ -133,7 +133,7 @@ class FinetuneDataset(_Batched[tuple[Tensor, int | Tensor]]):
         texts: raw texts, or a ``TokenStore``.
         targets: class ids 0 to C - 1, one for each text; or probabilities of the classes, shape (n, C).
         tokenizer: the tokenizer of the model to train.
-        maxlen: of a longer text, the first so many tokens are used.
+        maxlen: of a longer text, only the first ``maxlen`` tokens are used.
         presort: order the texts by length, the shortest first, each with its own target.
         device: where texts and targets are kept and batches are made.
 
@@ -178,11 +178,11 @@ class InferenceDataset(Dataset[Tensor]):
 
     Args:
         texts: raw texts, or a ``TokenStore``.
-        maxlen: of a longer text, the first so many tokens are used; None for all.
-        tokenizer: the tokenizer of the model; None if ``texts`` are whole inputs, as lists of ids.
+        maxlen: of a longer text, only the first ``maxlen`` tokens are used; None for all.
+        tokenizer: the tokenizer of the model; None if ``texts`` are complete inputs, as lists of ids.
 
     The assignment's version adds no ``[CLS]``, although the head reads position 0; this one builds the
-    very inputs that ``FinetuneDataset`` trains on.
+    same inputs that ``FinetuneDataset`` trains on.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class InferenceDataset(Dataset[Tensor]):
         return self.__getitems__([range(len(self))[idx]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
-        """A whole batch at once, as a ``DataLoader`` asks for it; padded but where inputs came whole."""
+        """A whole batch at once, as a ``DataLoader`` asks for it; padded, unless inputs came complete."""
         if self._texts is None:
             return [torch.tensor(self._inputs[i][: self._maxlen]) for i in indices]
         return list(self._texts.texts(torch.as_tensor(indices), self._maxlen))
@@ -224,6 +224,6 @@ def _tokenized(texts: Texts, tokenizer: WordpieceTokenizer, verbose: bool = Fals
 
 
 def _random_below(limits: Tensor) -> Tensor:
-    """A random whole number from 0 to limit - 1 for each of ``limits``, shape (B,)."""
-    # In double precision, so that of many numbers each is as likely as the next.
+    """A random integer from 0 to limit - 1 for each of ``limits``, shape (B,)."""
+    # In double precision, so that all numbers are equally likely even where there are many.
     return (torch.rand(limits.shape, dtype=torch.float64, device=limits.device) * limits).long()

@@ -36,46 +36,46 @@ class Descent(Generic[Model]):
     ) -> None:
         self._device = torch.device(device)
         self._model = model.to(self._device)
-        self._parameters = list(model.parameters())  # to walk through all modules takes a millisecond
+        self._parameters = list(model.parameters())  # walking through all modules takes a millisecond
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self._precision = precision
         self._amp_backend = amp_backend
         self._amp = make_amp(amp_backend, self._model, optimizer, self._device, precision)
-        self._parallel = parallel(self._model)  # for training; all else takes the model itself
+        self._parallel = parallel(self._model)  # for training; all else uses the model itself
         self._graphs = self._make_graphs()
         self._step = 0
         self._history = History(self._device, logdir)
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """One record a step: ``step`` from 1, what ``_compute`` notes (the losses; in pretraining also the
-        number of ``tokens``), ``grad_norm`` before clipping, and ``lr``, of the fastest group; in fp16 also
-        ``skipped``, 1 for a step that was not taken since its gradients overflowed, else 0."""
+        """One record per step: ``step`` from 1, what ``_compute`` notes (the losses; in pretraining also the
+        number of ``tokens``), ``grad_norm`` before clipping, and ``lr``, the highest of any group; in fp16
+        also ``skipped``, 1 for a step not taken because its gradients overflowed, else 0."""
         return self._history.records
 
     @property
     def skipped_steps(self) -> dict[str, int]:
-        """For the metrics: how many steps fp16 skipped. Empty in another precision, which skips none."""
+        """For the metrics: how many steps fp16 skipped. Empty in other precisions, which skip none."""
         if self._precision != "fp16":
             return {}
         return {"skipped_steps": int(sum(record["skipped"] for record in self.history))}
 
     @abstractmethod
     def _compute(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, which is to be minimized, and what to note of it."""
+        """The loss of a batch, which is to be minimized, and what to note about the batch."""
 
     def _fixed(self, *_inputs: Tensor) -> dict[str, Any]:
-        """Keyword arguments that spare ``_compute`` a look at the values of a batch like this."""
+        """Keyword arguments with which ``_compute`` need not look at the values of a batch like this."""
         return {}
 
     def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *position: int) -> dict[str, Tensor]:
-        """Add the gradients of one of the ``num_batches`` of a step; what ``_compute`` notes of it.
+        """Add the gradients of one of the ``num_batches`` of a step; return what ``_compute`` notes.
 
         Args:
             inputs: the batch, on the device.
-            num_batches: whose mean loss is minimized.
+            num_batches: of the step, which minimizes their mean loss.
             position: see ``own_random_numbers``.
         """
         kind = (num_batches, *(tensor.shape for tensor in inputs))
@@ -95,13 +95,13 @@ class Descent(Generic[Model]):
         """None where passes cannot be recorded."""
         if not can_record(self._device, self._model.activation_checkpointing) or self._amp.scaled is None:
             return None
-        for group in self._optimizer.param_groups:  # a recorded step finds the rate where it was
+        for group in self._optimizer.param_groups:  # a recorded step reads the rate at a fixed place
             group["lr"] = torch.tensor(group["lr"], device=self._device)
             group["capturable"] = True
         return GraphedPasses(self._parameters)
 
     def _recordable(self, num_batches: int, batch: tuple[Tensor, ...]) -> Compute:
-        """A pass of batches of the shape of ``batch``."""
+        """The pass for batches of the shape of ``batch``."""
         fixed = self._fixed(*batch)
 
         def compute(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -113,7 +113,7 @@ class Descent(Generic[Model]):
         return compute
 
     def _descend(self, losses: dict[str, Tensor]) -> None:
-        """Step with the gradients at hand, and note the ``losses``, of which the processes' mean is told."""
+        """Step with the gradients at hand, and note the ``losses``, averaged over the processes."""
         norm, taken = self._update()
         self._step += 1
         known = {"lr": max(self._scheduler.get_last_lr())}
@@ -127,11 +127,11 @@ class Descent(Generic[Model]):
         self._history.note(known, noted)
 
     def _fetch_history(self) -> None:
-        """Have the history of all steps, for which a GPU has to finish its work."""
+        """Complete the history of all steps, for which a GPU has to finish its work."""
         self._history.fetch()
 
     def _update(self) -> tuple[Tensor, bool]:
-        """Clip and take the gradients; the norm that they had, and whether the step was taken."""
+        """Clip the gradients and step; return the norm they had, and whether the step was taken."""
         if self._graphs is not None and self._precision != "fp16":
             return self._graphs.update(self._recordable_update), True
         self._amp.unscale()
@@ -141,7 +141,7 @@ class Descent(Generic[Model]):
         return norm, taken
 
     def _recordable_update(self) -> Tensor:
-        # A recorded pass adds to the gradients, so that they stay, as zeros.
+        # A recorded pass adds to the gradients in place, so they are zeroed but kept.
         norm = self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=False)
@@ -149,7 +149,7 @@ class Descent(Generic[Model]):
 
     def _tell_overflow(self) -> None:
         scale = self._amp.scale
-        if scale < 1:  # no scale helps gradients that overflow without one
+        if scale < 1:  # no scale helps gradients that overflow even unscaled
             raise UserError(
                 f"the gradients of step {self._step} overflow fp16 at any scale; set precision to bf16 or "
                 "fp32, or lower lr"
@@ -157,10 +157,10 @@ class Descent(Generic[Model]):
         say(f"step {self._step} is skipped: its gradients overflow fp16; the scale is {scale:g} from now on")
 
     def _clip(self) -> Tensor:
-        """Cut the gradients to ``max_grad_norm``; the norm that they had."""
+        """Clip the gradients to ``max_grad_norm``; return the norm they had."""
         parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
-        # Looking at the norm is free on a CPU and saves a pass over all gradients; a GPU would have to wait.
+        # Looking at the norm is free on a CPU and saves a pass over all gradients; on a GPU it would stall.
         if self._device.type != "cpu" or norm > self._max_grad_norm:
             nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
         return norm

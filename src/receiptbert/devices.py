@@ -12,7 +12,7 @@ from receiptbert.errors import UserError
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")  # where a container sees its own limits
 
-# Of glibc's malloc.h: how many blocks may be mapped one by one, and how much free memory is kept, in bytes.
+# From glibc's malloc.h: how many blocks may be mapped one by one, how much free memory is kept, in bytes.
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 
 
@@ -30,7 +30,7 @@ def choose_device(
         key: the setting that ``name`` comes from, for the message.
 
     Raises:
-        UserError: there is no such device, or it is neither a CPU nor a GPU of CUDA.
+        UserError: there is no such device, or it is neither a CPU nor a CUDA GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,12 +39,12 @@ def choose_device(
     except RuntimeError:
         raise UserError(f"{key} = {name} names no device; set auto") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"{key} = {name}, which was never tried; set auto, cpu or cuda")
+        raise UserError(f"{key} = {name}, which has never been tested; set auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"{key} = {name}, but torch {torch.__version__} finds no such GPU; set auto")
     if device.type == "cuda":
-        # CuDNN makes a plan of attention for each new shape of a batch, which takes tens of milliseconds, and
-        # for short texts torch's own kernel is faster.
+        # cuDNN plans attention anew for each new shape of a batch, which takes tens of milliseconds, and for
+        # short texts torch's own kernel is faster.
         torch.backends.cuda.enable_cudnn_sdp(False)
         if deterministic:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it is first used
@@ -56,7 +56,7 @@ def keep_freed_memory(device: torch.device) -> None:
     """Have a training on a CPU keep the memory that a step frees for the next one, in pages of 2 MiB.
 
     Otherwise Linux takes large blocks back and hands them out anew in each step, filled with zeros, 4 KiB at
-    a time. It concerns this whole process; where the C library is not glibc, the page size alone.
+    a time. It affects this whole process; where the C library is not glibc, only the page size changes.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return
@@ -68,9 +68,9 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes of memory that ``device`` has left for this process; None if nobody can tell.
+    """Bytes of memory that ``device`` has left for this process; None if unknown.
 
-    Of a CPU, what Linux calls available, or less where a control group (version 2) limits a container.
+    For a CPU, what Linux calls available, or less where a control group (version 2) limits a container.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -82,7 +82,7 @@ def free_memory(device: torch.device) -> int | None:
     try:
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        used -= int(counts["file"])  # the cache of files gives way
+        used -= int(counts["file"])  # the file cache is reclaimable
     except (OSError, KeyError, ValueError):  # no limit: `max`
         return available
     return min(available, max(limit - used, 0))

@@ -1,7 +1,7 @@
 """Teach one model what an ensemble of several knows (Hinton et al. 2015).
 
-The ensemble says how probable each class is for texts that no one labelled but that are of the same kind, and
-the model learns that beside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019).
+The ensemble says how probable each class is for unlabelled texts of the same kind, and the model learns that
+alongside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019).
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ class TeachingTexts(NamedTuple):
 def read_teaching_texts(
     tokenized: Path, train: TrainingSet, val: Labelled, tokenizer: WordpieceTokenizer, seed: int
 ) -> TeachingTexts:
-    """The texts beside the token stores; of the unsupervised ones, what a training on ``train`` has time for.
+    """The raw texts beside the token stores; as many unsupervised ones as a run on ``train`` has time for.
 
     Raises:
-        UserError: their files cannot be read, or have other numbers of texts than ``train`` and ``val``.
+        UserError: their files cannot be read, or differ in the number of texts from ``train`` and ``val``.
     """
     unlabelled = draw_unlabelled(load_texts(tokenized, UNSUPERVISED), train, seed)
     return TeachingTexts(
@@ -58,17 +58,17 @@ def distil(
     seed: int,
     teachers: Sequence[tuple[Checkpoints, str]],
 ) -> tuple[TrainingSet, dict[str, float]]:
-    """Train the teachers, each with another seed, and have them and a linear one label texts.
+    """Train the teachers, each with its own seed, and have them and a linear one label texts.
 
     Args:
-        finetuning: makes them.
-        train: what they learn; ``val`` tells the best epoch of each.
-        texts: those of train and val as they are written, and those to label.
-        seed: of the model that is to be taught; ``teacher_seed`` makes those of the teachers.
+        finetuning: trains them.
+        train: what they are trained on; ``val`` decides the best epoch of each.
+        texts: the raw texts of train and val, and those to label.
+        seed: of the student; ``teacher_seed`` derives those of the teachers.
         teachers: the checkpoints of each, and a folder for its TensorBoard events.
 
     Returns:
-        what that model is to be trained on, and the scores of the teachers on val.
+        what the student is to be trained on, and the scores of the teachers on val.
     """
 
     def linear_teacher() -> tuple[Probabilities, float]:
@@ -76,17 +76,17 @@ def distil(
         predicted = linear.probabilities(texts.val).argmax(axis=1)
         return linear.probabilities(texts.unlabelled), f1(val.targets, predicted, "weighted")
 
-    linear_answers, linear_f1 = from_leader(linear_teacher)  # gigabytes in each process else
+    linear_answers, linear_f1 = from_leader(linear_teacher)  # else gigabytes in each process
     say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")
 
-    answers = np.zeros_like(linear_answers)  # of the BERTs, their mean; then of those and the linear teacher
+    answers = np.zeros_like(linear_answers)  # the BERTs' mean; later averaged with the linear teacher
     scores = []
     for number, (checkpoints, logdir) in enumerate(teachers, start=1):
         say(f"teacher {number} of {len(teachers)}")
         model, _, best, _ = finetuning.train(train, val, teacher_seed(seed, number), logdir, checkpoints)
         answers += softmax(finetuning.logits(model, texts.unlabelled_ids), axis=1) / len(teachers)
         scores.append(best["f1"])
-        del model  # its memory is the next one's
+        del model  # frees memory for the next one
     answers += linear_answers
     answers /= 2
     say(f"final model: {train.num_labelled:,} labelled and {len(texts.unlabelled):,} unsupervised texts")
@@ -95,13 +95,13 @@ def distil(
 
 
 def teacher_seed(seed: int, number: int) -> int:
-    """The seed of teacher ``number`` of the model with ``seed``: far from it, so that neighbouring seeds, as
-    runs that are to be compared have them, share no teacher."""
+    """The seed of teacher ``number`` of the student with ``seed``: far from it, so that neighbouring seeds,
+    common in runs to be compared, share no teacher."""
     return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
 
 
 def draw_unlabelled(texts: Sequence[str], labelled: TrainingSet, seed: int) -> list[str]:
-    """As many of ``texts``, chosen at random, as a training on ``labelled`` has time for, or all of them."""
+    """As many of ``texts``, chosen at random, as training on ``labelled`` has time for, or all of them."""
     order = np.random.default_rng(seed).permutation(len(texts))
     return [texts[i] for i in order[: UNLABELLED_PER_LABEL * labelled.num_labelled * labelled.epochs]]
 
@@ -114,7 +114,7 @@ def distillation_pool(
     Args:
         labelled: n texts with class ids, and how a model is trained on them alone.
         unlabelled: U texts.
-        probabilities: what the teachers say of them, shape (U, C).
+        probabilities: what the teachers predict for them, shape (U, C).
 
     Returns:
         n + U texts with probabilities as targets; those of the labelled texts are smoothed.

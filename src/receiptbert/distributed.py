@@ -6,7 +6,7 @@ and schedule are equal everywhere, and so are the random numbers that batches ar
 process, the leader, speaks and writes for all, and a checkpoint of its state is one of the whole training,
 for any number of processes.
 
-With a process that is alone nothing here does anything. How several come to be: ``launching``.
+With a single process nothing here does anything. How several are started: ``launching``.
 """
 
 import os
@@ -25,16 +25,16 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 
 # When a process dies, its connections break and the others know at once. Only where a whole machine or its
-# network is gone must the silence tell; within a step processes wait for each other for moments alone.
+# network is gone is a timeout needed; within a step processes wait for each other only for moments.
 STEP_TIMEOUT = timedelta(seconds=50)
 # The others wait while one writes a checkpoint to a slow disk, or fits a linear teacher of many classes.
 LONG_TIMEOUT = timedelta(hours=12)
 
-_patient: dist.ProcessGroup | None = None  # all processes, for what may last; on the CPU
+_patient: dist.ProcessGroup | None = None  # all processes, for long waits; on the CPU
 
 
 def join(on_gpu: bool) -> None:
-    """Meet the other processes, which torchrun has told of in the environment."""
+    """Meet the other processes, as torchrun describes them in the environment."""
     global _patient
     store, number, processes = meeting_place()
     dist.init_process_group(
@@ -44,16 +44,16 @@ def join(on_gpu: bool) -> None:
 
 
 def meeting_place() -> tuple[dist.Store, int, int]:
-    """Where the processes leave each other notes, this one's number, and how many there are."""
+    """The store that the processes share, this one's number, and how many there are."""
     store, number, processes = next(dist.rendezvous("env://"))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun keeps it when it starts all processes anew, with the addresses of those that have died.
+        # torchrun keeps the store when it restarts all processes, with the addresses of the dead ones.
         store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     return store, number, processes
 
 
 def leave() -> None:
-    """Wait until all are done, and part. Only after success: an error ends the process without farewell."""
+    """Wait until all are done, and disconnect. Only after success: on an error a process just ends."""
     wait_for_all()
     dist.destroy_process_group()
 
@@ -74,7 +74,7 @@ def is_leader() -> bool:
 
 
 def wait_for_all() -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes are here."""
     if num_processes() > 1:
         dist.barrier(group=_patient)
 
@@ -91,10 +91,10 @@ def from_leader(make: Callable[[], T]) -> T:
 def in_shares(
     compute: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]], number: int
 ) -> npt.NDArray[np.float32]:
-    """What ``compute`` makes of 0 to ``number`` - 1, (number, ...), in any number of processes.
+    """What ``compute`` returns for 0 to ``number`` - 1, (number, ...), in any number of processes.
 
     Args:
-        compute: takes some of these numbers, (n,), and gives a row for each, (n, ...).
+        compute: takes some of these numbers, (n,), and returns a row for each, (n, ...).
     """
     if num_processes() == 1:
         return compute(np.arange(number))
@@ -110,7 +110,7 @@ def in_shares(
 
 
 class Share(NamedTuple):
-    """What a process computes of a batch, and what the mean over it weighs.
+    """What a process computes of a batch, and the weight of the mean over it.
 
     The mean of all processes' means, each times its weight, is the mean over the batch.
     """
@@ -120,10 +120,10 @@ class Share(NamedTuple):
 
 
 def share_of(num_rows: int) -> Share:
-    """This process's share of a batch of so many rows: every so-manyth, since neighbours are alike in length.
+    """This process's share of a batch: every n-th row for n processes, as neighbours are similar in length.
 
-    Where there are fewer rows than processes, some compute a row that weighs nothing: an average of the
-    gradients takes all processes.
+    Where there are fewer rows than processes, some compute a row of weight 0: averaging the gradients takes
+    all processes.
     """
     own = len(range(rank(), num_rows, num_processes()))
     if not own:
@@ -135,7 +135,7 @@ def weight_of(own: Tensor, share: Share, whole: Tensor) -> Tensor:
     """As ``Share.weight``, for a mean over the elements of a batch for which ``whole`` (B, ...) is true.
 
     Args:
-        own: the rows of the share, of ``whole``.
+        own: the share's rows of ``whole``.
         share: the share.
         whole: a mask.
     """
@@ -143,7 +143,7 @@ def weight_of(own: Tensor, share: Share, whole: Tensor) -> Tensor:
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """``model``, such that its backward pass averages the gradients of all processes."""
+    """``model``, wrapped so that its backward pass averages the gradients of all processes."""
     if num_processes() == 1:
         return model
     wait_for_all()  # some may have had more to prepare
@@ -152,9 +152,9 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def averaging(model: nn.Module, active: bool) -> AbstractContextManager[None]:
-    """Whether passes through what ``parallel`` made average the gradients, or leave them where they are.
+    """Within it, passes through what ``parallel`` made average the gradients only if ``active``.
 
-    Of several batches that make one step, the last one's backward pass averages the sums of all.
+    Of several batches accumulated into one step, the last one's backward pass averages the sums of all.
     """
     if active or not isinstance(model, DistributedDataParallel):
         return nullcontext()
@@ -163,14 +163,14 @@ def averaging(model: nn.Module, active: bool) -> AbstractContextManager[None]:
 
 @contextmanager
 def own_random_numbers(device: torch.device, *position: int) -> Iterator[None]:
-    """Random numbers that no other process and no other batch has, for dropout.
+    """Within it, random numbers that no other process and no other batch has, for dropout.
 
-    Afterwards those of before go on, from which all processes draw the next batch. They tell processes apart
-    and leave no trace in a checkpoint.
+    Afterwards the previous sequence continues, from which all processes draw the next batch. The numbers
+    differ between processes and leave no trace in a checkpoint.
 
     Args:
         device: where they are drawn.
-        position: in the training, what tells it from others: epoch, batch and so on.
+        position: what identifies it in the training: epoch, batch and so on.
     """
     if num_processes() == 1:
         yield
@@ -182,7 +182,7 @@ def own_random_numbers(device: torch.device, *position: int) -> Iterator[None]:
 
 
 def average(values: Tensor) -> Tensor:
-    """The mean of all processes' ``values``, which have one shape."""
+    """The mean of all processes' ``values``, which have the same shape."""
     if num_processes() > 1:
         dist.all_reduce(values)
         values /= num_processes()
@@ -192,8 +192,8 @@ def average(values: Tensor) -> Tensor:
 class Agreement:
     """What all processes do after a step: what any of them wants, and all at the same step.
 
-    Nobody waits for it: a wish goes out after one step and is agreed upon after the next, when the answer has
-    long come.
+    Nobody waits for it: a wish is sent after one step and agreed upon after the next, when the answer has
+    long arrived.
     """
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class Agreement:
         if self._sent is not None:
             self._sent.wait()
             agreed = (bool(self._wishes[0]), int(self._wishes[1]))
-        # What is agreed upon now is yet to be done, and still wished for.
+        # What is agreed upon now is not done yet, so it is still wished for.
         self._wishes = torch.tensor([int(save and not agreed[0]), stop])
         self._sent = dist.all_reduce(self._wishes, dist.ReduceOp.MAX, group=_patient, async_op=True)
         return agreed

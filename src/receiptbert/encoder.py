@@ -28,7 +28,7 @@ class BertShape:
 
     @property
     def maxlen(self) -> int:
-        """The most tokens of a text, ``[CLS]`` and ``[SEP]`` not counted: the ``maxlen`` of the datasets."""
+        """The most tokens of a text, without ``[CLS]`` and ``[SEP]``: the ``maxlen`` of the datasets."""
         return self.max_seqlen - SPECIAL_TOKENS_PER_TEXT
 
     def kwargs(self) -> dict[str, Any]:
@@ -44,10 +44,10 @@ class Bert(nn.Module):
         max_seqlen: P, the most tokens of an input, special ones included.
         hidden_size: d.
         num_hidden_layers: how many layers.
-        intermediate_size: width of the feed-forward parts, as a rule 4d.
-        num_attention_heads: h; as a rule d / 64.
-        input_dropout_prob: dropout of the embeddings' sum.
-        dropout_prob: dropout of what attention and feed-forward parts add to their input.
+        intermediate_size: width of the feed-forward parts, usually 4d.
+        num_attention_heads: h; usually d / 64.
+        input_dropout_prob: dropout of the embeddings, after their layer norm.
+        dropout_prob: dropout on what the attention and feed-forward parts add to their input.
         attention_probs_dropout_prob: dropout of attention weights.
         act_func: gelu or relu, within the feed-forward parts.
         eps: of the layer norms.
@@ -79,7 +79,7 @@ class Bert(nn.Module):
             eps=eps,
         )
         self.activation_checkpointing = False
-        """Whether training keeps only the input of each layer and computes it once more for the gradients."""
+        """Whether training keeps only the input of each layer, and recomputes the rest for gradients."""
         self._embeddings = BertEmbeddings(vocab_size, hidden_size, max_seqlen, input_dropout_prob, eps=eps)
         self._layers = nn.ModuleList(
             BertLayer(
@@ -99,13 +99,13 @@ class Bert(nn.Module):
         return self._embeddings.get_token_embeddings()
 
     def levels(self) -> list[nn.Module]:
-        """The embeddings, then the layers from the lowest on."""
+        """The embeddings, then the layers from the bottom up."""
         return [self._embeddings, *self._layers]
 
     @staticmethod
     def expand_mask(attention_mask: Tensor) -> Tensor:
-        """(B, S), 1 for tokens and 0 for padding -> (B, S, S): every token sees all that is no padding."""
-        # A view: the rows of a text's mask are all alike and stand in memory once.
+        """(B, S), 1 for tokens and 0 for padding -> (B, S, S): every token attends to all but padding."""
+        # A view: the rows of a text's mask are all alike and stored once.
         return attention_mask[:, None].expand(-1, attention_mask.shape[1], -1)
 
     def forward(
@@ -120,8 +120,8 @@ class Bert(nn.Module):
         Args:
             attention_mask: (B, S), 1 for tokens and 0 for padding; None if nothing is padded.
             token_type_ids: (B, S), 0 or 1; None for all 0.
-            rows: (N,), the tokens whose hidden states are wanted, as numbers from 0 to BS - 1. The last layer
-                spares itself the others: no head reads them.
+            rows: (N,), the tokens whose hidden states are wanted, as indices from 0 to BS - 1. The last
+                layer skips the others: no head reads them.
         """
         mask = None if attention_mask is None else self.expand_mask(attention_mask.bool())
         hidden_states = self._embeddings(x, token_type_ids)
@@ -132,6 +132,6 @@ class Bert(nn.Module):
 
     def _run(self, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
         if self.activation_checkpointing and self.training:
-            # With the random numbers of the first time, so that dropout drops the same.
+            # With the random numbers of the first pass, so that dropout drops the same elements.
             return cast(Tensor, checkpoint(layer, *arguments, use_reentrant=False))
         return cast(Tensor, layer(*arguments))

@@ -1,4 +1,4 @@
-"""How a program of this project ends before its time."""
+"""How a program of this project ends on an error or a signal."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, and how to mend it.
+    """Bad input. The message is one line: what is wrong, where, and how to fix it.
 
     Programs print it without a traceback and exit with status 1; see ``one_line_errors``. Names and values of
     the input may hold line breaks or the codes that move a terminal's cursor; they are shown escaped.
@@ -27,13 +27,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def discard_stdout() -> None:
-    """Let what is left for a stdout that takes nothing go: Python would try again at exit, and complain."""
+    """Drop what is left for a stdout that cannot be written to: Python would retry at exit, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def one_line_errors(program: str, explain: Callable[[Exception], str | None]) -> Iterator[None]:
-    """End the process with one line on stderr and status 1 on what ``explain`` has a line for.
+    """End the process with one line on stderr and status 1 on errors that ``explain`` has a line for.
 
     Set ``RECEIPTBERT_DEBUG=1`` to see the traceback instead. Ctrl-C and other signals end it with 128 plus
     the signal's number, as usual.

@@ -1,4 +1,4 @@
-"""All that is said of a model's answers to labelled texts, in metrics, plots and the model card."""
+"""All that metrics, plots and the model card say about a model's answers to labelled texts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Evaluation:
     Attributes:
         logits: (n, C).
         true: class ids, shape (n,).
-        texts: n lines, for examples.
+        texts: n lines, to show as examples.
         names: of the C classes.
         majority: the most frequent class of train.
         temperature: of the checkpoint.
@@ -89,7 +89,7 @@ class Evaluation:
 
     @cached_property
     def coverage(self) -> list[Coverage]:
-        """What is kept and how much of it is right, at each threshold of confidence."""
+        """What is kept and how much of it is right, at each confidence threshold."""
         return coverage(self.answers)
 
     def plots(self) -> dict[str, Table]:

@@ -30,16 +30,16 @@ ADVICE = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
 }
 
-# Of torch's messages that have no class of their own.
+# From torch's errors that have no class of their own.
 UNUSABLE_GPU = ("no kernel image is available", "busy or unavailable")
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def explain(error: Exception, stage: str = "", params: "Params | None" = None) -> str | None:
-    """One line that says what went wrong and how to mend it; None for what can only be a bug of ours.
+    """One line that says what went wrong and how to fix it; None for what can only be a bug of ours.
 
     Args:
-        stage: ``pretrain``, say; the settings that the advice names are of its section. Or a command.
+        stage: a stage, whose settings the advice names (``pretrain``, say), or a command.
         params: None if there are none, or they could not even be read.
     """
     if isinstance(error, UserError):
@@ -48,7 +48,7 @@ def explain(error: Exception, stage: str = "", params: "Params | None" = None) -
         return f"out of memory{_amounts(str(error))}; {_smaller_batches(stage, params)}"
     if any(words in str(error) for words in UNUSABLE_GPU):
         return f"the GPU cannot be used ({str(error).splitlines()[0]}); {_without_gpu(params)}"
-    # A file that is not there we should have known of.
+    # A missing file is a bug: we should have checked.
     if not isinstance(error, OSError) or not error.errno or error.errno in (errno.ENOENT, errno.EPIPE):
         return None
     where = f"{error.filename}: " if error.filename else ""
@@ -63,7 +63,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _amounts(message: str) -> str:
-    """What was asked for and what there is, out of torch's or NumPy's message; empty if it does not say."""
+    """The memory requested and available, from torch's or NumPy's message; empty if it does not say."""
     size = r"[\d.]+ \w+"
     asked = re.search(rf"(?:[Tt]ried to|[Uu]nable to) allocate ({size})", message)
     there = re.search(rf"(GPU \d+ has a total capacity of {size} of which {size} is free)", message)

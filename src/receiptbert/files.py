@@ -11,11 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a name beside ``path`` to write a file or folder to; it becomes ``path`` if the block ends well.
+    """Yield a name beside ``path`` to write a file or folder to; it becomes ``path`` if the block succeeds.
 
     Whatever stood at ``path`` before stays until then, and stays for good if the block raises. The contents
-    are on the disk before the name is: a power failure leaves the old or the new, never a half (of a folder,
-    for the instant between two renames, neither: the old one is beside it then, as ``.old``).
+    are on disk before the name is: a power failure leaves the old or the new, never a half (of a folder, in
+    the instant between two renames, neither: the old one is then beside it, as ``.old``).
     """
     partial, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
     with naming(path):
@@ -25,7 +25,7 @@ def whole(path: Path) -> Iterator[Path]:
             yield partial
             for file in [partial, *partial.rglob("*")]:
                 _sync(file)
-            if partial.is_dir() and path.exists():  # a folder takes no other's place
+            if partial.is_dir() and path.exists():  # a folder cannot replace another
                 _remove(old)
                 path.rename(old)
             os.replace(partial, path)
@@ -39,7 +39,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an ``OSError`` of the block the name of the file, which a failing ``write`` does not know.
+    """Add the name of the file to an ``OSError`` of the block: a failing ``write`` does not know it.
 
     Libraries written in Rust (safetensors, tokenizers) wrap the system's errors in exceptions of their own;
     these become an ``OSError`` again.
@@ -63,7 +63,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems know of no such thing for folders
+        if error.errno != errno.EINVAL:  # some file systems cannot do this for folders
             raise
     finally:
         os.close(descriptor)

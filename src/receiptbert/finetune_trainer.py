@@ -31,15 +31,15 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
     Args:
         model: a ``BertFinetuneModel``.
         optimizer: see ``get_optimizer``.
-        scheduler: stepped after each step of the optimizer.
-        pad_token_id: tells padding from tokens.
+        scheduler: stepped after each optimizer step.
+        pad_token_id: the id that marks padding.
         device: where to train.
         logdir: folder for TensorBoard: loss, gradient norm and learning rate at each step, the eval loss and
             the score after each epoch.
-        max_grad_norm: longer gradients are cut to this norm.
-        precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
+        max_grad_norm: gradients of a larger norm are clipped to this norm.
+        precision: fp32, bf16 or fp16, of the matrix products in training; see ``choose_precision``.
         amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
-        label_smoothing: so much of a target's probability is spread over all classes while training (Szegedy
+        label_smoothing: this much of a target's probability is spread over all classes in training (Szegedy
             et al. 2016); the eval loss is the plain cross entropy.
         checkpoints: as in ``Trainer``.
     """
@@ -77,12 +77,12 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         Args:
             dataloaders: ``train`` and ``eval``, of batches that ``collate_fn`` makes, with class ids or
                 probabilities as targets.
-            scorer: takes the trainer, gives a metric's name and value, the higher the better; see
-                ``make_scorer``. Without it the last epoch's weights stay.
-            eval_every: evaluate every so many epochs, and after the last one.
+            scorer: takes the trainer, returns a metric's name and value, the higher the better; see
+                ``make_scorer``. Without it the last epoch's weights are kept.
+            eval_every: epochs from one evaluation to the next; the last epoch is always evaluated.
 
         Raises:
-            UserError: a loss or gradient is no finite number, or gradients overflow fp16 at any scale.
+            UserError: a loss or gradient is not finite, or gradients overflow fp16 at any scale.
             Interrupted: with ``checkpoints``, SIGINT, SIGTERM or SIGHUP came; the state is saved.
         """
         with self._resumable():
@@ -116,7 +116,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
     def _evaluate(
         self, dataloader: Batches, scorer: Callable[["FinetuneTrainer"], tuple[str, float]] | None
     ) -> tuple[dict[str, float], float]:
-        """What the running epoch's record has of the evaluation, and the score."""
+        """The evaluation's part of the current epoch's record, and the score."""
         eval_loss = {"eval_loss": self._eval_step(dataloader)}
         if scorer is None:
             return eval_loss, self._epoch + 1.0  # the last is the best
@@ -132,7 +132,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
 
     def _note(self) -> None:
         super()._note()
-        # With the score that they have in `_place`: a better epoch brings others, and changes none of these.
+        # Noted with their score in `_place`: a better epoch makes new ones and changes none of these.
         best = {f"best.{name}": value for name, value in self._best_weights.items()}
         self._noted = State({**self._noted.tensors, **best}, self._noted.values)
 
@@ -151,7 +151,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         }
 
     def _train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """One epoch; the mean loss of its batches."""
+        """One epoch; return the mean loss of its batches."""
         self._model.train()
         first = len(self.history) - self._batch  # a resumed epoch has some steps behind it
         for batch in batches:
@@ -195,7 +195,7 @@ def make_scorer(
     tokenizer: WordpieceTokenizer,
     maxlen: int | None,
 ) -> Callable[[FinetuneTrainer], tuple[str, float]]:
-    """A function that gives the name and the value of the weighted F1 of a trainer's model on ``texts``."""
+    """A function that returns the name and value of the weighted F1 of a trainer's model on ``texts``."""
     loader = inference_loader(texts, tokenizer, maxlen)
 
     def get_score(trainer: FinetuneTrainer) -> tuple[str, float]:

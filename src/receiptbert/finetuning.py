@@ -39,7 +39,7 @@ class Finetuned(NamedTuple):
 
     model: BertFinetuneModel
     epochs: list[dict[str, float]]  # see FinetuneTrainer.epochs
-    best: dict[str, float]  # the one of them that the weights are of
+    best: dict[str, float]  # the one of these that the weights come from
     skipped_steps: dict[str, int]  # see FinetuneTrainer.skipped_steps
 
 
@@ -47,11 +47,11 @@ class Finetuning:
     """What the classifiers share.
 
     Args:
-        p: the settings; seed, epochs, batch size and label smoothing are each classifier's own.
-        source: the checkpoint folder to begin from.
+        p: the settings; each training set brings its own epochs, batch size and label smoothing.
+        source: the checkpoint folder to start from.
         num_classes: C.
         device: where to train.
-        runtime: its precision backend and what it keeps of the activations.
+        runtime: its AMP backend and activation checkpointing are used.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Finetuning:
         logdir: str,
         checkpoints: Checkpoints,
     ) -> Finetuned:
-        """Train one classifier; ``val`` tells the best epoch."""
+        """Train one classifier; ``val`` decides the best epoch."""
         p = self._p
         model = self._make_model(seed)
         train_data = FinetuneDataset(
@@ -115,15 +115,15 @@ class Finetuning:
                 label_smoothing=train.label_smoothing,
                 checkpoints=checkpoints,
             )
-            # Few labels take hundreds of short epochs; to score each would take longer than to train.
+            # Few labels take hundreds of short epochs; scoring each would take longer than training.
             trainer.train(dataloaders, train.epochs, scorer, math.ceil(train.epochs / p.epochs))
         (best,) = (record for record in trainer.epochs if record["epoch"] == trainer.best_epoch)
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
     def require_memory(self, train: TrainingSet) -> None:
-        """Say what a training on ``train`` will take.
+        """Say what training on ``train`` will take.
 
-        Once, for the largest: of later ones, what earlier ones have freed would not count as free.
+        Call it once, for the largest run: memory that earlier runs freed would not count as free later.
 
         Raises:
             UserError: there is no room for it; names what would fit.
@@ -154,7 +154,7 @@ class Finetuning:
         )
 
     def logits(self, model: BertFinetuneModel, texts: TokenStore) -> npt.NDArray[np.float32]:
-        """What a trained classifier says of ``texts``, shape (n, C)."""
+        """The logits of a trained classifier for ``texts``, shape (n, C)."""
 
         def logits_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
             loader = inference_loader(texts.take(rows), self.tokenizer, self._maxlen)

@@ -1,4 +1,4 @@
-"""Tokenized texts as flat tensors on a device, out of which batches are cut."""
+"""Tokenized texts as flat tensors on a device, from which batches are cut."""
 
 import numpy as np
 import torch
@@ -12,22 +12,22 @@ SPECIAL_TOKENS_PER_TEXT = 2
 
 
 def cut(lengths: Tensor, maxlen: int | None) -> Tensor:
-    """How many tokens are shown of texts of these ``lengths``, of any shape; None for all."""
+    """How many tokens of texts of these ``lengths`` (any shape) are shown; all if ``maxlen`` is None."""
     return lengths if maxlen is None else lengths.clamp(max=maxlen)
 
 
 def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
     """(B, S) ids -> (B, S) mask, 1 for tokens and 0 for padding; None if nothing is padded.
 
-    Attention without a mask is faster, and batches of texts of like length often need none. A GPU would have
-    to finish its work before we know, so that there the mask is always given.
+    Attention without a mask is faster, and batches of texts of similar length often need none. Looking at
+    values on a GPU would mean waiting for it to finish its work, so there the mask is always given.
     """
     is_token = input_ids != pad_token_id
     return None if input_ids.device.type == "cpu" and bool(is_token.all()) else is_token.long()
 
 
 class FlatTexts:
-    """Texts of which whole batches are made: no Python code runs per text."""
+    """Texts from which whole batches are made: no Python code runs per text."""
 
     def __init__(
         self, store: TokenStore, tokenizer: WordpieceTokenizer, device: torch.device | str = "cpu"
@@ -45,8 +45,8 @@ class FlatTexts:
     def texts(self, index: Tensor, maxlen: int | None) -> Tensor:
         """``[CLS] text [SEP]`` of the texts ``index`` (B,), each cut to ``maxlen`` tokens; (B, S).
 
-        It is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments of
-        which the right one is empty.
+        This is what ``AutoTokenizer`` makes of a text, and to the pretrained model it is a pair of segments
+        whose right one is empty.
         """
         rows = self.to_device(index)
         shown = cut(self.lengths_of(rows), maxlen)
@@ -55,7 +55,7 @@ class FlatTexts:
         return self.pairs(rows, width, skipped=none, shown=shown, left=shown, permuted=none.bool())[0]
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A copy on the device of the texts, if it is elsewhere; nobody waits for it."""
+        """``tensor`` on the device of the texts: copied if it is elsewhere, without waiting."""
         return tensor.to(self.device, non_blocking=True)
 
     def lengths_of(self, rows: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class FlatTexts:
         return self._lengths_on_device[rows]
 
     def width(self, index: Tensor, maxlen: int | None) -> int:
-        """Columns of a batch; told from lengths on the CPU, so that no one waits for a GPU to tell."""
+        """Columns of a batch; computed from lengths on the CPU, to avoid waiting for a GPU."""
         return int(cut(self.lengths[index], maxlen).max()) + SPECIAL_TOKENS_PER_TEXT
 
     def pairs(
@@ -71,7 +71,7 @@ class FlatTexts:
     ) -> tuple[Tensor, Tensor]:
         """``[CLS] left [SEP] right``, or ``[CLS] right [SEP] left`` where permuted.
 
-        Of a text ``а б в г д`` with ``left`` 2, and what each column takes from the text::
+        For a text ``а б в г д`` with ``left`` 2, what each column takes from the text::
 
             column    0     1  2  3      4      5  6
                       [CLS] а  б  [SEP]  в      г  д
@@ -85,7 +85,7 @@ class FlatTexts:
             skipped: tokens left out at the beginning of each text.
             shown: tokens shown of each.
             left: how many of these make the left segment.
-            permuted: whether the right segment stands first.
+            permuted: whether the right segment comes first.
 
         Returns:
             ``input_ids`` and ``token_type_ids``, both (B, S).
@@ -93,10 +93,10 @@ class FlatTexts:
         column = torch.arange(width, device=self.device)  # (S,)
         starts = (self._starts[rows] + skipped)[:, None]  # (B, 1), as the three below
         shown, left, permuted = shown[:, None], left[:, None], permuted[:, None]
-        first = torch.where(permuted, shown - left, left)  # length of the segment that stands first
+        first = torch.where(permuted, shown - left, left)  # length of the segment that comes first
         is_sep = column == first + 1
         is_second = (column > first + 1) & (column <= shown + 1)  # (B, S)
-        # Place among the text's tokens as they are shown; swapping two halves is rotating the text.
+        # Position among the text's shown tokens; swapping the two segments rotates the text.
         place = column - torch.where(column > first + 1, 2, 1)
         source = starts + (place + torch.where(permuted, left, 0)) % shown.clamp(min=1)
         source = torch.where(column <= shown + 1, source, len(self._ids) - 1)

@@ -24,8 +24,8 @@ from receiptbert.tokenization import TAKE_AGAIN, WordpieceTokenizer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-# Plain "temperature" is a setting of text generation to transformers, which takes
-# it out of a model's config when it loads one, and refuses to save a config that has it.
+# To transformers, plain "temperature" is a setting of text generation, which it drops
+# from a model's config on loading, and it refuses to save a config that has it.
 TEMPERATURE = "softmax_temperature"
 LABELS = "corpus_labels"
 
@@ -111,7 +111,7 @@ def read_shape(folder: Path) -> BertShape:
     if bad := [name for name, size in sizes.items() if type(size) is not int or size < 1]:
         raise UserError(f"{folder / CONFIG}: {bad[0]} is {sizes[bad[0]]!r}; it must be at least 1")
     if shape.hidden_size % shape.num_attention_heads:
-        raise UserError(f"{folder / CONFIG}: hidden_size is no multiple of num_attention_heads; mend it")
+        raise UserError(f"{folder / CONFIG}: hidden_size is not a multiple of num_attention_heads; mend it")
     return shape
 
 
@@ -149,11 +149,11 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
             ``state_dict`` saved by ``torch.save``.
 
     Returns:
-        the names of the weights found, as in ``self.state_dict()``; those of other names or shapes are passed
-        over.
+        the names of the weights found, as in ``self.state_dict()``; those of other names or shapes are
+        skipped.
 
     Raises:
-        UserError: the folder has no whole model.safetensors, or the file holds no ``state_dict``.
+        UserError: the folder has no intact model.safetensors, or the file holds no ``state_dict``.
         OSError: there is no such file.
     """
     path = Path(path)
@@ -163,7 +163,7 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
         weights = dict(torch.load(path, weights_only=True, map_location="cpu"))
     except OSError:
         raise
-    except Exception as error:  # of zip, of pickle, of what is no state_dict
+    except Exception as error:  # from zip, from pickle, or not a state_dict
         reason = str(error).split(". ", maxsplit=1)[0]
         raise UserError(f"{path} holds no state_dict saved by torch.save ({reason})") from None
     return _copy_weights(self, weights)
@@ -179,7 +179,7 @@ def _copy_weights(model: nn.Module, weights: StateDict) -> list[str]:
 
 
 def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
-    """Load the encoder of a pretrained checkpoint, and its head but for the last layer if it has one.
+    """Load the encoder of a pretrained checkpoint and, if it has one, its head except the last layer.
 
     Raises:
         UserError: the checkpoint lacks weights of the encoder, or has them in another shape.
@@ -204,15 +204,15 @@ def load_classifier(folder: Path) -> SavedClassifier:
     """Load what finetune wrote, or any Hugging Face ``BertForSequenceClassification``.
 
     Raises:
-        UserError: no such folder, no BERT checkpoint in it, one without a classifier, classes or a
-            temperature that cannot be.
+        UserError: no such folder, no BERT checkpoint in it, one without a classifier, or with invalid
+            classes or temperature.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name that of a finetuned model (`dvc repro` makes one)")
+        raise UserError(f"{folder} is not a folder; name that of a finetuned model (`dvc repro` makes one)")
     shape, weights, config = read_shape(folder), _read_weights(folder), read_config(folder)
     if (bias := weights.get(f"{HEADS[OUR_SOP]}.bias")) is None:
         raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")
-    # Left out where nobody named the classes; transformers calls them so.
+    # Absent where nobody named the classes; these are transformers' names.
     of_ids = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(bias))}
     if not isinstance(of_ids, dict) or set(of_ids) != {str(i) for i in range(len(of_ids))}:
         raise UserError(f"{folder / CONFIG}: id2label must name the classes 0, 1, 2 and so on; {TAKE_AGAIN}")
@@ -228,7 +228,7 @@ def load_classifier(folder: Path) -> SavedClassifier:
 
 
 def _class_names(values: Any, folder: Path, key: str) -> list[str]:
-    """The list ``values``, which config.json has under ``key``, as strings; whole numbers become such."""
+    """The list ``values``, which config.json has under ``key``, as strings; integers are converted."""
     if not isinstance(values, list) or any(type(value) not in (str, int) for value in values):
         raise UserError(f"{folder / CONFIG}: {key} must hold the classes as texts; {TAKE_AGAIN}")
     return list(map(str, values))

@@ -1,4 +1,4 @@
-"""Weights under Hugging Face's names and under ours, the sentence order head translated."""
+"""Translate weights between Hugging Face's names and ours, and the sentence order head."""
 
 import re
 from typing import TypeAlias
@@ -16,7 +16,7 @@ EMBEDDINGS = {
     "_layer_norm": "LayerNorm",
 }
 LAYER = {
-    "_multihead_attention._qkv": "attention.self.*",  # one wide matrix there is three narrow ones
+    "_multihead_attention._qkv": "attention.self.*",  # our wide matrix is three narrow ones there
     "_multihead_attention._output": "attention.output.dense",
     "_multihead_attention._layer_norm": "attention.output.LayerNorm",
     "_feedforward._expand": "intermediate.dense",
@@ -26,7 +26,7 @@ LAYER = {
 HEADS = {
     "_mlm_head._dense": "cls.predictions.transform.dense",
     "_mlm_head._layer_norm": "cls.predictions.transform.LayerNorm",
-    "_mlm_head._decoder": "cls.predictions",  # its weight is the token embeddings'
+    "_mlm_head._decoder": "cls.predictions",  # its weight is the token embeddings
     "_classifier_head._dense": "bert.pooler.dense",
     "_classifier_head._output": "classifier",
 }

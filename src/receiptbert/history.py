@@ -1,4 +1,4 @@
-"""What the steps of a training note: fetched from the device late, checked, and logged to TensorBoard."""
+"""What training steps note: fetched late from the device, checked, and logged to TensorBoard."""
 
 import math
 from collections import deque
@@ -13,14 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 from receiptbert.distributed import average, is_leader
 from receiptbert.errors import UserError
 
-# Losses of single batches jump; so many are shown as their mean, and fetched from the device at once.
+# Losses of single batches are noisy; this many are shown as a mean, and fetched from the device at once.
 RECENT_STEPS = 100
 
 
 class _Sent(NamedTuple):
     """What some steps noted, on its way from the device."""
 
-    known: list[dict[str, float]]  # of each step, without the device
+    known: list[dict[str, float]]  # of each step, known without the device
     names: list[str]
     values: Tensor  # (steps, names), in the memory of the CPU
     arrived: torch.cuda.Event | None
@@ -39,33 +39,33 @@ class History:
         """Of the steps that were fetched: ``step`` from 1, and what was noted."""
         self.logdir = logdir
         self._device = device
-        self._purge_step: int | None = None  # what TensorBoard has from here on is of a run that was cut off
+        self._purge_step: int | None = None  # from here on, TensorBoard has events of an interrupted run
         self._writer: SummaryWriter | None = None
         self._pending: list[tuple[dict[str, float], dict[str, Tensor]]] = []
         self._sent: deque[_Sent] = deque()
-        # So many of those are left on their way: a GPU has to compute the newest first, and would wait for
-        # its next work while we waited for them.
+        # This many of those are left on their way: a GPU has yet to compute the newest, and would idle while
+        # we waited for them.
         self._left_on_way = 1 if device.type == "cuda" else 0
 
     def note(self, known: dict[str, float], noted: dict[str, Tensor]) -> None:
-        """Note a step: what is ``known``, and scalars that the device has yet to compute; their mean over
-        all processes is told."""
+        """Note a step: what is ``known``, and scalars that the device has yet to compute; they are
+        averaged over all processes."""
         self._pending.append((known, noted))
         if len(self._pending) == RECENT_STEPS:
             self._send()
             self._receive(self._left_on_way)
 
     def fetch(self) -> None:
-        """Have the records of all steps, for which a GPU has to finish its work.
+        """Complete the records of all steps, for which a GPU has to finish its work.
 
         Raises:
-            UserError: a loss or gradient is no finite number.
+            UserError: a loss or gradient is not finite.
         """
         self._send()
         self._receive()
 
     def resume(self, records: list[dict[str, float]], logdir: str | None) -> None:
-        """Go on after ``records``, in the log of the run that was cut off after them."""
+        """Continue after ``records``, in the log of the run that was interrupted after them."""
         self.records, self.logdir = records, logdir
         self._purge_step = len(records) + 1
 
@@ -79,7 +79,7 @@ class History:
             self._writer.add_scalar(name, value, global_step=step)
 
     def flush(self) -> None:
-        """Have all records, and all of the log on the disk."""
+        """Complete all records, and write all of the log to disk."""
         self.fetch()
         if self._writer is not None:
             self._writer.flush()
@@ -92,7 +92,7 @@ class History:
             self._writer = self._purge_step = None
 
     def _send(self) -> None:
-        """Have the device send what the last steps noted, when it has come so far."""
+        """Have the device send what the last steps noted, once it has computed that."""
         if not self._pending:
             return
         noted_values = torch.stack([torch.stack(list(noted.values())) for _, noted in self._pending])
@@ -117,7 +117,7 @@ class History:
 
 
 def _require_finite(record: Mapping[str, float], step: int) -> None:
-    """Refuse to go on without a finite loss, or gradient where the step was taken."""
+    """Refuse to go on unless the loss is finite, and the gradient too if the step was taken."""
     for name, value in record.items():
         if not math.isfinite(value) and not (name == "grad_norm" and record.get("skipped")):
             what = {"grad_norm": "gradient", "loss": "loss"}.get(name, f"{name} loss")

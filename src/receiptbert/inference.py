@@ -20,7 +20,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 def inference_loader(
     texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | None, batch_size: int = PREDICTION_BATCH_SIZE
 ) -> DataLoader[Tensor]:
-    """Batches of ids (B, S) of texts of like length; ``predict`` restores the order of ``texts``."""
+    """Batches of ids (B, S) of texts of similar length; ``predict`` restores the order of ``texts``."""
     dataset = InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer)
     lengths = cut(dataset.lengths, maxlen)
     return DataLoader(
@@ -40,11 +40,11 @@ def logits_by_batch(
     """The logits of each batch, without dropout.
 
     Args:
-        dataloader: of padded ids (B, S). The texts may come in any order that its ``batch_sampler`` repeats.
+        dataloader: of padded ids (B, S), in any order that its ``batch_sampler`` repeats if iterated again.
         precision: fp32, bf16 or fp16, of the matrix products; see ``choose_precision``.
 
     Yields:
-        the numbers of the batch's texts in the dataset, and their logits (B, C), fp32, on ``device``.
+        the indices of the batch's texts in the dataset, and their logits (B, C), fp32, on ``device``.
     """
     model.eval()
     for index, batch in zip(dataloader.batch_sampler, dataloader, strict=True):  # type: ignore[arg-type]

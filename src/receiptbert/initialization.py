@@ -1,5 +1,5 @@
-"""How the weights of a new model are drawn: as in the code that Devlin et al. (2019) released (their paper
-does not say), the assignment's ``init_layer``."""
+"""How the weights of a new model are drawn: as in the code released by Devlin et al. (2019; the paper does
+not say), with the assignment's ``init_layer``."""
 
 from typing import cast
 
@@ -9,11 +9,11 @@ from torch import nn
 def init_layer(
     layer: nn.Linear | nn.Embedding, initializer_range: float = 0.02, zero_out_bias: bool = True
 ) -> None:
-    """Initialize as BERT does: weights from a normal distribution cut at two deviations, biases zero.
+    """Initialize as BERT does: weights from a normal truncated at two standard deviations, biases zero.
 
     Args:
         layer: a linear layer or an embedding matrix.
-        initializer_range: the deviation before the cut; what is left has 0.88 of it.
+        initializer_range: standard deviation before truncation, which leaves 0.88 of it.
         zero_out_bias: True for linear layers, False for embeddings, which have no bias.
     """
     bound = 2 * initializer_range

@@ -1,4 +1,4 @@
-"""Leave in good order when told to: Ctrl-C, SIGTERM and SIGHUP become an exception where that suits."""
+"""Stop in good order when asked to: Ctrl-C, SIGTERM and SIGHUP become an exception where that is safe."""
 
 import ctypes
 import signal
@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Interrupts:
-    """Within ``raised()``, SIGINT and the ``ending_signals`` raise ``Interrupted``, but not in the midst of
+    """Within ``raised()``, SIGINT and the ``ending_signals`` raise ``Interrupted``, but not during
     ``held()``."""
 
     def __init__(self) -> None:
@@ -23,17 +23,17 @@ class Interrupts:
 
     @property
     def number(self) -> int:
-        """Of the signal that came in the midst of ``held()`` and waits; 0 if there is none."""
+        """That of the signal that came during ``held()`` and is pending; 0 if there is none."""
         return self._number or 0
 
     def act_upon(self, number: int) -> None:
-        """Leave for signal ``number``, whichever process it came to."""
+        """Raise for signal ``number``, whichever process received it."""
         self._number = number
         raise Interrupted(number)
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Take the signals over; the handlers of before come back. Only the main thread gets signals."""
+        """Handle the signals; then restore the previous handlers. Only the main thread gets signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -47,7 +47,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """What happens in here happens whole: a signal is acted upon at the end."""
+        """The block is not cut off: a signal is acted upon at its end."""
         self._depth += 1
         try:
             yield
@@ -63,7 +63,7 @@ class Interrupts:
 
 
 def ending_signals() -> list[signal.Signals]:
-    """What asks a process to end, beside Ctrl-C: ``kill``, and a closed terminal, unless ``nohup`` is on."""
+    """What asks a process to end, besides Ctrl-C: ``kill`` and, without ``nohup``, a closed terminal."""
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         return [signal.SIGTERM]
     return [signal.SIGTERM, signal.SIGHUP]

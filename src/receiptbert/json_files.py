@@ -1,4 +1,4 @@
-"""Read JSON files that others wrote, or that may have suffered since."""
+"""Read JSON files that others wrote, or that may have been damaged since."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ def read_json_object(path: Path, mend: str) -> dict[str, Any]:
         mend: how to get the file whole again, for the error.
 
     Raises:
-        FileNotFoundError: there is no such file; what that means, the caller knows.
-        UserError: the file holds no JSON, or something else than an object.
+        FileNotFoundError: there is no such file; the caller knows what that means.
+        UserError: the file holds no JSON, or something other than an object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
-UNLABELLED_PER_LABEL = 2  # texts in an epoch, where there are so many
+UNLABELLED_PER_LABEL = 2  # texts in an epoch, if there are that many
 
 
 class Labelled(NamedTuple):
@@ -25,9 +25,9 @@ class Labelled(NamedTuple):
 
 
 class TrainingSet(NamedTuple):
-    """What a classifier is finetuned on, and how it goes over it.
+    """What a classifier is finetuned on, and with what settings.
 
-    An epoch is a pass over the labelled texts, among which come the next of the unlabelled ones.
+    An epoch is a pass over the labelled texts, with the next of the unlabelled ones mixed in.
     """
 
     texts: TokenStore  # n labelled ones, then U unlabelled ones
@@ -49,14 +49,14 @@ class TrainingSet(NamedTuple):
 
     @property
     def num_batches(self) -> int:
-        """Batches, and steps, of an epoch."""
+        """Batches, and optimizer steps, in an epoch."""
         return math.ceil(self.num_labelled / self.batch_size)
 
 
 def training_set(texts: TokenStore, targets: npt.NDArray[np.int64], p: FinetuneParams) -> TrainingSet:
-    """``p.epochs`` passes over the texts, or the least multiple of it that makes ``p.min_steps`` steps.
+    """``p.epochs`` passes over the texts, or the least multiple of it with ``p.min_steps`` steps or more.
 
-    Few labels want more passes, not fewer steps (Mosbach et al. 2021; measured in docs/LOG.md).
+    Few labels need more passes, not fewer steps (Mosbach et al. 2021; measured in docs/LOG.md).
     """
     once = TrainingSet(texts, targets, len(texts), p.epochs, p.batch_size, p.label_smoothing)
     times = max(1, math.ceil(p.min_steps / (p.epochs * once.num_batches)))
@@ -77,7 +77,7 @@ def load_labelled(tokenized: Path, split: str, tokenizer: WordpieceTokenizer) ->
 
 
 def majority_class(tokenized: Path) -> int:
-    """The id of the most frequent class of train; of several, the lowest."""
+    """The id of the most frequent class in train; in a tie, the lowest."""
     return int(np.bincount(_load(tokenized, TRAIN).targets).argmax())
 
 

@@ -1,4 +1,4 @@
-"""Several processes for a stage: by torch's own launcher, whether we start it or the user (``torchrun``)."""
+"""Run a stage in several processes, by torch's launcher, whether we start it or the user (``torchrun``)."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from receiptbert.interrupts import ending_signals
 from receiptbert.params import Params, RuntimeParams
 
 KEY = "params.yaml: runtime.processes"
-# What a broken connection is called, by gloo (the first four) and by NCCL.
+# How gloo (the first four) and NCCL report a broken connection.
 LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -70,7 +70,7 @@ def choose_processes(runtime: RuntimeParams) -> int:
 
 
 def launch(script: str, processes: int) -> None:
-    """Run ``script`` in so many processes on this host; return when all have ended well.
+    """Run ``script`` in ``processes`` processes on this host; return when all have succeeded.
 
     Raises:
         UserError: a process was killed.
@@ -87,25 +87,25 @@ def launch(script: str, processes: int) -> None:
         max_restarts=0,
         signals_to_handle=",".join(number.name for number in (signal.SIGINT, *ending_signals())),
     )
-    # Else each would take all cores.
+    # Otherwise each would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     if not os.environ.get("RECEIPTBERT_DEBUG"):
-        logging.disable(logging.ERROR)  # what the launcher has to say of a failure takes pages
+        logging.disable(logging.ERROR)  # the launcher's account of a failure takes pages
     try:
         elastic_launch(config, sys.executable)(script)
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as error:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
-        # SIGTERM is what the launcher ends the others with.
-        # Only where no process has failed and said why does it tell anything.
+        # SIGTERM is how the launcher ends the others. So it only means something
+        # where no process has failed and said why.
         killed = codes if set(codes.values()) == {-signal.SIGTERM} else {}
         killed |= {number: code for number, code in codes.items() if code < 0 and code != -signal.SIGTERM}
         if killed:
             number = min(killed)
             raise UserError(
                 f"process {number} of {processes} was ended by {signal.Signals(-killed[number]).name}; "
-                "the same command goes on from the last checkpoint"
+                "run the same command to continue from the last checkpoint"
             ) from None
         sys.exit(max(1, *codes.values()))
     finally:
@@ -136,7 +136,7 @@ def one_voice() -> Iterator[None]:
     """Of several processes that fail, let the first say why. The others fail for the same reason, or because
     the first has failed.
 
-    Only the leader tells how the work goes on.
+    Only the leader reports progress.
     """
     if not dist.is_torchelastic_launched():
         yield
@@ -155,6 +155,7 @@ def one_voice() -> Iterator[None]:
             sys.exit(1)
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
             raise UserError(
-                "another process of the training is gone; the same command goes on from the last checkpoint"
+                "another process of the training is gone; run the same command to continue from the last "
+                "checkpoint"
             ) from error
         raise

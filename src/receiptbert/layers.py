@@ -1,4 +1,4 @@
-"""The parts of the encoder of BERT, as in the assignment (Devlin et al. 2019, section 3).
+"""The parts of BERT's encoder, as in the assignment (Devlin et al. 2019, section 3).
 
 Shapes: B texts in a batch, S tokens in a text, d hidden size, h heads, V vocabulary, P positions.
 """
@@ -47,7 +47,7 @@ class BertEmbeddings(nn.Module):
         self._dropout = Dropout(dropout_prob)
 
     def get_token_embeddings(self) -> nn.Embedding:
-        """The token embeddings, which the MLM head shares."""
+        """The token embeddings, which the MLM head shares (weight tying)."""
         return self._token_embeddings
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -68,13 +68,13 @@ class MultiHeadSelfAttention(nn.Module):
 
     Args:
         hidden_size: d.
-        num_attention_heads: h; as a rule d / 64, that is 64 dimensions a head.
+        num_attention_heads: h; usually d / 64, i.e. 64 dimensions a head.
         attention_probs_dropout_prob: dropout of attention weights, which hides whole tokens.
         dropout_prob: dropout before the residual sum.
         eps: of the layer norm.
 
     Raises:
-        ValueError: d is no multiple of h.
+        ValueError: d is not a multiple of h.
 
     Parameters: 4d^2 + 6d.
     """
@@ -89,7 +89,7 @@ class MultiHeadSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:
-            raise ValueError(f"hidden_size {hidden_size} is no multiple of {num_attention_heads} heads")
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} heads")
         self._num_heads = num_attention_heads
         self._size_per_head = hidden_size // num_attention_heads
         self._attention_dropout_prob = attention_probs_dropout_prob
@@ -110,14 +110,14 @@ class MultiHeadSelfAttention(nn.Module):
         """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given.
 
         Args:
-            attention_mask: (B, S, S), 1 where the query (second axis) sees the key (third axis), else 0;
-                None if every token sees every token.
-            rows: (N,), the tokens whose output is wanted, as numbers from 0 to BS - 1: the last layer
-                computes those alone that a head reads. None for all.
+            attention_mask: (B, S, S), 1 where the query (second axis) attends to the key (third axis), else
+                0; None if every token attends to every token.
+            rows: (N,), the tokens whose output is wanted, as indices from 0 to BS - 1: the last layer
+                computes only those that a head reads. None for all.
         """
         query, key, value = (self._split_heads(part) for part in self._qkv(embeddings).chunk(3, dim=-1))
-        # softmax(QK^T / sqrt(d / h)) V. Most kernels never hold the scores of a whole batch; those that a CPU
-        # has for dropout do.
+        # softmax(QK^T / sqrt(d / h)) V. Most kernels never hold the scores of a whole batch in memory; those
+        # for a CPU with dropout do.
         context = F.scaled_dot_product_attention(
             query,
             key,
@@ -137,11 +137,11 @@ class MultiHeadSelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between, residual connection and layer norm.
+    """Two linear layers with an activation in between, a residual connection and layer norm.
 
     Args:
         hidden_size: d.
-        intermediate_size: width between the two layers; as a rule 4d.
+        intermediate_size: width between the two layers; usually 4d.
         dropout_prob: dropout before the residual sum.
         act_func: ``gelu`` or ``relu``.
         eps: of the layer norm.

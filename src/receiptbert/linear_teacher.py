@@ -1,4 +1,4 @@
-"""A linear model on n-grams of characters and of words, which errs elsewhere than BERT does."""
+"""A linear model, on n-grams of characters and of words, whose errors differ from BERT's."""
 
 import warnings
 from collections.abc import Sequence
@@ -64,10 +64,10 @@ class LinearTeacher:
                 f"the train texts give the linear teacher no features ({error}); set finetune.teachers to 0"
             ) from None
         with warnings.catch_warnings():
-            # Two labels a class are few, and yet no mistake.
+            # Two labels per class are few, but not a mistake.
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
             self._svm.fit(features, train_targets)
-        # Nothing can be learned of a class that train lacks; its rows would have an infinite loss.
+        # Nothing can be learned about a class that train lacks; its rows would have an infinite loss.
         known = np.isin(val_targets, self._svm.classes_)
         margins = np.concatenate([self._margins(val_texts[rows]) for rows in _chunks(len(val_texts))])[known]
         columns = np.searchsorted(self._svm.classes_, val_targets[known])[:, None]
@@ -87,9 +87,9 @@ class LinearTeacher:
         return probabilities
 
     def _margins(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """How far each text is on the side of each class of train, shape (n, classes of train)."""
+        """The decision value of each text for each class in train, shape (n, classes in train)."""
         margins = self._svm.decision_function(self._vectorizer.transform(texts))
-        # Of two classes it gives the second's alone.
+        # For two classes it gives only the second's.
         return np.stack([-margins, margins], axis=1) if margins.ndim == 1 else margins
 
 
@@ -98,5 +98,5 @@ def _chunks(number: int) -> list[slice]:
 
 
 def tfidf(*kinds: dict[str, Any]) -> FeatureUnion:
-    """The features of several kinds, each the settings of a ``TfidfVectorizer``, beside each other."""
+    """The features of several kinds, side by side; each kind is a ``TfidfVectorizer``'s settings."""
     return make_union(*(TfidfVectorizer(**kind) for kind in kinds))

@@ -1,4 +1,4 @@
-"""Batches for a training: one after another on a CPU, many at once on a GPU."""
+"""Batches for training: one after another on a CPU, many at once on a GPU."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -24,7 +24,7 @@ class ManyAtOnce:
     Args:
         dataset: on a GPU.
         batch_sampler: which texts make a batch.
-        collate_fn: takes what the dataset makes. Of its tensors the integers have a column for each token.
+        collate_fn: takes what the dataset makes; the 2-D integer tensors have a column per token.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ def make_loader(
 ) -> DataLoader[Any] | ManyAtOnce:
     """The batches of ``dataset``, on its device.
 
-    A resumed training begins to make them where it was cut off, and with other random numbers if that is in
-    the midst of many. So who wants the same numbers always gets one batch after another.
+    A resumed run begins to make them where it was interrupted, with different random numbers if that is
+    amid many made at once. So where runs must be deterministic, batches are made one after another.
     """
     if dataset.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
         return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=collate_fn)
@@ -68,5 +68,5 @@ def make_loader(
 
 
 def _is_of_tokens(part: Tensor) -> bool:
-    """(B, S) ids, segments or labels, as against (B, C) probabilities of classes."""
+    """(B, S) ids, segments or labels, as opposed to (B, C) class probabilities."""
     return part.dim() == 2 and not part.is_floating_point()

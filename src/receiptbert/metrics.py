@@ -14,7 +14,7 @@ BOOTSTRAP_DRAWS = 1000
 
 
 def scores(true: ClassIds, predicted: ClassIds, majority: int) -> dict[str, Any]:
-    """Weighted F1 (the score of this project) first, then macro F1, accuracy, and what is behind them.
+    """Weighted F1 (the score of this project) first, then macro F1, accuracy, a baseline and the row count.
 
     Args:
         true: class ids, shape (n,).
@@ -32,15 +32,15 @@ def scores(true: ClassIds, predicted: ClassIds, majority: int) -> dict[str, Any]
 
 
 def f1(true: Sequence[int] | ClassIds, predicted: ClassIds, average: str) -> float:
-    """The ``weighted`` or ``macro`` average of the F1 scores of the classes; one never predicted has 0."""
+    """The ``weighted`` or ``macro`` average of the classes' F1 scores; a class never predicted scores 0."""
     return float(f1_score(true, predicted, average=average, zero_division=0))
 
 
 def score_intervals(true: ClassIds, predicted: ClassIds, seed: int = 0) -> dict[str, tuple[float, float]]:
     """95% intervals of weighted F1, macro F1 and accuracy: the percentile bootstrap (Efron 1981).
 
-    The rows are drawn again with replacement, and the scores computed of each draw. All that a draw does to
-    the scores is in its confusion matrix, so that is what is drawn: its cells have the multinomial
+    The rows are resampled with replacement, and the scores computed from each draw. A draw determines the
+    scores through its confusion matrix alone, so that is what is drawn: its cells have the multinomial
     distribution that drawing rows gives them.
     """
     size = int(max(true.max(), predicted.max())) + 1
@@ -57,7 +57,7 @@ def score_intervals(true: ClassIds, predicted: ClassIds, seed: int = 0) -> dict[
 
 
 def confusion_scores(actual: ClassIds, answer: ClassIds, rows: ClassIds) -> tuple[float, float, float]:
-    """Weighted F1, macro F1, accuracy of ``rows`` of each pair of classes; all of shape (cells,)."""
+    """Weighted F1, macro F1, accuracy from ``rows``, the count of each pair of classes; all (cells,)."""
     size = int(max(actual.max(), answer.max())) + 1
     hits, of_class, answered = (
         np.bincount(classes, weights=rows * chosen, minlength=size)
@@ -69,7 +69,7 @@ def confusion_scores(actual: ClassIds, answer: ClassIds, rows: ClassIds) -> tupl
 
 
 class ClassScore(NamedTuple):
-    """How well one class is told from the others."""
+    """How well one class is told apart from the others."""
 
     name: str
     f1: float

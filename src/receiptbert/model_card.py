@@ -1,4 +1,4 @@
-"""The model card: what a person must know before trusting the model, as Hugging Face reads it.
+"""The model card: what a person must know before trusting the model, in Hugging Face's format.
 
 YAML front matter, then Markdown. Every number comes from the run that writes the card; only the versions of
 packages are the environment's, so that equal models have equal cards in one environment.
@@ -23,7 +23,7 @@ SCORE_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy":
 PACKAGES = ["torch", "tokenizers", "transformers", "safetensors"]
 SHOWN = 10  # categories and errors
 MIN_ROWS = 10  # of a category whose score is worth showing
-# What the card tells of the data.
+# What the card says about the data.
 COUNTS = [
     *("rows", "distinct_texts", "classes", "train_rows_per_class", "rows_left_out", "largest_class_share"),
     *("classes_absent_from_train", "test_rows_seen_elsewhere", "blank_texts"),
@@ -49,7 +49,7 @@ def model_card(result: Evaluation, model: BertFinetuneModel, data: Mapping[str, 
 
     Args:
         result: on test.
-        model: that gave it.
+        model: that was evaluated.
         data: the counts of ``metrics/data.json``, those of ``COUNTS`` at least.
     """
     sections = [
@@ -88,9 +88,9 @@ def _introduction(result: Evaluation, model: BertFinetuneModel) -> str:
     parts = count_parameters(model)
     rows = [(part, f"{count:,}") for part, count in {**parts, "all": sum(parts.values())}.items()]
     longest = model.shape.maxlen
-    text = f"""A BERT that gives a line of a receipt one of {len(result.names):,} product categories. It reads
-        the first {longest} tokens of a line. The receiptbert pipeline made it, and wrote this card with its
-        scores on test."""
+    text = f"""A BERT that sorts receipt lines into {len(result.names):,} product categories. It reads the
+        first {longest} tokens of a line. The receiptbert pipeline made it and wrote this card, with scores on
+        the test split."""
     return _section("# Receipt lines to product categories", text, _table(["part", "parameters"], rows))
 
 
@@ -100,14 +100,15 @@ def _data(data: Mapping[str, Any]) -> str:
         (what, *(f"{of[split]:,}" if split in of else "" for split in SPLITS)) for what, of in counts.items()
     ]
     per_class, left_out = data["train_rows_per_class"], data["rows_left_out"]
-    text = f"""A category has {per_class["smallest"]:,} to {per_class["largest"]:,} rows of train, the median
-        being {per_class["median"]:,.0f}; the largest is {data["largest_class_share"]:.1%} of train.
-        Categories of val or test that train lacks: {data["classes_absent_from_train"]:,}. All this, and the
-        categories of the table, is of what was used; its rows and texts are counted as the corpus came, with
-        {data["blank_texts"]:,} blank texts and {data["test_rows_seen_elsewhere"]:,} test rows whose text is
-        in another split too. Left out, because val or test has their text: train {left_out[TRAIN]:,},
-        val {left_out[VAL]:,}, unsupervised {left_out[UNSUPERVISED]:,} rows."""
-    return _section("## Data", _table(["", *SPLITS], rows), text)
+    delivered = f"""Rows and texts are counted as the corpus was delivered. Blank texts among them:
+        {data["blank_texts"]:,}; test rows whose text is in another split too:
+        {data["test_rows_seen_elsewhere"]:,}. Rows then left out because their text is held out in val or
+        test: {left_out[TRAIN]:,} train, {left_out[VAL]:,} val, {left_out[UNSUPERVISED]:,} unsupervised."""
+    used = f"""Categories are counted over the rows that are left. A category has {per_class["smallest"]:,} to
+        {per_class["largest"]:,} train rows (median {per_class["median"]:,.0f}); the largest makes up
+        {data["largest_class_share"]:.1%} of train. Categories of val or test without train rows:
+        {data["classes_absent_from_train"]:,}."""
+    return _section("## Data", _table(["", *SPLITS], rows), delivered, used)
 
 
 def _scores(result: Evaluation) -> str:
@@ -116,10 +117,10 @@ def _scores(result: Evaluation) -> str:
         for key, name in SCORE_NAMES.items()
     ]
     text = f"""{result.scores["rows"]:,} rows. Always answering the most frequent category has weighted F1
-        {result.scores["majority_weighted_f1"]:.3f}. The intervals are percentiles of a bootstrap: the rows
-        drawn again with replacement, {BOOTSTRAP_DRAWS:,} times, from a fixed seed. They hold the chance of
-        which lines are in test, not that of another training. That of macro F1 may lie low: of a rare
-        category a draw may have a row or none, which costs more F1 than it gains."""
+        {result.scores["majority_weighted_f1"]:.3f}. The intervals are bootstrap percentiles: the rows were
+        drawn with replacement {BOOTSTRAP_DRAWS:,} times, from a fixed seed. They cover the chance in which
+        lines are in test, not the chance in training. The interval of macro F1 may lie low: a draw may hold
+        few rows of a rare category or none, which costs more F1 than it gains."""
     return _section("## Scores on test", _table(["score", "value", "95% interval"], rows), text)
 
 
@@ -129,8 +130,8 @@ def _worst(classes: Sequence[ClassScore]) -> str:
         (_plain(row.name), f"{row.f1:.2f}", f"{row.precision:.2f}", f"{row.recall:.2f}", f"{row.rows:,}")
         for row in common[: -SHOWN - 1 : -1]
     ]
-    text = f"""Of those with {MIN_ROWS} test rows or more. {len(classes) - len(common):,} have fewer, too few
-        for a score of their own."""
+    text = f"""Among categories with at least {MIN_ROWS} test rows. {len(classes) - len(common):,} have fewer,
+        too few for a score of their own."""
     header = ["category", "F1", "precision", "recall", "test rows"]
     return _section("## The worst categories", _table(header, rows), text)
 
@@ -140,7 +141,7 @@ def _confusions(pairs: Sequence[ConfusedPair]) -> str:
         (_plain(pair.actual), _plain(pair.predicted), f"{pair.rows:,}", _plain(pair.example))
         for pair in pairs[:SHOWN]
     ]
-    header = ["category", "taken for", "test rows", "one of them"]
+    header = ["category", "predicted as", "test rows", "example"]
     return _section("## The most frequent errors", _table(header, rows))
 
 
@@ -148,22 +149,22 @@ def _confidence(result: Evaluation) -> str:
     rows = [(f"{row.threshold:.2f}", f"{row.coverage:.1%}", f"{row.accuracy:.1%}") for row in result.coverage]
     before, after = result.scores["ece_uncalibrated"], result.scores["ece"]
     what = f"""Confidence is the probability of the answer: the softmax of the logits divided by the
-        temperature {result.temperature:g}, which was fitted on val. On test it is off by {after:.3f}
-        (expected calibration error, {BINS} bins); at temperature 1 it would be by {before:.3f}."""
-    use = """If the answers below a confidence are left to a person (`receiptbert predict --min-confidence`),
-        test keeps this share of its lines, and so many of those are right:"""
+        temperature {result.temperature:g}, which was fitted on val. On test it is off by {after:.3f} on
+        average (expected calibration error, {BINS} bins), at temperature 1 it would be by {before:.3f}."""
+    use = """If answers below a confidence are left to a person (`receiptbert predict --min-confidence`), this
+        share of the test lines keeps its answer, and that many of those answers are right:"""
     header = ["confidence at least", "lines kept", "accuracy of these"]
-    return _section("## What confidence is worth", what, use, _table(header, rows))
+    return _section("## How far to trust the confidence", what, use, _table(header, rows))
 
 
 def _limits(result: Evaluation) -> str:
     limits = [
-        """The scores are those of lines like test's. Expect less of other shops, other cash registers,
-        another language or next year's products: label a few hundred such lines and look.""",
-        f"""Every line gets one of the {len(result.names):,} categories, also a line that belongs to none.""",
-        f"""Weighted F1 is made by frequent categories. Where each counts alike (macro F1) it is
-        {result.scores["macro_f1"]:.3f}.""",
-        """The temperature is one for all categories; confidence can be too high in some and too low in
+        """The scores hold for lines like those of test. Expect lower ones for other shops, other cash
+        registers, another language or next year's products: label a few hundred such lines and measure.""",
+        f"""Every line gets one of the {len(result.names):,} categories, even a line that belongs to none.""",
+        f"""Weighted F1 is dominated by frequent categories. With all categories weighted equally (macro F1)
+        it is {result.scores["macro_f1"]:.3f}.""",
+        """One temperature serves all categories, so confidence can be too high in some and too low in
         others.""",
     ]
     return _section("## Limits", "\n".join(f"- {_folded(limit)}" for limit in limits))
@@ -187,8 +188,8 @@ classify = pipeline("text-classification", "models/finetuned", truncation=True)
 print(classify(["МОЛОКО 3,2% 1Л"]))
 ```
 
-The labels are the same; the scores of the second are those at temperature 1. The temperature is
-`classify.model.config.softmax_temperature`."""
+Both give the same labels; the scores of the second are at temperature 1 (the temperature is
+`classify.model.config.softmax_temperature`)."""
 
 
 def _versions() -> str:
@@ -196,13 +197,13 @@ def _versions() -> str:
         (package.name, package.version) for name in PACKAGES for package in metadata.distributions(name=name)
     ]
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    # What stands after a plus names a build, for this or that GPU.
+    # The part after a plus names a build, for this or that GPU.
     rows = [("Python", python), *((name, version.split("+")[0]) for name, version in found)]
     return _section("## Versions", _table(["package", "version"], rows))
 
 
 def _section(heading: str, *parts: str) -> str:
-    """Paragraphs are folded to one line; tables, lists and code, which have lines, must come so."""
+    """Join heading and parts: paragraphs become one line each, tables and lists keep their lines."""
     return "\n\n".join(
         [heading, *(part if part.startswith(("|", "- ")) else _folded(part) for part in parts)]
     )
@@ -218,6 +219,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of the corpus for a cell of a table: one line, and no Markdown or HTML to who renders it."""
+    """Text of the corpus for a cell of a table: one line, with Markdown and HTML escaped."""
     one_line = _folded("".join(c if c.isprintable() else " " for c in text))
     return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", one_line)

@@ -1,4 +1,4 @@
-"""The heads of BERT and the two models: for pretraining and for finetuning.
+"""The heads of BERT, and the two models for pretraining and for finetuning.
 
 The tasks are masked language modelling (Devlin et al. 2019) and sentence order prediction (Lan et al. 2020).
 Shapes: B texts in a batch, S tokens in a text, d hidden size, V vocabulary, C classes.
@@ -24,8 +24,8 @@ class MlmHead(nn.Module):
         vocab_size: V.
         hidden_act: ``gelu`` or ``relu``.
         eps: of the layer norm.
-        ignore_index: the label of a token that is no target.
-        input_embeddings: the token embeddings to share; None for a matrix of its own.
+        ignore_index: the label of a token that is not a target.
+        input_embeddings: the token embeddings to share (weight tying); None for a matrix of its own.
 
     Parameters: d^2 + d + 2d + Vd + V, of which Vd are those of ``input_embeddings``.
     """
@@ -49,14 +49,14 @@ class MlmHead(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
-        """(B, S, d) and (B, S) true ids -> the mean cross entropy over the targets (nats); 0 without any."""
+        """(B, S, d) and (B, S) true ids -> the mean cross entropy over the targets (nats), 0 if none."""
         is_target = labels != self.ignore_index
         return self.loss_at(hidden_states[is_target], labels[is_target])
 
     def loss_at(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
-        """(T, d) and (T,) -> the same of tokens that were chosen, of which some may be no targets."""
-        # Logits at the targets alone: the product with the V x d matrix is the dearest of a small
-        # model, and most tokens are no targets.
+        """(T, d) and (T,) -> the same over tokens picked beforehand, some of which may not be targets."""
+        # Logits at the targets alone: the product with the V x d matrix is the most expensive of a small
+        # model, and most tokens are not targets.
         logits = self.logits(hidden_states)  # (T, V)
         loss = cross_entropy_in_place(logits, labels, self.ignore_index)
         return loss / (labels != self.ignore_index).sum().clamp(min=1)
@@ -93,7 +93,7 @@ class ClassifierHead(nn.Module):
         return self.at_cls(hidden_states[:, self.CLS_POSITION], permuted)
 
     def at_cls(self, hidden_states: Tensor, permuted: Tensor | None = None) -> Tensor:
-        """(B, d), those of ``[CLS]`` alone -> as ``forward``."""
+        """(B, d) hidden states of ``[CLS]`` alone -> as ``forward``."""
         pooled = self._activation(self._dense(hidden_states))
         logits = cast(Tensor, self._output(self._dropout(pooled)))
         if permuted is None:
@@ -102,7 +102,7 @@ class ClassifierHead(nn.Module):
 
 
 class ModelOnBert(nn.Module):
-    """What both models share: the encoder, and what is asked of it."""
+    """What both models share: the encoder, and access to its settings."""
 
     _backbone: Bert
 
@@ -117,19 +117,19 @@ class ModelOnBert(nn.Module):
         return self._backbone.activation_checkpointing
 
     def checkpoint_activations(self, active: bool = True) -> None:
-        """Train in less memory and more time; see ``Bert.activation_checkpointing``."""
+        """Train with less memory but more time; see ``Bert.activation_checkpointing``."""
         self._backbone.activation_checkpointing = active
 
 
 class BertModel(ModelOnBert):
     """BERT for pretraining: masked language modelling and sentence order prediction.
 
-    The arguments are those of ``Bert``, but for these:
+    The arguments are those of ``Bert``, except for these:
 
     Args:
         hidden_dropout_prob: ``dropout_prob`` of ``Bert``, and the dropout of the sentence order head.
-        ignore_index: the label of a token that is no target.
-        sop_weight: the share of sentence order in the loss; equal weights, as in the assignment, are 0.5.
+        ignore_index: the label of a token that is not a target.
+        sop_weight: the share of sentence order in the loss; 0.5, as in the assignment, weights both equally.
     """
 
     def __init__(
@@ -192,8 +192,8 @@ class BertModel(ModelOnBert):
             labels: (B, S) true ids at the targets, ``ignore_index`` elsewhere.
             permuted: (B,), whether the segments are swapped.
             token_type_ids: (B, S), 0 or 1.
-            max_targets: compute so many rows for targets, so that no one has to wait until a GPU has counted
-                them. If there are fewer targets, the other rows are ignored; if more, the last get no loss.
+            max_targets: compute this many rows for targets, to avoid waiting for a GPU to count the targets.
+                If there are fewer, the surplus rows are ignored; if more, the last targets get no loss.
         """
         targets = self._targets(labels, max_targets)  # (T,)
         rows = torch.cat([cls_rows(x), targets])
@@ -205,22 +205,22 @@ class BertModel(ModelOnBert):
         return self.total(parts), parts
 
     def _targets(self, labels: Tensor, max_targets: int | None) -> Tensor:
-        """(B, S) labels -> (T,), the numbers of the targets among the B * S tokens."""
+        """(B, S) labels -> (T,), the indices of the targets among the B * S tokens."""
         is_target = (labels != self._mlm_head.ignore_index).flatten()
         if max_targets is None:
             return is_target.nonzero().squeeze(1)
-        # Filled up with the first token, a [CLS], which never is a target.
+        # Filled up with the index of the first token, a [CLS], which is never a target.
         return torch.nonzero_static(is_target, size=max_targets, fill_value=0).squeeze(1)
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
-        """The loss to minimize, of its two parts."""
+        """The loss to minimize, from its two parts."""
         return (1 - self._sop_weight) * parts["MLM"] + self._sop_weight * parts["SOP"]
 
 
 class BertFinetuneModel(ModelOnBert):
-    """BERT for classification. Its head but for the last layer is the one pretrained on sentence order.
+    """BERT for classification. All of its head but the last layer is pretrained on sentence order.
 
-    The arguments are those of ``Bert``, but for these:
+    The arguments are those of ``Bert``, except for these:
 
     Args:
         num_classes: C.
@@ -265,7 +265,7 @@ class BertFinetuneModel(ModelOnBert):
 
 
 def cls_rows(input_ids: Tensor) -> Tensor:
-    """(B, S) ids -> (B,), the number of each ``[CLS]`` among the B * S tokens."""
+    """(B, S) ids -> (B,), the index of each ``[CLS]`` among the B * S tokens."""
     return torch.arange(input_ids.shape[0], device=input_ids.device) * input_ids.shape[1]
 
 

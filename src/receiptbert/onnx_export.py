@@ -45,7 +45,7 @@ class Agreement(NamedTuple):
     same_labels: float
     """The share of lines that get the same class."""
     difference: float
-    """The largest between two probabilities."""
+    """The largest difference of a probability."""
 
 
 class CalibratedModel(nn.Module):
@@ -62,7 +62,7 @@ class CalibratedModel(nn.Module):
 
 
 class OnnxModel(nn.Module):
-    """An exported file in the place of a ``CalibratedModel``, on the CPU."""
+    """An exported file in place of a ``CalibratedModel``, on the CPU."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -83,12 +83,12 @@ def export_onnx(
     """Write the classifier of ``model_folder`` as one ONNX file, if it answers as torch does.
 
     Args:
-        int8: store the weights of matrix products in 8 bits and quantize activations as they come: a quarter
-            of the size, other answers to some lines.
-        texts: lines to compare the answers to; None for lines of words of the vocabulary.
+        int8: store the weights of matrix products in 8 bits and quantize activations dynamically: a quarter
+            of the size, different answers to some lines.
+        texts: lines to compare the answers on; None for lines of random words of the vocabulary.
 
     Returns:
-        how the file agrees with torch, quantized if it is.
+        how well the file, quantized or not, agrees with torch.
 
     Raises:
         UserError: no such model, no lines, or a folder of that name; or before quantization some line gets
@@ -168,7 +168,7 @@ def _export(model: CalibratedModel, max_seqlen: int, names: Sequence[str], path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own workings, and that torchvision is not there."""
+    """Hide the exporter's warnings of its own workings, and that torchvision is missing."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

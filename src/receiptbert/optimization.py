@@ -12,8 +12,8 @@ from receiptbert.encoder import Bert
 def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: float = 1.0) -> AdamW:
     """AdamW (Loshchilov and Hutter 2019) in groups: biases and layer norms are not decayed.
 
-    Decayed weights shrink by rate x decay in each step, beside Adam's own step. As a term of the loss (L2)
-    the decay would be divided by the root of Adam's second moment, as gradients are: weights with large
+    Decayed weights shrink by rate x decay in each step, apart from Adam's own step. As a term of the loss
+    (L2) the decay would be divided by the root of Adam's second moment, as gradients are: weights with large
     gradients would hardly be decayed.
 
     The learning rate is left to ``Scheduler``.
@@ -21,14 +21,14 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: 
     Args:
         model: whose parameters are trained.
         weight_decay: of those that are decayed.
-        layer_lr_decay: the rate of each layer of the encoder as a share of that of what is above it, a layer
-            or the head; below the layers are the embeddings (Howard and Ruder 2018; of BERT, Sun et al.
-            2019). What is lower is more general, and has less to learn anew. At 1 there are two groups.
+        layer_lr_decay: the learning rate of each encoder layer as a fraction of that of the layer (or head)
+            above it; below the layers are the embeddings (Howard and Ruder 2018; for BERT, Sun et al. 2019).
+            What is lower is more general, and has less to relearn. At 1 there are two groups.
     """
     lr_scales = _lr_scales(model, layer_lr_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    # By the kind of the module, not by its name: a name can be missed or match too much. A shared
-    # parameter (the token embeddings in the MLM head) must be in one group only, once.
+    # By the type of the module, not by its name: a name can be missed or match too much. A shared
+    # parameter (the token embeddings in the MLM head) must be in one group only, and once.
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -47,7 +47,7 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: 
 
 
 def _lr_scales(model: nn.Module, layer_lr_decay: float) -> dict[nn.Parameter, float]:
-    """What the rate of each parameter of an encoder is multiplied by."""
+    """The factor on the learning rate of each parameter of an encoder."""
     encoders = [module for module in model.modules() if isinstance(module, Bert)]
     return {
         parameter: layer_lr_decay**depth
@@ -58,15 +58,15 @@ def _lr_scales(model: nn.Module, layer_lr_decay: float) -> dict[nn.Parameter, fl
 
 
 def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 1) -> int:
-    """Steps of the optimizer in a whole training: the schedule's length."""
+    """Optimizer steps in a whole training run: the schedule's length."""
     return math.ceil(num_batches / num_accum_steps) * n_epochs
 
 
 class Scheduler:
-    """Learning rate in a triangle: up from ``init_lr`` to ``peak_lr``, down to ``final_lr``, then constant.
+    """A triangular learning rate: up from ``init_lr`` to ``peak_lr``, down to ``final_lr``, then constant.
 
-    The first step is taken at ``init_lr`` (at ``peak_lr`` if there is no warm-up), the step number
-    ``num_warmup_steps`` (from 0) at ``peak_lr``, the last one a little above ``final_lr``.
+    The first step is taken at ``init_lr`` (at ``peak_lr`` if there is no warm-up), step number
+    ``num_warmup_steps`` (counted from 0) at ``peak_lr``, the last one a little above ``final_lr``.
 
     Args:
         optimizer: whose groups all get the same rate, times their ``lr_scale`` if they have one.
@@ -74,7 +74,7 @@ class Scheduler:
         peak_lr: rate at the end of the warm-up.
         final_lr: rate after the last step.
         num_warmup_steps: steps from ``init_lr`` to ``peak_lr``.
-        num_training_steps: all steps of the optimizer (batches times epochs over accumulation).
+        num_training_steps: all optimizer steps (batches times epochs, divided by accumulation steps).
 
     Raises:
         ValueError: the warm-up is no shorter than the training.
@@ -115,13 +115,13 @@ class Scheduler:
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Continue from what ``state_dict`` gave."""
         self._step = state["step"]
         self._set_lr()
 
     def _set_lr(self) -> None:
         for group, rate in zip(self._optimizer.param_groups, self.get_last_lr(), strict=True):
-            if isinstance(group["lr"], Tensor):  # where a recorded step reads it
+            if isinstance(group["lr"], Tensor):  # a recorded step reads it there
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate

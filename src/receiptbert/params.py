@@ -2,7 +2,7 @@
 
 The dataclasses have no defaults: ``params.yaml`` is the only source of values. Unknown, missing
 and mistyped keys and values out of range are errors that name the key. Where a setting that depends on the
-size of the model is ``auto``, the dataclasses have the size's number (see ``sizes``).
+size of the model is ``auto``, the dataclasses hold the value for that size (see ``sizes``).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Section = TypeVar("Section")
 
 OF_SHAPE = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
 OF_TRAINING = ["lr", "warmup", "dropout"]
-# What may be `auto`: for the value of model.size, and for as many processes as there are GPUs.
+# What may be `auto`: the value for model.size, or as many processes as there are GPUs.
 MAY_BE_AUTO = {f"model.{name}" for name in OF_SHAPE}
 MAY_BE_AUTO |= {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OF_TRAINING}
 MAY_BE_AUTO |= {"finetune.layer_lr_decay", "runtime.processes"}
@@ -64,7 +64,7 @@ class PretokenizeParams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelParams:
-    """The shape of BERT; where all of it is set by hand, the size tells the settings of training alone."""
+    """The shape of BERT; where all of it is set by hand, the size only decides settings of training."""
 
     size: str
     hidden_size: int
@@ -165,7 +165,7 @@ class RuntimeParams:
     processes: int | None  # None is `auto`
     deterministic: bool
     activation_checkpointing: bool
-    amp_backend: str  # what is installed here; that it is fp16 is tracked, as pretrain.precision
+    amp_backend: str  # what is installed here; fp16 itself is tracked, as pretrain.precision
     checkpoint_seconds: float
 
     def __post_init__(self) -> None:
@@ -204,7 +204,7 @@ def load_params(path: Path) -> Params:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} not found; run from the project's root") from None
-    # The last three come of values that are not what they look like (2024-02-30), and of endless brackets.
+    # The last three come from values that are not what they look like (2024-02-30) and endless brackets.
     except (YAMLError, ValueError, LookupError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
@@ -218,7 +218,7 @@ class _BadValueError(Exception):
 
 
 def _without_auto(document: Any) -> Any:
-    """``document`` with the numbers of ``model.size`` for ``auto``; the rest is for ``_build`` to check."""
+    """``document`` with each ``auto`` replaced by ``model.size``'s number; ``_build`` checks the rest."""
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         return document
     model, name = document["model"], document["model"].get("size")
@@ -232,13 +232,13 @@ def _without_auto(document: Any) -> Any:
         "pretrain": dataclasses.asdict(size.pretrain),
         "finetune": dataclasses.asdict(size.finetune),
     }
-    # These two follow the width, whether the size tells it or a person.
+    # These two follow the width, whether the size or a person sets it.
     hidden_size = size.hidden_size if model.get("hidden_size") == "auto" else model.get("hidden_size")
     if type(hidden_size) is int:
         if model.get("num_attention_heads") == "auto" and hidden_size % SIZE_PER_HEAD:
             raise _BadValueError(
                 f"model.num_attention_heads = auto is hidden_size / {SIZE_PER_HEAD}, "
-                f"and {hidden_size} is no multiple of it; set a number"
+                f"and {hidden_size} is not a multiple of it; set a number"
             )
         values["model"]["num_attention_heads"] = hidden_size // SIZE_PER_HEAD
         values["model"]["intermediate_size"] = EXPANSION * hidden_size
@@ -250,7 +250,7 @@ def _without_auto(document: Any) -> Any:
 
 
 def _build(kind: type[Section], values: Any, prefix: str) -> Section:
-    """Make one dataclass out of a mapping; ``prefix`` is what stands before its keys, as ``pretrain.``."""
+    """Make a dataclass from a mapping; ``prefix`` precedes its keys in messages, as ``pretrain.`` does."""
     if not isinstance(values, dict):
         raise _BadValueError(f"{prefix.rstrip('.') or 'the document'} must be a mapping of names to values")
     hints = get_type_hints(kind)

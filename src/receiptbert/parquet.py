@@ -18,7 +18,7 @@ class ParquetTable:
     """A table in a Parquet file.
 
     Raises:
-        UserError: it is none, or damaged; damage of the rows shows when they are read.
+        UserError: it is not one, or damaged; damage to rows shows when they are read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class ParquetTable:
         self.columns: list[str] = self.schema.names
 
     def count(self) -> int:
-        """The number of rows, which the file tells."""
+        """The number of rows, as the file records it."""
         return int(self._file.metadata.num_rows)
 
     def chunks(self) -> Iterator[list[Column]]:
@@ -49,7 +49,7 @@ class ParquetTable:
             ) from None
 
     def values(self, chunk: list[Column]) -> list[Column]:
-        """The columns as Python's values; what is beyond these, such as the year 10,000, as a string."""
+        """The columns as Python values; what these cannot hold, such as the year 10,000, as a string."""
         return [self._values(name, column) for name, column in zip(self.columns, chunk, strict=True)]
 
     def _values(self, name: str, column: Column) -> list[Any]:
@@ -72,14 +72,14 @@ def _value(scalar: pa.Scalar) -> Any:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Name the file in errors about its content, which the library words without it."""
+    """Name the file in errors about its content, which the library reports without it."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).strip()
-        raise UserError(f"{path} is no Parquet file, or a damaged one ({reason}); export it anew") from None
+        raise UserError(f"{path} is not a Parquet file, or is damaged ({reason}); export it again") from None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Train the embeddings of those tokens alone that the texts contain.
+"""Train the embeddings of only those tokens that the texts contain.
 
-A few thousand labelled texts hold a fraction of a large vocabulary. The other rows get no gradient, and yet
-an optimizer would read and write all of them and their moments in every step.
+A few thousand labelled texts hold a fraction of a large vocabulary. The other tokens' rows get no gradient,
+and yet an optimizer would read and write all of them and their moments in every step.
 """
 
 from collections.abc import Iterator
@@ -18,22 +18,22 @@ from receiptbert.tokenization import WordpieceTokenizer
 
 
 class PartialEmbedding(nn.Module):
-    """An embedding of V tokens whose parameter is the rows of R of them; the others stay as they are.
+    """An embedding of V tokens whose parameter holds the rows of R of them; the others stay as they are.
 
-    While it trains, it refuses other tokens (on a CPU with an ``IndexError``); otherwise it knows all.
+    In training mode it refuses the other tokens (on a CPU with an ``IndexError``); in eval mode all work.
 
     Args:
-        embedding: is left alone; it is on the device where the training is.
-        ids: the tokens to train, rising, shape (R,).
+        embedding: stays unchanged; it is already on the training device.
+        ids: the tokens to train, ascending, shape (R,).
     """
 
     def __init__(self, embedding: nn.Embedding, ids: Tensor) -> None:
         super().__init__()
         all_rows = embedding.weight.detach()
         self.weight = nn.Parameter(all_rows[ids].clone())  # (R, d)
-        # What follows never changes. As buffers, several processes would send it to each other in each step.
+        # The tensors below never change. As buffers, they would be sent between processes in each step.
         self._all_rows = all_rows  # (V, d), as they were before training
-        # (V,), the number of a token's row among those trained; -1 of the other tokens
+        # (V,), the index of a token's row among those trained; -1 for the other tokens
         self._place = torch.full((len(all_rows),), -1, device=all_rows.device)
         self._place[ids] = torch.arange(len(ids), device=all_rows.device)
 
@@ -46,24 +46,24 @@ class PartialEmbedding(nn.Module):
         return torch.where((place >= 0)[..., None], trained, F.embedding(input_ids, self._all_rows))
 
     def to_embedding(self) -> nn.Embedding:
-        """An ordinary embedding of all V tokens, with what the R have learned."""
+        """An ordinary embedding of all V tokens, including the R trained rows."""
         rows = self._all_rows.clone()
         rows[self._place >= 0] = self.weight.detach()
         return nn.Embedding(len(rows), rows.shape[1], _weight=rows)
 
 
 def tokens_in(texts: TokenStore, tokenizer: WordpieceTokenizer) -> Tensor:
-    """The distinct tokens of the inputs that are made of ``texts``, rising, shape (R,)."""
+    """The distinct tokens of the inputs made from ``texts``, ascending, shape (R,)."""
     marks = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
     return torch.from_numpy(np.union1d(texts.ids, marks).astype(np.int64))
 
 
 @contextmanager
 def only_tokens(model: BertFinetuneModel, ids: Tensor) -> Iterator[None]:
-    """Within it ``model`` has the embeddings of ``ids`` (R,) as parameters; afterwards it is an ordinary one.
+    """Within it only rows ``ids`` (R,) of ``model``'s token embeddings are parameters; afterwards all are.
 
-    It has to be on the device where it is trained. The other tokens are spared what an optimizer does to rows
-    without a gradient: weight decay.
+    The model has to be on the training device already. The other tokens are spared what an optimizer does to
+    rows without a gradient: weight decay.
     """
     embeddings = model._backbone._embeddings
     partial = PartialEmbedding(embeddings.get_token_embeddings(), ids).train(embeddings.training)

@@ -1,4 +1,4 @@
-"""What a training will take, told before it begins: parameters, work for each token, memory.
+"""What a training will take, estimated before it begins: parameters, work per token, memory.
 
 Plain arithmetic. d is the hidden size, i the intermediate size, C the number of classes. A number has 4
 bytes, or 2 where a matrix product of mixed precision reads or writes it.
@@ -12,15 +12,15 @@ from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.progress import say
 
-# The backward pass takes two products, for the gradients of inputs and of weights, for each one forward.
+# For each product of the forward pass, the backward pass takes two: for the gradients of inputs and weights.
 TIMES_FORWARD = 3
-# Blocks that begin at a multiple of 2 MiB leave gaps, and what a large one leaves may not serve smaller ones.
+# Blocks that begin at a multiple of 2 MiB leave gaps, and what a large one frees may not suit smaller ones.
 GAPS = 0.5  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 NUMBER = 4  # bytes
 GIB = 2**30
-# Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: so
-# much of the activations, and so many bytes beside. Fitted to an H200 before cross entropy took less, and
-# made to say less by as much since (ibid.).
+# Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: a
+# multiple of the activations, and a number of bytes. Fitted to an H200 before cross entropy took less, and
+# reduced by as much since (ibid.).
 APART = 3.2
 BESIDE = 0.4 * GIB
 
@@ -28,11 +28,11 @@ BESIDE = 0.4 * GIB
 def parameters(shape: BertShape, num_classes: int | None) -> dict[str, int]:
     """How many parameters each part has; the heads are those of pretraining if ``num_classes`` is None.
 
-    The matrix that the head of masked language modelling shares with the embeddings counts there.
+    The matrix that the head of masked language modelling shares with the embeddings counts as theirs.
     """
     d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     of_mlm = d * d + d + 2 * d + shape.vocab_size if num_classes is None else 0
-    outputs = num_classes or 1  # the order of the segments is one
+    outputs = num_classes or 1  # sentence order has one
     return {
         "embeddings": (shape.vocab_size + shape.max_seqlen + 2) * d + 2 * d,
         "attention": layers * (4 * d * d + 6 * d),
@@ -49,15 +49,15 @@ def operations_per_token(
     outputs: int,
     recomputed: bool = False,
 ) -> float:
-    """Operations of the matrix products of a training step, forward and backward, for each token.
+    """Operations of the matrix products of a training step, forward and backward, per token.
 
     A multiplication and an addition are two operations.
 
     Args:
         length: tokens that a token attends to, on average, special ones included.
         of_cls: share of the tokens that are [CLS], one for each text.
-        targets: share of the tokens that are to be told; 0 in a classifier, whose head reads [CLS] alone.
-        outputs: entries that such a token may be, or classes.
+        targets: share of the tokens that are to be predicted; 0 in a classifier: its head reads [CLS] alone.
+        outputs: vocabulary entries that a target may be, or classes.
         recomputed: whether activation checkpointing computes the layers once more.
     """
     d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
@@ -71,20 +71,20 @@ def operations_per_token(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A training, as far as it decides what the training takes.
+    """The properties of a training that decide what it takes.
 
     Args:
         shape: of the encoder.
         num_classes: C; None for pretraining.
         trained_tokens: entries of the vocabulary whose embeddings are trained.
-        soft_targets: probabilities that are kept as targets of finetuning, all texts' together.
+        soft_targets: probabilities that are kept as targets of finetuning, for all texts together.
         texts: in a batch.
         processes: that share each batch; on a CPU they share its memory, too.
         length: tokens of a text, on average, special ones included.
         longest: tokens of the longest text.
         mask_prob: the share of tokens that are targets; 0 for finetuning.
-        dropout: how often an activation becomes zero.
-        mixed: whether matrix products have half precision.
+        dropout: probability that an activation is zeroed.
+        mixed: whether matrix products are in half precision.
         on_cpu: else on a GPU.
         recorded: whether a GPU's passes are, see ``cuda_graphs``.
         activation_checkpointing: see ``Bert``.
@@ -133,8 +133,8 @@ class Plan:
         weights = NUMBER * self.num_parameters - still  # those that are trained
         state = 3 * weights  # and the two moments of AdamW
         passing = weights / 2 if self.mixed else 0.0  # the weights in half precision
-        # Head and embeddings share a matrix and make a gradient each before these are added. In finetuning
-        # the embeddings are kept as they were before, beside those that are trained.
+        # Head and embeddings share a matrix and each make a gradient before these are added. In finetuning
+        # the original embeddings are kept, next to those that are trained.
         passing += self.shape.vocab_size * embedding
         if self.num_classes is not None:
             state += weights  # of the best epoch so far
@@ -162,13 +162,13 @@ class Plan:
         return self.mask_prob * max(1 - 2 / self.length, 0)
 
     def _activations(self) -> float:
-        """Bytes that a batch keeps between its forward and its backward pass, and those that come on top."""
+        """Bytes that a batch keeps from its forward to its backward pass, and those that the latter adds."""
         d, i, tokens = self.shape.hidden_size, self.shape.intermediate_size, self.texts * self.length
         half = NUMBER / 2 if self.mixed else NUMBER
         mask = (NUMBER if self.on_cpu else 1) * d if self.dropout else 0.0
         attention = half * 5 * d  # its input, queries, keys, values and their weighted sum
         if self.dropout and self.on_cpu:
-            # The kernel that never holds the attention weights of a whole batch knows no dropout there.
+            # The kernel that never holds the attention weights of a whole batch lacks dropout on a CPU.
             attention += NUMBER * 3 * self.shape.num_attention_heads * self.longest
         # The inputs of both layer norms, of both linear layers of the feed-forward part, of its activation.
         rest = NUMBER * 2 * d + half * (d + 2 * i) + 2 * mask
@@ -178,7 +178,7 @@ class Plan:
         if self.activation_checkpointing:
             kept = NUMBER * layers * d + (attention + rest if layers > 1 else attention + read * rest)
         embeddings = NUMBER * d + mask
-        # Their gradient takes their place; in mixed precision both stand in half precision, too.
+        # Their gradient takes their place; in mixed precision both exist in half precision, too.
         logits = (NUMBER + half if self.mixed else NUMBER) * self._targets * self.shape.vocab_size
         backward = half * (2 * i + 3 * d)  # gradients on their way through a feed-forward part
         return tokens * (embeddings + kept + logits + backward)
@@ -188,7 +188,7 @@ def announce(plan: Plan, free: int | None) -> None:
     """Say on stderr what the training will take.
 
     Args:
-        free: bytes of memory that the device has left; None if nobody knows.
+        free: bytes of memory that the device has left; None if unknown.
     """
     parts = parameters(plan.shape, plan.num_classes)
     shared = f" in {plan.processes} processes" if plan.processes > 1 else ""
@@ -227,7 +227,7 @@ def require_memory(
         advice += [f"{switch[0]} and {both}"] if both else []
     fitting = ", or ".join(filter(None, advice)) or "a smaller model.size, or take a machine with more memory"
     raise UserError(
-        f"the training would take about {_gib(plan.total_memory)} of memory, and {_gib(free)} are free; "
+        f"the training would take about {_gib(plan.total_memory)} of memory, but only {_gib(free)} are free; "
         f"set {fitting}"
     )
 
@@ -237,7 +237,7 @@ def _smaller_batch(
 ) -> str | None:
     """The settings of the largest batch that fits; None if not even one text does."""
     for factor in range(2, batch_size + 1):
-        if num_accum_steps is not None and batch_size % factor:  # they would make no step of as many texts
+        if num_accum_steps is not None and batch_size % factor:  # they would not add up to as many texts
             continue
         if replace(plan, texts=math.ceil(plan.texts / factor)).total_memory <= free:
             smaller = f"{stage}.batch_size={batch_size // factor}"

@@ -29,12 +29,12 @@ def choose_precision(name: str, device: torch.device, key: str) -> str:
     if name not in PRECISIONS:
         raise UserError(f"{key} = {name} is not among {', '.join(PRECISIONS)}")
     if (name == "bf16" and not has_bf16(device)) or (name == "fp16" and device.type == "cpu"):
-        raise UserError(f"{key} = {name}, which this {device.type} does not have; set auto")
+        raise UserError(f"{key} = {name}, which this {device.type} does not support; set auto")
     return name
 
 
 def products_in(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Within it matrix products are computed in ``precision``: fp32, which changes nothing, bf16 or fp16."""
+    """A context that computes matrix products in ``precision``: fp32 (changes nothing), bf16 or fp16."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 

@@ -1,4 +1,4 @@
-"""``receiptbert predict``: label the lines of a table, of whatever length, a chunk at a time."""
+"""``receiptbert predict``: label the lines of a table of any length, a chunk at a time."""
 
 import argparse
 import os
@@ -35,11 +35,11 @@ TABLES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".
 INPUTS = {**TABLES, ".txt": "lines"}
 OUTPUTS = {**TABLES, ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
-# Digits of a confidence: more than it is worth, few enough to be the same whatever a line was computed with.
+# Decimals of a confidence: more than are meaningful, few enough not to depend on the rest of a batch.
 DECIMALS = 4
-NO_CANDIDATE = ("", "", 0.0)  # of an empty text, or of a model with fewer classes than were asked for
+NO_CANDIDATE = ("", "", 0.0)  # for an empty text, or a model with fewer classes than were asked for
 
-# oneDNN, by which torch computes on a CPU, keeps the code compiled for the last 1,024 shapes of batches.
+# oneDNN, which torch uses on a CPU, keeps the code compiled for the last 1,024 shapes of batches.
 # It lies scattered among the activations, so that the heap grows with every new shape: to twice the memory
 # after 200,000 lines. The shapes of one batch are enough, and no slower (docs/LOG.md).
 KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
@@ -68,7 +68,7 @@ def predict(args: argparse.Namespace) -> None:
         chunks = table.chunks()
         if args.shard:
             if total is None:
-                raise UserError("--shard counts the lines first; stdin can be read but once, so name a file")
+                raise UserError("--shard counts the lines first; stdin can be read only once, so name a file")
             number, shards = args.shard
             rows = range(total * (number - 1) // shards, total * number // shards)
             chunks, total = rows_of(chunks, rows), len(rows)
@@ -84,11 +84,11 @@ def predict(args: argparse.Namespace) -> None:
                 lines += len(predictions)
                 unlabelled += columns[0].count("")
     if unlabelled:
-        say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or less sure than --min-confidence")
+        say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or below --min-confidence")
 
 
 def rows_of(chunks: Iterable[list[Column]], rows: range) -> Iterator[list[Column]]:
-    """Of all rows of a table those with the numbers ``rows``, in chunks."""
+    """The rows of a table whose numbers are in ``rows``, in chunks."""
     before = 0
     for chunk in chunks:
         own = slice(max(rows.start - before, 0), max(rows.stop - before, 0))
@@ -129,12 +129,12 @@ def answer_columns(
 
 
 def _format(path: Path | None, known: dict[str, str], default: str, option: str) -> str:
-    """The format that the file's ending names; of stdin and stdout, ``default``."""
+    """The format that the file's extension names; for stdin and stdout, ``default``."""
     if path is None:
         return default
     if path.suffix.lower() not in known:
         raise UserError(
-            f"{path}: the ending tells no format; known are {', '.join(known)}; if the file is one of them "
+            f"{path}: unknown extension; known are {', '.join(known)}; if the file is one of them "
             f"under another name, give the format with {option}"
         )
     return known[path.suffix.lower()]
@@ -158,14 +158,14 @@ def _open_table(path: Path | None, kind: str, column: str) -> Table:
 
 
 def _require_lines(table: Table, column: str) -> None:
-    """Refuse what comes on stdin as a table and would be labelled as plain lines, its header among them."""
+    """Refuse a table on stdin that would be labelled as plain lines, its header among them."""
     if column != TEXT:
         raise UserError(f"stdin is read as plain lines, which have no column {column!r}; give --from csv")
     assert isinstance(table, TextTable)
     if any(column in header_fields(table.peek(), delimiter) for delimiter in DELIMITERS["csv"]):
         raise UserError(
             f"stdin is read as plain lines, but the first of them names a column {column!r}; give --from "
-            "csv, or --from lines if it is no header"
+            "csv, or --from lines if it is not a header"
         )
 
 

@@ -1,4 +1,4 @@
-"""Pretrain an encoder on unlabelled texts: what the settings mean, put together."""
+"""Pretrain an encoder on unlabelled texts, as the settings say."""
 
 import torch
 
@@ -29,17 +29,17 @@ EPS = 1e-3  # of the layer norms, as in the assignment
 
 
 class Pretraining:
-    """A training on some texts, scored on others that are held out.
+    """Training on some texts, scored on others that are held out.
 
     Args:
         params: all settings; those of pretrain, model and runtime are used.
         texts: unsupervised ones; those that are too short are left out.
-        tokenizer: theirs.
-        used: which texts, and how much of them.
+        tokenizer: that of the texts.
+        used: which texts are used, and how much of each.
         device: where to train.
 
     Raises:
-        UserError: too few texts, or settings that cannot be had on this device.
+        UserError: too few texts, or settings that this device does not support.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Pretraining:
         self._mean_length = float((texts.lengths.clip(max=used.longest) + SPECIAL_TOKENS_PER_TEXT).mean())
 
     def train(self, logdir: str, checkpoints: Checkpoints) -> tuple[BertModel, Trainer]:
-        """Train a model from random weights, or on from a checkpoint.
+        """Train a model from random weights, or resume from a checkpoint.
 
         Raises:
             UserError, Interrupted: see ``Trainer.train``.
@@ -98,7 +98,7 @@ class Pretraining:
         return model, trainer
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
-        """The scores of ``trainer`` on the texts held out; see ``Trainer.evaluate``."""
+        """The scores of ``trainer`` on the held-out texts; see ``Trainer.evaluate``."""
         torch.manual_seed(self._params.pretrain.seed)  # the same masks and swaps whatever came before
         return trainer.evaluate(self._held_out_loader)
 
@@ -120,7 +120,7 @@ class Pretraining:
         if not len(dataset):
             raise UserError(
                 f"too few unsupervised texts have {used.shortest} tokens or more: "
-                "pretraining needs ten at least, one of them unlike the others"
+                "pretraining needs at least ten, not all of them alike"
             )
         lengths = dataset.lengths.clamp(max=used.longest)
         return make_loader(

@@ -26,12 +26,12 @@ def track(
     size: Callable[[T], int] = lambda _: 1,
     before: int = 0,
 ) -> Iterator[T]:
-    """Yield ``items`` and report on stderr how far, how fast, and how long is left.
+    """Yield ``items`` and report progress, rate and time left on stderr.
 
     Args:
-        total: the number of units in all items; None if nobody knows.
+        total: the number of units in all items; None if unknown.
         size: how many units an item is.
-        before: so many of ``total`` were done earlier and are not among ``items``.
+        before: how many of ``total`` were done earlier and are not among ``items``.
     """
     if in_terminal():
         with tqdm(desc=what, total=total, initial=before, unit=f" {unit}", smoothing=0.05) as bar:
@@ -62,7 +62,7 @@ def in_terminal() -> bool:
 
 def say(line: str) -> None:
     """Write one line to stderr, at once. A closed terminal or a full disk is no reason to end the work."""
-    if quiet or sys.stderr is None:  # closed: print would take stdout instead, which is for answers
+    if quiet or sys.stderr is None:  # closed: print would use stdout instead, which is for answers
         return
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Write metrics and plot data so that equal results are equal bytes."""
+"""Write metrics and plot data so that equal results give equal bytes."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def mean_curve(
 ) -> list[list[float]]:
     """About ``points`` rows: the means of ``columns`` over equal runs of steps, each under its last step.
 
-    Losses of single batches jump too much to be seen in a plot; TensorBoard has each of them.
+    Losses of single batches are too noisy for a plot; TensorBoard has each of them.
     """
     size = max(1, len(history) // points)
     runs = [history[i : i + size] for i in range(0, len(history), size)]

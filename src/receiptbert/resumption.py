@@ -1,4 +1,4 @@
-"""A training that can be cut off at any step and goes on to the same bytes."""
+"""Training that can be interrupted at any step and resumed, on a CPU with byte-identical results."""
 
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager, nullcontext
@@ -19,7 +19,7 @@ from receiptbert.sampling import LengthGroupedBatchSampler
 
 
 class Batches(Sized, Protocol):
-    """What a trainer needs of a ``DataLoader``."""
+    """What a trainer needs from a ``DataLoader``."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -27,8 +27,8 @@ class Batches(Sized, Protocol):
 class ResumableDescent(Descent[Model]):
     """A ``Descent`` over epochs that keeps ``checkpoints``; the other arguments are the trainers'.
 
-    What moves between steps (random numbers, the place in the data) is noted after each step, so that a
-    checkpoint can be written at any moment before the next one: weights and optimizer change in steps alone.
+    What changes between steps (random numbers, the place in the data) is noted after each step, so that a
+    checkpoint can be written at any moment before the next one: weights and optimizer change only in steps.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class ResumableDescent(Descent[Model]):
 
     def _begin(self) -> None:
         self._epoch = 0  # epochs done
-        self._batch = 0  # batches of the running epoch done
-        self._order: Tensor | None = None  # the sampler's state from which the running epoch began
+        self._batch = 0  # batches of the current epoch done
+        self._order: Tensor | None = None  # the sampler's state from which the current epoch began
         self._noted = State({}, {})
         self._agreement = Agreement()
 
     @contextmanager
     def _resumable(self) -> Iterator[None]:
-        """Begin, or go on from the newest checkpoint; leave one behind at the end or when interrupted."""
+        """Begin, or resume from the newest checkpoint; save one at the end or when interrupted."""
         self._begin()
         if self._checkpoints is None:
             yield
@@ -66,7 +66,7 @@ class ResumableDescent(Descent[Model]):
         if state is not None:
             self._load(state)
         self._note()
-        # Several processes stop after a step that they have agreed upon, none of them in the midst of one.
+        # Several processes stop after a step that they have agreed upon, none of them in the middle of one.
         between_steps = self._interrupts.held() if num_processes() > 1 else nullcontext()
         with self._interrupts.raised(), between_steps:
             try:
@@ -76,11 +76,11 @@ class ResumableDescent(Descent[Model]):
             except Interrupted as interrupted:
                 with self._interrupts.held():
                     self._save()
-                    say(f"{interrupted}: stopped after step {self._step}; the same command goes on from it")
+                    say(f"{interrupted}: stopped after step {self._step}; run the same command to continue")
                 raise
 
     def _batches(self, dataloader: Batches, what: str, left: int) -> Iterator[Any]:
-        """The batches of the running epoch that are not done yet; ``left`` is how many the training has."""
+        """The batches left in the current epoch; ``left`` is how many the whole run has left."""
         if self._checkpoints is not None:
             sampler = cast(LengthGroupedBatchSampler, cast(Any, dataloader).batch_sampler)
             if self._order is None:
@@ -88,7 +88,7 @@ class ResumableDescent(Descent[Model]):
             else:
                 sampler.resume(self._order, self._batch)
         numbers = torch.get_rng_state()
-        iterator = iter(dataloader)  # draws a random number, which a resumed epoch has drawn before
+        iterator = iter(dataloader)  # draws a random number, which a resumed epoch has already drawn
         if self._batch:
             torch.set_rng_state(numbers)
         done = self._epoch * len(dataloader) + self._batch
@@ -102,7 +102,7 @@ class ResumableDescent(Descent[Model]):
         self._order = None
 
     def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *position: int) -> dict[str, Tensor]:
-        # A recording that is cut off in its midst would leave a GPU that can save nothing.
+        # A recording interrupted midway would leave a GPU from which nothing can be saved.
         with self._interrupts.held():
             return super()._pass(inputs, num_batches, *position)
 
@@ -122,7 +122,7 @@ class ResumableDescent(Descent[Model]):
         with self._interrupts.held():
             super()._fetch_history()
 
-    # --- The state: what a subclass adds to one method it takes back in `_load` ---
+    # --- The state: what a subclass adds in one method, it restores in `_load` ---
 
     def _note(self) -> None:
         """Note where the training is, now that a step is done."""
@@ -134,7 +134,7 @@ class ResumableDescent(Descent[Model]):
         self._noted = State(tensors, self._place())
 
     def _place(self) -> dict[str, Any]:
-        """The part of the state that JSON can hold and that moves between steps."""
+        """The part of the state that JSON can hold and that changes between steps."""
         return {"epoch": self._epoch, "batch": self._batch}
 
     def _weights(self) -> dict[str, Tensor]:
@@ -194,6 +194,6 @@ class ResumableDescent(Descent[Model]):
         say(f"resumed after step {self._step}")
         alone = {"processes": 1}
         before, now = alone | values["conditions"], alone | self._conditions()
-        both = [key for key in now if key in before]  # a CPU has fewer than a GPU
+        both = [key for key in now if key in before]  # a CPU has fewer conditions than a GPU
         if changed := [f"{key} was {before[key]}, is {now[key]}" for key in both if before[key] != now[key]]:
-            say(f"{'; '.join(changed)}: the last bits of the result will be others")
+            say(f"{'; '.join(changed)}: the last bits of the result will differ")

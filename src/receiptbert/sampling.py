@@ -11,18 +11,18 @@ from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
-    """Batches of texts of like length, each with about as many tokens as the others.
+    """Batches of texts of similar length, each with about as many tokens as the others.
 
-    Padding is next to nothing, and a batch of long texts takes no more memory than one of short texts, unless
-    a text is far longer than the next shorter ones, which it pads. They come in random order, other batches
-    in every epoch: no epoch begins with the short texts and ends with the long ones, which the falling
-    learning rate would leave untrained.
+    There is next to no padding, and a batch of long texts takes no more memory than one of short texts,
+    unless a text is far longer than the next shorter ones, which are padded to its length. Batches come in
+    random order and differ from epoch to epoch: no epoch begins with the short texts and ends with the long
+    ones, which the falling learning rate would leave untrained.
 
     Args:
         lengths: tokens of each text, shape (n,).
         batch_size: texts in a batch, on average.
         seed: with the same seed, the same batches.
-        shuffle: if False, the shortest texts come first, in every epoch the same.
+        shuffle: if False, the shortest texts come first, the same in every epoch.
     """
 
     def __init__(self, lengths: Tensor, batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
@@ -54,7 +54,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         texts = self._epoch()
         if self._shuffle:
-            # Sorting a shuffled list keeps equally long texts shuffled: that is what changes the batches.
+            # A stable sort keeps equally long texts shuffled: that is what varies the batches.
             texts = texts[torch.randperm(len(texts), generator=self._generator)]
         texts = texts[torch.argsort(self._lengths[texts], stable=True)]
         batches = torch.split(texts, batch_sizes(self._lengths[texts], self._num_batches))
@@ -71,7 +71,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
 
 class MixtureBatchSampler(LengthGroupedBatchSampler):
-    """Epochs of all labelled texts and, among them, the next of the unlabelled ones.
+    """Epochs of all labelled texts with the next of the unlabelled ones mixed in.
 
     There are as many batches as without the unlabelled texts, and each has as many labelled ones on average.
 
@@ -91,7 +91,7 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
         self._num_labelled = num_labelled
         self._num_unlabelled = len(lengths) - num_labelled
         self._num_drawn = num_drawn
-        self._next = 0  # of the unlabelled texts
+        self._next = 0  # index among the unlabelled texts
 
     @property
     def texts_per_epoch(self) -> int:
@@ -115,7 +115,7 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
 
 
 def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
-    """How many of the texts belong to each batch, so that all have about as many tokens, and none is empty.
+    """How many texts go into each batch, so that all have about as many tokens, and none is empty.
 
     Args:
         lengths: tokens of each text, the shortest first, shape (n,).
@@ -123,11 +123,11 @@ def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
     """
     if not num_batches:
         return []
-    # The token that ends each text, counted over all texts; it tells the text's batch.
+    # The number of tokens up to the end of each text; it decides the text's batch.
     ends = (lengths + SPECIAL_TOKENS_PER_TEXT).cumsum(0)
-    batch = (ends - 1) * num_batches // ends[-1]  # (n,), not falling
+    batch = (ends - 1) * num_batches // ends[-1]  # (n,), non-decreasing
     numbers = torch.arange(num_batches + 1)
     starts = torch.searchsorted(batch, numbers)  # (num_batches + 1,): the last is n
-    # A text longer than a batch leaves none for its neighbours; they take one of the texts beside it.
+    # A text longer than a batch leaves batches next to its own empty; each of these takes a text nearby.
     starts = torch.minimum((starts - numbers).cummax(0).values + numbers, len(lengths) - numbers.flip(0))
     return starts.diff().tolist()

@@ -1,24 +1,24 @@
 """The published sizes of BERT: what ``auto`` stands for in ``params.yaml``.
 
-Shapes: tiny to base are the models that Turc et al. (2019, "Well-read students learn better") name so, large
-is that of Devlin et al. (2019). A head has 64 dimensions, the feed-forward layer is four times as wide as the
-model.
+Shapes: tiny to base are the models of these names in Turc et al. (2019, "Well-read students learn better"),
+large is that of Devlin et al. (2019). A head has 64 dimensions, the feed-forward layer is four times as wide
+as the model.
 
 Settings of a training, and where each comes from:
 
-- Learning rate. Of tiny and mini measured here (docs/LOG.md; mini collapsed in short pretrainings at 1e-3
+- Learning rate. Measured here for tiny and mini (docs/LOG.md; mini collapsed in short pretrainings at 1e-3
   and learned at 5e-4). Pretraining of base and large: 1e-4, Devlin et al., in batches of 256 long texts;
   small and medium lie between. Finetuning: small and medium are from the grid of Turc et al. (3e-4, 1e-4,
   5e-5, 3e-5), base has the highest rate of Devlin et al. (5e-5, 3e-5, 2e-5) and large the lowest, at which
   finetuning it seldom fails (Mosbach et al. 2021).
-- Layer-wise decay of the rate in finetuning. 0.65 of mini, measured here with its rate of 8e-4, which is then
-  the head's alone. The other rates come from trainings without it.
+- Layer-wise decay of the rate in finetuning. 0.65 for mini, measured here with its rate of 8e-4, which then
+  is the head's alone. Other sizes' rates come from trainings without it.
 - Warm-up. 0.06 of the steps, as tiny and mini were measured here, and as RoBERTa was pretrained (large) and
   finetuned (Liu et al. 2019); to finetune large, 0.1 (Mosbach et al. 2021).
 - Dropout. 0.1 (Devlin et al. 2019, and so in the checkpoints of Turc et al.), but none to pretrain tiny and
   mini, as they were measured here.
 
-**Small, medium, base and large have not been trained here**: begin a search at their settings.
+**Small, medium, base and large have not been trained here**: start a search from their settings.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Training:
 
 @dataclass(frozen=True)
 class FinetuneTraining(Training):
-    """Of a finetuning."""
+    """Those of a finetuning."""
 
     layer_lr_decay: float = 1.0
 

@@ -1,4 +1,4 @@
-"""The texts of a split as they are written, in the order of the corpus, beside their token ids."""
+"""The raw texts of a split, in the order of the corpus, beside their token ids."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ AGAIN = "run `dvc repro -f pretokenize`"
 
 
 def save_texts(tokenized: Path, split: str, texts: Iterable[str]) -> None:
-    """Write ``texts`` as JSON strings, one a line, whatever line breaks they hold."""
+    """Write ``texts`` as JSON strings, one per line, whatever line breaks they contain."""
     with whole(tokenized / f"{split}.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(text, ensure_ascii=False)}\n" for text in texts)
 
@@ -23,7 +23,7 @@ def load_texts(tokenized: Path, split: str, count: int | None = None) -> list[st
         count: how many must be there, if that matters.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it has another number of texts.
+        UserError: there is no such file, it is damaged, or it has a different number of texts.
     """
     path = tokenized / f"{split}.jsonl"
     texts: list[str] = []
@@ -38,5 +38,5 @@ def load_texts(tokenized: Path, split: str, count: int | None = None) -> list[st
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (after {len(texts)} lines: {error}); {AGAIN}") from None
     if count is not None and len(texts) != count:
-        raise UserError(f"{path} has {len(texts):,} texts, and {count:,} are tokenized; {AGAIN}")
+        raise UserError(f"{path} has {len(texts):,} texts, but {count:,} are tokenized; {AGAIN}")
     return texts

@@ -20,18 +20,18 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 from receiptbert.csv_faults import is_blank, utf8_lines
 from receiptbert.errors import UserError
 
-# Rows in a chunk: enough for texts of like length to find each other, little enough to be no load for memory.
+# Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
 CHUNK = 20_000
 
 Column: TypeAlias = Sequence[Any]
 Write: TypeAlias = Callable[[Sequence[Column]], None]
 
 TEXT = "text"  # the one column of plain lines
-DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # which one a CSV has, its header tells
+DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # a CSV's header tells which one it has
 
 MAX_HEAD = 100  # lines that a header has at the most
 
-# A spreadsheet runs a cell that begins so; a number may.
+# A spreadsheet runs a cell that begins like this; numbers are harmless.
 FORMULA = re.compile(r"[=+\-@\t\r\n](?!\d+([.,]\d+)?$)")
 
 
@@ -41,13 +41,13 @@ class Table(Protocol):
     columns: list[str]
 
     def count(self) -> int | None:
-        """The number of rows; None if they can be read but once. Of text, all are looked at for errors."""
+        """The number of rows; None if they can be read only once. Rows of text are checked for errors."""
 
     def chunks(self) -> Iterator[list[Column]]:
         """The rows, ``CHUNK`` at a time."""
 
     def texts(self, column: Column) -> list[str]:
-        """A column of texts as such."""
+        """A column of texts as strings."""
 
     def values(self, chunk: list[Column]) -> list[Column]:
         """The columns of a chunk as Python's values."""
@@ -59,7 +59,7 @@ class TextTable:
     Args:
         path: the file; None for stdin.
         kind: csv, tsv or lines.
-        column: that will be wanted; it helps to see what separates the columns of a CSV.
+        column: the one that will be used; it helps to find the delimiter of a CSV.
 
     Raises:
         UserError: not UTF-8, or no table; the message names the line.
@@ -69,7 +69,7 @@ class TextTable:
         self._path = path
         self.kind = kind
         self._column = column
-        self.delimiter = ","  # of a CSV or TSV its own, once the header is read
+        self.delimiter = ","  # replaced by that of the CSV or TSV when its header is read
         self._rows: Iterator[list[str]] = self._parse()
         self.columns = next(self._rows)
 
@@ -80,7 +80,7 @@ class TextTable:
         return first[0] if first else []
 
     def count(self) -> int | None:
-        """The number of rows, after a look at all of them for errors; None for stdin."""
+        """The number of rows, after checking all of them for errors; None for stdin."""
         if self._path is None or not self._path.is_file():
             return None
         return sum(1 for _ in self._parse()) - 1
@@ -126,12 +126,12 @@ class TextTable:
             return self._column in fields, len(fields), len(fields) > 1 and delimiter != ","
 
         self.delimiter = max(DELIMITERS[self.kind], key=likelihood)
-        # Not strict, it would take a quote left open at its word and swallow the rest of the file.
+        # If not strict, it would accept a quote left open and swallow the rest of the file.
         rows = csv.reader(chain(head, lines), delimiter=self.delimiter, strict=True)
         width = 0
         try:
             for row in rows:
-                # Of one column, a line of spaces is a row, whose text is blank.
+                # In a table of one column, a line of spaces is a row, whose text is blank.
                 if not row or (width != 1 and is_blank(row)):
                     continue
                 width = width or len(row)
@@ -189,11 +189,11 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = path.resolve()  # of a link, the file behind it
+    path = path.resolve()  # for a link, its target
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file; name one, or leave --output out to write to stdout")
+        raise UserError(f"{path} is not a file; name one, or omit --output to write to stdout")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is no folder; make it, or name another")
+        raise UserError(f"{path.parent} is not a folder; create it, or name another")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as stream:
@@ -214,12 +214,12 @@ def delimited_writer(
     """Write rows as CSV or TSV.
 
     Args:
-        spreadsheet: begin with a byte order mark, by which Excel knows UTF-8, and put an apostrophe before
+        spreadsheet: begin with a byte order mark, by which Excel detects UTF-8, and put an apostrophe before
             texts that a spreadsheet would take for a formula.
     """
     with _as_text(stream, "utf-8-sig" if spreadsheet else "utf-8") as text:
         writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-        # Python before 3.13 quotes no carriage return, at which readers would end the row.
+        # Python before 3.13 does not quote a carriage return, at which readers would end the row.
         quoting = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
         def write(chunk: Sequence[Column]) -> None:

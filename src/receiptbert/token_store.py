@@ -28,7 +28,7 @@ class TokenStore:
         ids: all ids one text after another, shape (tokens,).
         offsets: text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; shape (n + 1,), int64.
         labels: class ids, shape (n,), int64; None where the texts are unlabelled.
-        tokenizer: fingerprint of the tokenizer that the ids are of.
+        tokenizer: fingerprint of the tokenizer that made the ids.
     """
 
     ids: IntArray
@@ -44,10 +44,10 @@ class TokenStore:
         labels: Iterable[int] | None = None,
         progress: str | None = None,
     ) -> "TokenStore":
-        """Tokenize ``texts`` on all cores, equal ones once.
+        """Tokenize ``texts`` on all cores, equal ones only once.
 
         Args:
-            progress: what to call the work when its progress is reported; None to keep silent.
+            progress: what to call the work when reporting its progress; None to keep silent.
         """
         numbers: dict[str, int] = {}  # of the distinct texts, in the order in which they come
         places = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int64)
@@ -83,10 +83,10 @@ class TokenStore:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     def take(self, index: npt.NDArray[Any]) -> "TokenStore":
-        """The texts ``index`` (numbers, or a mask of shape (n,)), in that order, labels with them."""
+        """The texts ``index`` (indices, or a mask of shape (n,)), in that order, with their labels."""
         lengths = self.lengths[index]
         offsets = _offsets(lengths)
-        # Where a token comes from: its place here, moved by how far its text moves.
+        # Where a token comes from: its new place, shifted by how far its text has moved.
         shifts = self.offsets[:-1][index] - offsets[:-1]
         ids = np.empty(offsets[-1], self.ids.dtype)
         for texts in _chunks(len(lengths)):
@@ -100,7 +100,11 @@ class TokenStore:
         )
 
     def followed_by(self, other: "TokenStore") -> "TokenStore":
-        """These texts and then those of ``other``, which is of the same tokenizer; without labels."""
+        """These texts and then those of ``other``, without labels.
+
+        Raises:
+            ValueError: ``other`` is of another tokenizer.
+        """
         if self.tokenizer != other.tokenizer:
             raise ValueError("the two stores are of different tokenizers")
         return TokenStore(
@@ -111,14 +115,14 @@ class TokenStore:
         )
 
     def sorted_by_length(self) -> "TokenStore":
-        """The same texts, the shortest first, equals in their old order."""
+        """The same texts, the shortest first, ties in their old order."""
         return self.take(np.argsort(self.lengths, kind="stable"))
 
     def held_out(self, count: int) -> npt.NDArray[np.bool_]:
-        """A mask, shape (n,), of ``count`` texts to set apart, a tenth of all at the most.
+        """A mask, shape (n,), of ``count`` texts to set apart, a tenth of all at most.
 
-        Only texts that occur once are, so that what is held out was truly never seen. The choice depends
-        on the texts alone, not on their order.
+        Only texts that occur once are held out, so that they were truly never seen. The choice depends on
+        the texts alone, not on their order.
         """
         hashes = self.hashes()
         distinct, occurrences = np.unique(hashes, return_counts=True)
@@ -131,7 +135,7 @@ class TokenStore:
             offsets = self.offsets[texts.start : texts.stop + 1]
             ids = self.ids[offsets[0] : offsets[-1]].astype(np.uint64)
             offsets = offsets - offsets[0]
-            # Places count from 1: a token 0 at place 0 would mix to 0, as if it were not there.
+            # Positions count from 1: a token 0 at position 0 would mix to 0, as if it were not there.
             place = np.arange(1, len(ids) + 1) - np.repeat(offsets[:-1], np.diff(offsets))
             mixed = _mix(ids + (place.astype(np.uint64) << np.uint64(32)))
             # Sums modulo 2^64 between offsets; unlike np.add.reduceat they give an empty text a sum of 0.
@@ -172,7 +176,7 @@ class TokenStore:
         else:
             reason = store._fault()
         if reason:
-            raise UserError(f"{path} is no token store ({reason}); run `dvc repro -f pretokenize`")
+            raise UserError(f"{path} is not a token store ({reason}); run `dvc repro -f pretokenize`")
         if tokenizer is not None and store.tokenizer != tokenizer.fingerprint:
             raise UserError(f"{path} was made with another tokenizer; run `dvc repro pretokenize`")
         return store
@@ -192,7 +196,7 @@ class TokenStore:
 
 
 def _chunks(count: int) -> Iterator[slice]:
-    """``count`` texts in parts: what is computed of each token takes many times the memory of the ids."""
+    """``count`` texts in parts: what is computed for each token takes many times the memory of the ids."""
     for start in range(0, count, TEXTS_AT_ONCE):
         yield slice(start, min(start + TEXTS_AT_ONCE, count))
 

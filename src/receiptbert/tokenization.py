@@ -1,4 +1,4 @@
-"""WordPiece: the tokenizer of BERT, trained on our own texts to the same bytes every time."""
+"""WordPiece: the tokenizer of BERT, trained on our own texts with the same bytes every time."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from receiptbert.vocabulary import SPECIAL_TOKENS, learn_vocabulary
 
 SPECIAL_NAMES = ["pad", "unk", "cls", "sep", "mask"]  # what the configuration calls them
 CONFIG = "tokenizer_config.json"
-# What of it concerns a BERT tokenizer, and what an older one means by leaving it out.
+# The settings that concern a BERT tokenizer, and what an older file means by leaving one out.
 DEFAULTS: dict[str, Any] = {
     "tokenizer_class": "BertTokenizer",
     "do_lower_case": True,
@@ -28,9 +28,9 @@ DEFAULTS: dict[str, Any] = {
     "tokenize_chinese_chars": True,
     **{f"{name}_token": token for name, token in zip(SPECIAL_NAMES, SPECIAL_TOKENS, strict=True)},
 }
-# Texts handed to the Rust side at once: enough to keep every core busy, little enough to bound memory.
+# Texts handed to the Rust side at once: enough to keep every core busy, few enough to bound memory.
 CHUNK = 10_000
-TAKE_AGAIN = "take it again from where it came"  # how to mend a damaged checkpoint
+TAKE_AGAIN = "take it again from where it came"  # how to repair a damaged checkpoint
 # Tokenizers differ in what they make of capitals, accents, Chinese, unseen and compatibility characters and
 # punctuation, before they look for pieces.
 PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc № ½ ﬁ 3,2%"
@@ -40,10 +40,10 @@ class WordpieceTokenizer:
     """The assignment's tokenizer: WordPiece with BERT's normalization, behind a small interface.
 
     Args:
-        vocab_path: a ``vocab.txt``, one token a line, the line number being the id.
+        vocab_path: a ``vocab.txt``, one token per line, the line number being the id.
         strip_accents: remove accents (й becomes и, as in BERT).
-        clean_text: remove control characters, make every white space a space.
-        lowercase: put the text into lower case.
+        clean_text: remove control characters, turn all whitespace into spaces.
+        lowercase: convert the text to lower case.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class WordpieceTokenizer:
 
         Args:
             corpus: raw texts, read once.
-            corpus_save_path: where to put the texts, one a line, while training; removed afterwards.
+            corpus_save_path: where to put the texts, one per line, while training; removed afterwards.
             tokenizer_save_path: folder for ``<tokenizer_name>-vocab.txt``.
             vocab_size: entries wanted, special tokens included. A small corpus gives fewer.
-            min_frequency: a pair of pieces seen less often is not joined.
+            min_frequency: a pair of pieces seen less often is not merged.
 
         Raises:
             UserError: the characters alone need more than ``vocab_size`` entries.
@@ -119,7 +119,7 @@ class WordpieceTokenizer:
         """Write ``vocab.txt`` and the files that ``AutoTokenizer`` loads.
 
         Args:
-            max_seqlen: longest input of the model beside it, special tokens included; tools cut longer texts.
+            max_seqlen: longest input of its model, special tokens included; tools truncate longer texts.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ class WordpieceTokenizer:
 
     @property
     def special_token_ids(self) -> list[int]:
-        """Ids that are no text: padding, unknown, and the marks that the model's inputs carry."""
+        """Ids that are not text: padding, unknown, and the marks that the model's inputs carry."""
         special = {self._special(name) for name in SPECIAL_NAMES}
         added = self._backend.get_added_tokens_decoder().items()
         return sorted(special | {number for number, token in added if token.special})
@@ -225,7 +225,7 @@ def _from_vocabulary(vocabulary: Path, config: dict[str, Any], clean_text: bool 
 def _read_tokenizer(path: Path) -> Tokenizer:
     with _damage_named(path):
         backend = Tokenizer.from_file(str(path))
-    # Settings of whoever saved it last; cutting and padding are the datasets' business.
+    # Settings of whoever saved it last; truncation and padding are the datasets' business.
     backend.no_padding()
     backend.no_truncation()
     return backend
@@ -235,12 +235,12 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the library has no class of its own for it
+    except Exception as error:  # the library raises no more specific class
         raise UserError(f"{path} is damaged ({error}); {TAKE_AGAIN}") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """``tokenizer_config.json`` as far as it concerns us; what it leaves out or calls null has a default."""
+    """``tokenizer_config.json`` as far as it concerns us; what it omits or sets to null has a default."""
     path = folder / CONFIG
     try:
         saved = read_json_object(path, TAKE_AGAIN)

@@ -18,8 +18,8 @@ from receiptbert.optimization import Scheduler
 from receiptbert.progress import readable, say
 from receiptbert.resumption import Batches, ResumableDescent
 
-# The number of targets of batches of one shape has a standard deviation of one or two square roots of its
-# mean (whole words are chosen, not tokens). So many roots more than one batch has leave room for the others.
+# The number of targets in batches of one shape has a standard deviation of one or two square roots of its
+# mean (whole words are chosen, not tokens). One batch's number plus this many roots has room for the others.
 SPREAD = 10
 
 
@@ -29,17 +29,17 @@ class Trainer(ResumableDescent[BertModel]):
     Args:
         model: a ``BertModel``.
         optimizer: see ``get_optimizer``.
-        scheduler: stepped after each step of the optimizer.
-        pad_token_id: tells padding from tokens.
+        scheduler: stepped after each optimizer step.
+        pad_token_id: the id that marks padding.
         device: where to train.
-        num_accum_steps: batches whose gradients are averaged for one step. The batches left over at the
-            end of an epoch make a step of their own.
+        num_accum_steps: gradient accumulation: batches whose gradients are averaged for one step. Those left
+            over at the end of an epoch make a step of their own.
         logdir: folder for TensorBoard: both losses, the number of tokens, the gradient norm and the learning
             rate at each step.
-        max_grad_norm: longer gradients are cut to this norm.
-        precision: fp32, bf16 or fp16, of the matrix products of the training; see ``choose_precision``.
+        max_grad_norm: gradients of a larger norm are clipped to this norm.
+        precision: fp32, bf16 or fp16, of the matrix products in training; see ``choose_precision``.
         amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
-        checkpoints: where to leave the state and take it up again; the batches must then come from a
+        checkpoints: where to save the state and resume from it; the batches must then come from a
             ``LengthGroupedBatchSampler``.
     """
 
@@ -65,17 +65,17 @@ class Trainer(ResumableDescent[BertModel]):
 
     @property
     def tokens_seen(self) -> int:
-        """Tokens trained on so far, special tokens counted, padding not."""
+        """Tokens trained on so far, counting special tokens but not padding."""
         return int(sum(record["tokens"] for record in self.history))
 
     def train(self, dataloader: Batches, n_epochs: int, max_steps: int | None = None) -> None:
-        """Train for ``n_epochs`` passes over ``dataloader``, which gives what ``Collator`` makes.
+        """Train for ``n_epochs`` passes over ``dataloader``, which yields what ``Collator`` makes.
 
         Args:
-            max_steps: end after so many steps of this trainer, should they come first.
+            max_steps: end after this many steps of this trainer, if they come first.
 
         Raises:
-            UserError: a loss or gradient is no finite number, or gradients overflow fp16 at any scale.
+            UserError: a loss or gradient is not finite, or gradients overflow fp16 at any scale.
             Interrupted: with ``checkpoints``, SIGINT, SIGTERM or SIGHUP came; the state is saved.
         """
         with self._resumable():

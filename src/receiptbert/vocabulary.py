@@ -27,11 +27,11 @@ def learn_vocabulary(
     """The vocabulary of ``corpus`` in the order of its ids.
 
     Args:
-        trainer: whose normalization it is to have.
+        trainer: whose normalization is used.
         corpus: raw texts, read once.
-        corpus_path: where to put the texts, one a line, while training.
+        corpus_path: where to put the texts, one per line, while training.
         vocab_size: entries wanted, special tokens included.
-        min_frequency: a pair of pieces seen less often is not joined.
+        min_frequency: a pair of pieces seen less often is not merged.
 
     Raises:
         UserError: the characters alone need more entries.
@@ -44,7 +44,7 @@ def learn_vocabulary(
 
 
 def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
-    """Write the texts one a line and count their words."""
+    """Write the texts one per line and count their words."""
     counts: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path), path.open("w", encoding="utf-8") as file:
@@ -64,13 +64,13 @@ def _train(
 ) -> list[str]:
     """The vocabulary in the order of its ids, the same on every run.
 
-    The library joins the most frequent pair of pieces, as BPE does (Sennrich et al. 2016), where WordPiece as
-    it was published joins the pair that makes the texts likeliest (Schuster and Nakajima 2012).
+    The library merges the most frequent pair of pieces, as BPE does (Sennrich et al. 2016), whereas
+    WordPiece as published merges the pair that makes the texts likeliest (Schuster and Nakajima 2012).
 
     Left alone, the trainer numbers the continuation characters (``##а``) in the order in which a hash map
     yields the words, and breaks ties between equally frequent pairs by those numbers, so that every run
-    gives another vocabulary. Numbers given beforehand are kept: a first training, which may join nothing
-    and needs each word but once, tells which such characters there are; the second gets them, sorted, as if
+    gives a different vocabulary. Numbers assigned beforehand are kept: a first training, which may merge
+    nothing and needs each word only once, finds all such characters; the second gets them, sorted, as if
     they were special tokens.
     """
     alphabet = _alphabet(trainer, words)
@@ -83,7 +83,7 @@ def _train(
             limit_alphabet=len(alphabet),
             initial_alphabet=alphabet,
             special_tokens=first,
-            # Without a terminal its bar is nothing but empty lines.
+            # Without a terminal its progress bar is nothing but empty lines.
             show_progress=size > 0 and in_terminal(),
         )
         return cast(dict[str, int], trainer.get_vocab())
