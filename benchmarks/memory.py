@@ -124,7 +124,7 @@ def main() -> None:
 def _forget() -> None:
     """Give back what the reading of the corpus has freed, and count the peak from here on (Linux).
 
-    A stage reads no corpus. What reading frees would serve the training for free.
+    The stage pretrain reads no corpus: what reading frees would hide part of the training's memory.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -80,7 +80,7 @@ def ssh_server(sshd: str, folder: Path) -> Iterator[int]:
     for name in ("host_key", "key"):
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", name], folder)
     with socket.create_server(("127.0.0.1", 0)) as place:
-        port: int = place.getsockname()[1]  # free, and hardly taken before sshd starts
+        port: int = place.getsockname()[1]  # free, and unlikely to be taken before sshd starts
     (folder / "config").write_text(sshd_config(folder, port))
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([sshd, "-D", "-e", "-f", str(folder / "config")], stderr=log)

@@ -198,7 +198,7 @@ def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
 
 
 def _digest(overrides: Sequence[str], *without: str, **beside: str) -> str:
-    """That of the shipped settings with ``overrides``, without some sections, and of what is ``beside``.
+    """Digest of the shipped settings with ``overrides``, without some sections, and of ``beside``.
 
     As the stages see them: two spellings of a value are one.
     """

@@ -1,4 +1,4 @@
-"""What contestants of a benchmark share: corpus as token ids, shape, batch size, device; and our own one."""
+"""What contestants of a benchmark share: corpus as token ids, shape, batch size, device; and our trainer."""
 
 import argparse
 import time

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def median_seconds(command: list[str], folder: Path) -> float:
-    """Those of a fresh process, its start and its end included."""
+    """Median seconds that a fresh process takes, its start and its end included."""
     seconds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()

@@ -89,7 +89,8 @@ def warnings(counts: dict[str, Any]) -> list[str]:
         (several, f"texts with several labels, at most one of which can be right: {several:,}"),
         (
             ignored,
-            f"unsupervised rows with a label, which is ignored: {ignored:,}; train rows are learned from",
+            f"unsupervised rows with a label, which is ignored: {ignored:,}; to learn from them, make them "
+            "train rows",
         ),
         (blank, f"blank texts: {blank:,}"),
         (unlearnable, f"classes without a train row, which cannot be learned: {unlearnable}"),

@@ -160,7 +160,7 @@ def test_size_is_capped_by_what_comes_out(bare_project: Path, monkeypatch: pytes
 # --- CSVs, in the stage unzip ---
 
 SPLIT_RULE = "must be one of train, val, test, unsupervised"
-QUOTE = "a quote that opens here does not end its text; double quotes within a text and quote the whole text"
+QUOTE = "a quote opens here but does not close at the end of its text; double quotes within a text and quote the whole text"
 NO_LABEL = "is not a label; train, val and test rows need one"
 RUSSIAN = CSV.replace("milk", "Молоко пастеризованное отборное").replace("tea", "ЧАЙ ЧЕРНЫЙ ЛИСТОВОЙ")
 
@@ -391,7 +391,7 @@ WARNINGS: list[tuple[str, str, str]] = [
     (
         "labels of unsupervised rows",
         "gin,7,unsupervised\nrum,NULL,unsupervised\ngrog,N/A,unsupervised\n",
-        "unsupervised rows with a label, which is ignored: 1; train rows are learned from",
+        "unsupervised rows with a label, which is ignored: 1; to learn from them, make them train rows",
     ),
     ("blank texts", " ,2,train\n,2,train\n", "blank texts: 2"),
     ("a class unseen in train", "rum,7,test\n", "classes without a train row, which cannot be learned: 1"),

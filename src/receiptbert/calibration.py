@@ -34,7 +34,7 @@ def fit_temperature(logits: Floats, true: ClassIds) -> float:
     Returns:
         a number from 0.1 to 10 (10 also where a higher one would be likelier); 1 where these rows cannot
         determine it: there are none, all are answered right with room to spare, or the logits are no better
-        than chance or NaN.
+        than chance or not finite.
     """
     if not len(true):
         return 1.0

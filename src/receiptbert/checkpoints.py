@@ -116,7 +116,7 @@ class Checkpoints:
             say(f"{path} was damaged and has been removed; falling back to the one before, if there is one")
         if others := sum(1 for other in self._parent.iterdir() if other != self._folder):
             say(
-                f"starting from scratch: {self._parent} has checkpoints of {others} other combinations of "
+                f"starting over: {self._parent} has checkpoints of {others} other combinations of "
                 "parameters, inputs and code; remove it if you do not need them"
             )
         return None
@@ -141,7 +141,8 @@ def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -
         inputs: files, and folders of files, that the training reads.
 
     Raises:
-        UserError: this process, one of several that are to train together, differs from the leader.
+        UserError: this process, one of several that are to train together, has other parameters, inputs or
+            code than the leader.
     """
     digest = hashlib.sha256(repr(parameters).encode())
     for top in [*inputs, *_code()]:
@@ -164,7 +165,7 @@ def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[s
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         on_gpu = {"deterministic": torch.are_deterministic_algorithms_enabled()}
-    backend = {"amp_backend": amp_backend} if precision == "fp16" else {}  # others are always torch's
+    backend = {"amp_backend": amp_backend} if precision == "fp16" else {}  # else it is always torch
     several = {"processes": num_processes()} if num_processes() > 1 else {}
     always = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     return {"device": name, "precision": precision} | on_gpu | backend | several | always

@@ -32,7 +32,10 @@ NO_LABEL = ["", "nan", "none", "null", "<na>", "n/a"]
 IGNORED_LABELS = "unsupervised_rows_with_label"
 # A whole field of a CSV that names a split.
 SPLIT_FIELD = rf"(?:^|[,\n])\"?(?:{'|'.join(SPLITS)})\"?(?:[,\r\n]|$)"
-QUOTES = "a quote that opens here does not end its text; double quotes within a text and quote the whole text"
+QUOTES = (
+    "a quote opens here but does not close at the end of its text; double quotes within a text and quote the "
+    "whole text"
+)
 
 
 def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
@@ -266,7 +269,7 @@ def _canonical(labels: "pd.Series[str]") -> "pd.Series[str]":
 
 
 def _rule_of_labels(column: "pd.Series[str]") -> tuple[list[str], str] | None:
-    """Labels of another kind than the rest, and what is wrong with them; None if there are none."""
+    """Labels that break a rule, and what is wrong with them; None if there are none."""
     rows = column[column != ""].value_counts()
     labels = rows.index.to_series()
     fractions = labels.str.fullmatch(r"-?\d*[.,]\d+(?:[eE][-+]?\d+)?")

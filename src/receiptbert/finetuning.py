@@ -47,7 +47,8 @@ class Finetuning:
     """What the classifiers share.
 
     Args:
-        p: the settings; each training set brings its own epochs, batch size and label smoothing.
+        p: the settings; each training set brings its own epochs, batch size and label smoothing, each call
+            of ``train`` its seed.
         source: the checkpoint folder to start from.
         num_classes: C.
         device: where to train.

@@ -9,7 +9,7 @@ from torch import nn
 def init_layer(
     layer: nn.Linear | nn.Embedding, initializer_range: float = 0.02, zero_out_bias: bool = True
 ) -> None:
-    """Initialize as BERT does: weights from a normal truncated at two standard deviations, biases zero.
+    """Initialize as BERT does: normal weights truncated at two standard deviations, biases zero.
 
     Args:
         layer: a linear layer or an embedding matrix.

@@ -23,7 +23,7 @@ class Interrupts:
 
     @property
     def number(self) -> int:
-        """That of the signal that came during ``held()`` and is pending; 0 if there is none."""
+        """The number of the signal that came during ``held()`` and is pending; 0 if there is none."""
         return self._number or 0
 
     def act_upon(self, number: int) -> None:

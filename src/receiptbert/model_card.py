@@ -117,9 +117,9 @@ def _scores(result: Evaluation) -> str:
         for key, name in SCORE_NAMES.items()
     ]
     text = f"""{result.scores["rows"]:,} rows. Always answering the most frequent category has weighted F1
-        {result.scores["majority_weighted_f1"]:.3f}. The intervals are bootstrap percentiles: the rows were
-        drawn with replacement {BOOTSTRAP_DRAWS:,} times, from a fixed seed. They cover the chance in which
-        lines are in test, not the chance in training. The interval of macro F1 may lie low: a draw may hold
+        {result.scores["majority_weighted_f1"]:.3f}. The intervals are percentiles of
+        {BOOTSTRAP_DRAWS:,} bootstrap samples, from a fixed seed. They cover chance in the choice of test
+        lines, not chance in training. The interval of macro F1 may lie low: a bootstrap sample may hold
         few rows of a rare category or none, which costs more F1 than it gains."""
     return _section("## Scores on test", _table(["score", "value", "95% interval"], rows), text)
 
@@ -150,7 +150,7 @@ def _confidence(result: Evaluation) -> str:
     before, after = result.scores["ece_uncalibrated"], result.scores["ece"]
     what = f"""Confidence is the probability of the answer: the softmax of the logits divided by the
         temperature {result.temperature:g}, which was fitted on val. On test it is off by {after:.3f} on
-        average (expected calibration error, {BINS} bins), at temperature 1 it would be by {before:.3f}."""
+        average (expected calibration error, {BINS} bins); at temperature 1 by {before:.3f}."""
     use = """If answers below a confidence are left to a person (`receiptbert predict --min-confidence`), this
         share of the test lines keeps its answer, and that many of those answers are right:"""
     header = ["confidence at least", "lines kept", "accuracy of these"]
@@ -188,7 +188,7 @@ classify = pipeline("text-classification", "models/finetuned", truncation=True)
 print(classify(["МОЛОКО 3,2% 1Л"]))
 ```
 
-Both give the same labels; the scores of the second are at temperature 1 (the temperature is
+Both choose the same class; the scores of the second are at temperature 1 (the temperature is
 `classify.model.config.softmax_temperature`)."""
 
 

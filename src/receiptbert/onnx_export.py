@@ -45,7 +45,7 @@ class Agreement(NamedTuple):
     same_labels: float
     """The share of lines that get the same class."""
     difference: float
-    """The largest difference of a probability."""
+    """The largest difference between the two probabilities of a class."""
 
 
 class CalibratedModel(nn.Module):

@@ -120,7 +120,7 @@ class Pretraining:
         if not len(dataset):
             raise UserError(
                 f"too few unsupervised texts have {used.shortest} tokens or more: "
-                "pretraining needs at least ten, not all of them alike"
+                "pretraining needs at least ten, at least one of which occurs only once"
             )
         lengths = dataset.lengths.clamp(max=used.longest)
         return make_loader(

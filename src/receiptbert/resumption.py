@@ -1,4 +1,4 @@
-"""Training that can be interrupted at any step and resumed, on a CPU with byte-identical results."""
+"""Training that can be interrupted at any step and resumed; deterministic runs end in the same bytes."""
 
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager, nullcontext

@@ -38,7 +38,7 @@ class Training:
 
 @dataclass(frozen=True)
 class FinetuneTraining(Training):
-    """Those of a finetuning."""
+    """Settings of a finetuning that depend on the size of the model."""
 
     layer_lr_decay: float = 1.0
 

@@ -41,7 +41,7 @@ class Table(Protocol):
     columns: list[str]
 
     def count(self) -> int | None:
-        """The number of rows; None if they can be read only once. Rows of text are checked for errors."""
+        """The number of rows; None if they can be read only once. Text is checked for errors in all rows."""
 
     def chunks(self) -> Iterator[list[Column]]:
         """The rows, ``CHUNK`` at a time."""

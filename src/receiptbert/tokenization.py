@@ -1,4 +1,4 @@
-"""WordPiece: the tokenizer of BERT, trained on our own texts with the same bytes every time."""
+"""WordPiece: the tokenizer of BERT, trained on our own texts with byte-identical results every time."""
 
 import hashlib
 import json
