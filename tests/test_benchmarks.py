@@ -582,7 +582,7 @@ def test_sizes_beside_a_matrix_product(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--precisions", "fp16"], "sizes.py: error: --precisions = fp16, which this cpu does not have"),
+        (["--precisions", "fp16"], "sizes.py: error: --precisions = fp16, which this cpu does not support"),
         (["--precisions", "fp32", "--corpus", "nowhere.zip"], "sizes.py: error: nowhere.zip not found"),
         (["--precisions", "fp8"], "argument --precisions: 'fp8' is none of auto, fp32"),
         (["--sizes", "tiny,mega"], "argument --sizes: 'mega' is none of tiny, mini"),
