@@ -57,11 +57,9 @@ ROWS = [
 ]
 
 
-def measure(row: Row, args: argparse.Namespace) -> tuple[float, float]:
+def measure(row: Row, setting: Setting) -> tuple[float, float]:
     """What the plan says and what is measured, in bytes; in a process that has done nothing else."""
-    keep_freed_memory(choose_device(args.device, key="--device"))
-    options = {"size": row.size, "vocab_size": row.entries, "overrides": ["tokenizer.vocab_size=8000"]}
-    setting = read_setting(argparse.Namespace(**vars(args) | options))
+    keep_freed_memory(setting.device)
     torch.optim.AdamW([torch.zeros(1)])
     _forget()
     before = _resident("VmRSS")
@@ -109,8 +107,11 @@ def main() -> None:
     figures: dict[str, dict[str, float]] = {}
     print(f"{'GiB':66}      plan  measured")
     for row in ROWS:
+        options = {"size": row.size, "vocab_size": row.entries, "overrides": ["tokenizer.vocab_size=8000"]}
+        # Read here, since the stage reads no corpus: what reading frees would be reused by the training.
+        setting = read_setting(argparse.Namespace(**vars(args) | options))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            plan, measured = process.submit(measure, row, args).result()
+            plan, measured = process.submit(measure, row, setting).result()
         figures[row.name] = {"plan_gib": round(plan / GIB, 3), "measured_gib": round(measured / GIB, 3)}
         print(f"{row.name:66}{plan / GIB:10.2f}{measured / GIB:10.2f}", flush=True)
     device = choose_device(args.device, key="--device")
@@ -122,10 +123,7 @@ def main() -> None:
 
 
 def _forget() -> None:
-    """Give back what the reading of the corpus has freed, and count the peak from here on (Linux).
-
-    The stage pretrain reads no corpus: what reading frees would hide part of the training's memory.
-    """
+    """Give back what has been freed so far, and count the peak from here on (Linux)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
