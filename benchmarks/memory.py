@@ -59,7 +59,8 @@ ROWS = [
 
 def measure(row: Row, setting: Setting) -> tuple[float, float]:
     """What the plan says and what is measured, in bytes; in a process that has done nothing else."""
-    keep_freed_memory(setting.device)
+    # Here too: it settles which attention this process takes on a GPU.
+    keep_freed_memory(choose_device(str(setting.device), key="--device"))
     torch.optim.AdamW([torch.zeros(1)])
     _forget()
     before = _resident("VmRSS")
