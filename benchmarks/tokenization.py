@@ -2,10 +2,10 @@
 
     python benchmarks/tokenization.py [--json OUT]
 
-Pretokenizing is ``TokenStore.from_texts``, raw lines to arrays; for comparison, one bare call of the
-library's ``encode_batch_fast``, whose results stay its own objects, and a loop over ``encode``. The lines
-are those of unsupervised and train, with any duplicates. Training has a yardstick too: the library's trainer
-fed with the same lines, whose vocabulary differs from run to run.
+Pretokenizing is ``TokenStore.from_texts``, raw lines to arrays, each word tokenized once; for comparison, one
+bare call of the library's ``encode_batch_fast`` with the lines, whose results stay its own objects, and a
+loop over ``encode``. The lines are those of unsupervised and train, with any duplicates. Training has a
+yardstick too: the library's trainer fed with the same lines, whose vocabulary differs from run to run.
 """
 
 import tempfile

@@ -14,6 +14,7 @@ from receiptbert.corpus import (
     label_names,
     read_categories,
     read_corpus,
+    strings,
 )
 from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.files import whole
@@ -34,7 +35,7 @@ def pretokenize(params: Params) -> None:
     for split in SPLITS:
         rows = corpus[corpus[SPLIT] == split]
         stores[split] = TokenStore.from_texts(
-            rows[TEXT],
+            strings(rows[TEXT]),
             tokenizer,
             rows[LABEL].map(class_ids) if split in LABELLED else None,
             progress=f"tokenizing {split}",
@@ -48,7 +49,7 @@ def pretokenize(params: Params) -> None:
     with whole(pipeline.TOKENIZED) as folder:
         for split, store in stores.items():
             store.save(folder / f"{split}.safetensors")
-            save_texts(folder, split, corpus.loc[corpus[SPLIT] == split, TEXT])
+            save_texts(folder, split, strings(corpus.loc[corpus[SPLIT] == split, TEXT]))
         used.save(folder / "lengths.json")
         classes.save(folder / "classes.json")
     report(stores, used, tokenizer)

@@ -3,7 +3,7 @@
 import shutil
 
 import pipeline
-from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
+from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus, strings
 from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.progress import track
@@ -18,7 +18,7 @@ def train_tokenizer(params: Params) -> None:
         # Not in /tmp, where the texts of a killed stage would stay: the next run removes this folder.
         scratch = folder / "scratch"
         tokenizer = WordpieceTokenizer.from_corpus(
-            track(texts, "reading", len(texts), "texts"),
+            track(strings(texts), "reading", len(texts), "texts"),
             corpus_save_path=scratch / "corpus.txt",
             tokenizer_save_path=scratch,
             tokenizer_name="receipts",

@@ -10,6 +10,7 @@ from receiptbert.corpus import (
     label_names,
     read_categories,
     read_corpus,
+    strings,
 )
 from receiptbert.errors import UserError
 from receiptbert.tokenization import WordpieceTokenizer
@@ -47,6 +48,13 @@ def test_reads_texts_that_look_like_missing_values(tmp_path: Path) -> None:
 def test_reads_the_same_from_other_habits_of_writing(tmp_path: Path, content: str) -> None:
     expected = read_corpus(corpus_file(tmp_path, GOOD))
     assert read_corpus(corpus_file(tmp_path, content)).equals(expected)
+
+
+def test_strings_are_all_of_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiptbert.corpus.ROWS_AT_ONCE", 3)
+    for count in range(8):
+        column = pd.Series([f"чай {i}" for i in range(count)], dtype=str)[::-1]
+        assert list(strings(column)) == column.tolist()
 
 
 def test_labels_are_ordered_as_numbers_or_else_as_text(tmp_path: Path) -> None:

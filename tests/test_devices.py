@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from receiptbert.onednn import KEPT_SHAPES
+
 # How much memory (KiB) a process has more after a tensor of 64 MiB has come and gone.
 GROWTH = """
 import os, re
@@ -21,16 +23,18 @@ if {kept}:
 torch.ones(1 << 10)
 before = resident()
 torch.ones(1 << 24)
-print(resident() - before, os.environ.get("THP_MEM_ALLOC_ENABLE"))
+print(resident() - before, os.environ.get("THP_MEM_ALLOC_ENABLE"), os.environ.get("{kept_shapes}"))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is told as Linux tells it")
 def test_freed_memory_is_kept_and_huge_pages_are_asked_for() -> None:
     # A stage that ran in this process before has set it.
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    ours = {"THP_MEM_ALLOC_ENABLE", KEPT_SHAPES}
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     for kept in (False, True):
-        script = [sys.executable, "-c", GROWTH.format(kept=kept)]
-        growth, huge_pages = subprocess.check_output(script, env=environment, text=True).split()
+        script = [sys.executable, "-c", GROWTH.format(kept=kept, kept_shapes=KEPT_SHAPES)]
+        growth, huge_pages, shapes = subprocess.check_output(script, env=environment, text=True).split()
         assert (int(growth) > 60_000) == kept
         assert huge_pages == ("1" if kept else "None")
+        assert shapes == ("16" if kept else "None")

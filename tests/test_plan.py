@@ -137,7 +137,7 @@ def test_memory_by_hand() -> None:
     shared = 4 * SHAPE.vocab_size * SHAPE.hidden_size
     on_gpu = replace(PLAN, on_cpu=False)
     assert on_gpu.memory["weights, gradients and moments"] == 4 * weights + shared
-    gaps = PLAN.memory["activations"] / 2
+    gaps = PLAN.memory["activations"]
     checkpoint = 6 * weights  # twice while it is written
     assert PLAN.total_memory == pytest.approx(on_gpu.total_memory + gaps + checkpoint)
     recorded = weights + 3.2 * PLAN.memory["activations"] + 0.4 * 2**30
@@ -185,7 +185,7 @@ def test_memory_is_about_what_was_measured(row: memory.Row) -> None:
     found = MEASURED[row.name]
     planned = plan.total_memory / 2**30
     assert planned == pytest.approx(found["plan_gib"], abs=0.003)  # else benchmarks/memory.py is to run anew
-    assert 0.72 < planned / found["measured_gib"] < 1.10
+    assert 0.85 < planned / found["measured_gib"] < 1.10
 
 
 @pytest.mark.parametrize(("texts", "measured"), [(256, 1.56), (1_024, 4.34)])

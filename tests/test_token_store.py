@@ -1,11 +1,12 @@
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from receiptbert import WordpieceTokenizer
 from receiptbert.errors import UserError
@@ -43,6 +44,68 @@ def test_from_texts_keeps_each_text(texts: list[str], tokenizer: WordpieceTokeni
     assert store.labels is not None
     assert store.labels.tolist() == list(range(len(texts) + 1))
     assert len(TokenStore.from_texts([], tokenizer)) == 0
+
+
+# Words apart, joined, and what normalization removes, changes or divides at; a mark that joins what precedes.
+HARD = [
+    " ",
+    " ",
+    "а",
+    "бв",
+    "Ё",
+    "é",
+    "\u0301",
+    "\u0308",
+    "\u00a0",
+    "\t",
+    "\u0085",
+    "\x1c",
+    "\u200b",
+    "\0",
+    "茶",
+]
+HARD += ["[PAD]", "[MASK]", "##а", ",", "İ", "Σ", "½"]
+hard_texts = st.lists(st.lists(st.sampled_from(HARD), max_size=9).map("".join), max_size=5)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[WordpieceTokenizer]:
+    """Of every normalization, and those with which a space does not divide a text."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    corpus = [*texts, *HARD, "a b"]
+
+    def train(**options: bool) -> WordpieceTokenizer:
+        return WordpieceTokenizer.from_corpus(corpus, folder / "c.txt", folder, "t", 90, 2, **options)
+
+    def changed(change: Callable[[Tokenizer], object]) -> WordpieceTokenizer:
+        train().save_pretrained(folder)
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        change(backend)
+        backend.save(str(folder / "tokenizer.json"))
+        return WordpieceTokenizer.from_pretrained(folder)
+
+    return [
+        train(),
+        train(lowercase=False),
+        train(strip_accents=False),
+        train(clean_text=False),
+        changed(lambda backend: backend.add_tokens(["а бв"])),
+        changed(
+            lambda backend: backend.add_tokens([AddedToken("бв", lstrip=True, rstrip=True, single_word=True)])
+        ),
+        changed(lambda backend: setattr(backend, "normalizer", normalizers.Replace(Regex(" +"), ""))),
+        changed(lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.Split(",", "removed"))),
+    ]
+
+
+@given(hard_texts)
+@example(["а бв", "бв а", "а, бв"])
+def test_words_are_tokenized_as_in_their_text(
+    tokenizers: list[WordpieceTokenizer], hard_texts: list[str]
+) -> None:
+    for tokenizer in tokenizers:
+        store = TokenStore.from_texts(hard_texts, tokenizer)
+        assert rows_of(store) == [tokenizer(text) for text in hard_texts]
 
 
 @given(ragged, st.data())

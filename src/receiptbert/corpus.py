@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ LABELLED = [TRAIN, VAL, TEST]
 
 # A receipt line has tens of characters.
 MAX_TEXT = 10_000
+ROWS_AT_ONCE = 100_000
 WHOLE_NUMBER = r"-?\d{1,1000}"  # the most repeats that pandas' regular expressions allow
 # How tables and their tools write a missing label; case does not matter.
 NO_LABEL = ["", "nan", "none", "null", "<na>", "n/a"]
@@ -119,6 +121,12 @@ def read_categories(path: Path, called: str | None = None) -> dict[str, str]:
     broken = table["name"].str.contains(r"[\r\n]")
     _refuse_first(path, called, table, broken, "name", "has a line break; write the name on one line")
     return dict(zip(table["label"], table["name"], strict=True))
+
+
+def strings(column: "pd.Series[str]") -> Iterator[str]:
+    """The strings of ``column``, a part at a time: asked one by one, Arrow takes three times as long."""
+    for start in range(0, len(column), ROWS_AT_ONCE):
+        yield from column.iloc[start : start + ROWS_AT_ONCE].tolist()
 
 
 def label_list(corpus: pd.DataFrame) -> list[str]:

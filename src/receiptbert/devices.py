@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from receiptbert.errors import UserError
+from receiptbert.onednn import keep_few_shapes
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")  # where a container sees its own limits
@@ -56,10 +57,12 @@ def keep_freed_memory(device: torch.device) -> None:
     """Have a training on a CPU keep the memory that a step frees for the next one, in pages of 2 MiB.
 
     Otherwise Linux takes large blocks back and hands them out anew in each step, filled with zeros, 4 KiB at
-    a time. It affects this whole process; where the C library is not glibc, only the page size changes.
+    a time. So that what is kept does not grow, oneDNN keeps little (see ``onednn``). It affects this whole
+    process; where the C library is not glibc, the page size and oneDNN alone.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return
+    keep_few_shapes()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first makes a large tensor
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

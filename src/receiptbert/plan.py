@@ -14,8 +14,8 @@ from receiptbert.progress import say
 
 # For each product of the forward pass, the backward pass takes two: for the gradients of inputs and weights.
 TIMES_FORWARD = 3
-# Blocks that begin at a multiple of 2 MiB leave gaps, and what a large one frees may not suit smaller ones.
-GAPS = 0.5  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
+# Batches differ in shape, and what a block of one size frees seldom suits those of the next batch.
+GAPS = 1.0  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 NUMBER = 4  # bytes
 GIB = 2**30
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: a

@@ -1,7 +1,6 @@
 """``receiptbert predict``: label the lines of a table of any length, a chunk at a time."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import receiptbert
 from receiptbert.csv_faults import fields_of_any_length
 from receiptbert.errors import UserError
+from receiptbert.onednn import keep_few_shapes
 from receiptbert.progress import say, track
 from receiptbert.tables import (
     DELIMITERS,
@@ -39,11 +39,6 @@ OUTPUTS = {**TABLES, ".jsonl": "jsonl", ".ndjson": "jsonl"}
 DECIMALS = 4
 NO_CANDIDATE = ("", "", 0.0)  # for an empty text, or a model with fewer classes than were asked for
 
-# oneDNN, which torch uses on a CPU, keeps the code compiled for the last 1,024 shapes of batches.
-# It lies scattered among the activations, so that the heap grows with every new shape: to twice the memory
-# after 200,000 lines. The shapes of one batch are enough, and no slower (docs/LOG.md).
-KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-
 
 @fields_of_any_length()
 def predict(args: argparse.Namespace) -> None:
@@ -52,7 +47,7 @@ def predict(args: argparse.Namespace) -> None:
     Raises:
         UserError: bad input.
     """
-    os.environ.setdefault(KEPT_SHAPES, "16")
+    keep_few_shapes()
     source = None if args.input == "-" else Path(args.input)
     target = None if args.output == "-" else Path(args.output)
     table = _open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"), args.column)

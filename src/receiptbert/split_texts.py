@@ -8,12 +8,13 @@ from receiptbert.errors import UserError
 from receiptbert.files import whole
 
 AGAIN = "run `dvc repro -f pretokenize`"
+QUOTED = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each text
 
 
 def save_texts(tokenized: Path, split: str, texts: Iterable[str]) -> None:
     """Write ``texts`` as JSON strings, one per line, whatever line breaks they contain."""
     with whole(tokenized / f"{split}.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(f"{json.dumps(text, ensure_ascii=False)}\n" for text in texts)
+        file.writelines(f"{QUOTED(text)}\n" for text in texts)
 
 
 def load_texts(tokenized: Path, split: str, count: int | None = None) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from receiptbert.errors import UserError
 from receiptbert.json_files import read_json_object
@@ -73,7 +75,7 @@ class WordpieceTokenizer:
 
         Args:
             corpus: raw texts, read once.
-            corpus_save_path: where to put the texts, one per line, while training; removed afterwards.
+            corpus_save_path: where to put the texts while training; removed afterwards.
             tokenizer_save_path: folder for ``<tokenizer_name>-vocab.txt``.
             vocab_size: entries wanted, special tokens included. A small corpus gives fewer.
             min_frequency: a pair of pieces seen less often is not merged.
@@ -148,6 +150,23 @@ class WordpieceTokenizer:
             lengths = np.fromiter(map(len, encodings), np.int64, len(chunk))
             ids = chain.from_iterable(encoding.ids for encoding in encodings)
             yield np.fromiter(ids, np.int32, lengths.sum()), lengths
+
+    def words(self, text: str) -> list[str]:
+        """Parts of ``text`` that may be tokenized by themselves: their tokens in turn are those of the text.
+
+        They are what stands between spaces, or the whole text if its tokenizer is not of BERT's kind.
+        """
+        return text.split(" ") if self._spaces_divide else [text]
+
+    @cached_property
+    def _spaces_divide(self) -> bool:
+        """Whether what is before a space cannot matter to what comes after it."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return (
+            isinstance(self._backend.normalizer, BertNormalizer)
+            and isinstance(self._backend.pre_tokenizer, BertPreTokenizer)
+            and not any(" " in token.content for token in added)
+        )
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """The tokens behind ``ids``."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,8 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONTINUATION = "##"
 # As in the reference trainer: a thousand characters are kept; a word with a rarer one is [UNK] as a whole.
 MAX_ALPHABET = 1000
+# The trainer counts words, wherever they stand, and a line costs it as much as twenty words.
+TEXTS_PER_LINE = 100
 
 
 def learn_vocabulary(
@@ -29,7 +32,7 @@ def learn_vocabulary(
     Args:
         trainer: whose normalization is used.
         corpus: raw texts, read once.
-        corpus_path: where to put the texts, one per line, while training.
+        corpus_path: where to put the texts while training.
         vocab_size: entries wanted, special tokens included.
         min_frequency: a pair of pieces seen less often is not merged.
 
@@ -43,13 +46,14 @@ def learn_vocabulary(
         corpus_path.unlink(missing_ok=True)
 
 
-def _write_lines(corpus: Iterable[str], path: Path) -> Counter[str]:
-    """Write the texts one per line and count their words."""
+def _write_lines(texts: Iterable[str], path: Path) -> Counter[str]:
+    """Write the texts, ``TEXTS_PER_LINE`` to a line, and count their words."""
     counts: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
+    iterator = iter(texts)
     with naming(path), path.open("w", encoding="utf-8") as file:
-        for text in corpus:
-            words = text.split()
+        while some := list(islice(iterator, TEXTS_PER_LINE)):
+            words = " ".join(some).split()
             counts.update(words)
             file.write(" ".join(words) + "\n")
     return counts
@@ -90,8 +94,7 @@ def _train(
 
     words_path = corpus_path.with_suffix(".words")
     try:
-        with naming(words_path):
-            words_path.write_text("\n".join(words), encoding="utf-8")
+        _write_lines(words, words_path)
         known = train(words_path, 0, SPECIAL_TOKENS)
     finally:
         words_path.unlink(missing_ok=True)
