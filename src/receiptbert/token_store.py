@@ -52,37 +52,41 @@ class TokenStore:
         Args:
             progress: what to call the work when reporting its progress; None to keep silent.
         """
-        numbers: defaultdict[str, int] = defaultdict(count().__next__)  # of the words, in the order they come
+        numbers: defaultdict[str, int] = defaultdict(count().__next__)  # of the distinct words, as they come
         words_per_text = array("q")
 
-        def words() -> Iterator[list[str]]:
+        def split() -> Iterator[list[str]]:
             for text in texts:
-                of_text = tokenizer.words(text)
-                words_per_text.append(len(of_text))
-                yield of_text
+                words = tokenizer.words(text)
+                words_per_text.append(len(words))
+                yield words
 
-        # Words are many: iterating over them in C takes a fraction of the time.
-        places = np.fromiter(map(numbers.__getitem__, chain.from_iterable(words())), np.int32)
+        # No Python code runs per word.
+        places = np.fromiter(map(numbers.__getitem__, chain.from_iterable(split())), np.int32)
         distinct: Iterable[str] = numbers
         if progress is not None:
             distinct = track(distinct, progress, len(numbers), "distinct words")
-        # Half the memory for every vocabulary in use; 0 texts still give arrays of the right type.
-        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-        ids = [np.zeros(0, dtype)]
-        lengths = [np.zeros(0, np.int64)]
-        for chunk_ids, chunk_lengths in tokenizer.encode_batch(distinct):
-            ids.append(chunk_ids.astype(dtype))
-            lengths.append(chunk_lengths)
-        store = cls(
-            ids=np.concatenate(ids),
-            offsets=_offsets(np.concatenate(lengths)),
-            labels=None,
-            tokenizer=tokenizer.fingerprint,
-        ).take(places)
+        store = cls._of_each(distinct, tokenizer).take(places)
         return replace(
             store,
             offsets=store.offsets[_offsets(np.asarray(words_per_text))],
             labels=None if labels is None else np.fromiter(labels, dtype=np.int64),
+        )
+
+    @classmethod
+    def _of_each(cls, texts: Iterable[str], tokenizer: WordpieceTokenizer) -> "TokenStore":
+        # Half the memory for every vocabulary in use; 0 texts still give arrays of the right type.
+        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+        ids = [np.zeros(0, dtype)]
+        lengths = [np.zeros(0, np.int64)]
+        for chunk_ids, chunk_lengths in tokenizer.encode_batch(texts):
+            ids.append(chunk_ids.astype(dtype))
+            lengths.append(chunk_lengths)
+        return cls(
+            ids=np.concatenate(ids),
+            offsets=_offsets(np.concatenate(lengths)),
+            labels=None,
+            tokenizer=tokenizer.fingerprint,
         )
 
     @property
