@@ -49,22 +49,23 @@ def test_from_texts_keeps_each_text(texts: list[str], tokenizer: WordpieceTokeni
 # Words apart, joined, and what normalization removes, changes or divides at; a mark that joins what precedes.
 HARD = [
     " ",
-    " ",
+    "  ",
     "а",
     "бв",
     "Ё",
     "é",
     "\u0301",
     "\u0308",
-    "\u00a0",
-    "\t",
-    "\u0085",
-    "\x1c",
-    "\u200b",
-    "\0",
     "茶",
+    "[PAD]",
+    "[MASK]",
+    "##а",
+    ",",
+    "İ",
+    "Σ",
+    "½",
 ]
-HARD += ["[PAD]", "[MASK]", "##а", ",", "İ", "Σ", "½"]
+HARD += ["\n", "\r", "\t", "\u00a0", "\u0085", "\x1c", "\u200b", "\u2028", "\u3000", "\0"]
 hard_texts = st.lists(st.lists(st.sampled_from(HARD), max_size=9).map("".join), max_size=5)
 
 
@@ -90,6 +91,8 @@ def tokenizers(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> li
         train(strip_accents=False),
         train(clean_text=False),
         changed(lambda backend: backend.add_tokens(["а бв"])),
+        changed(lambda backend: backend.add_tokens(["\n"])),
+        changed(lambda backend: backend.add_tokens(["а\u00a0бв"])),
         changed(
             lambda backend: backend.add_tokens([AddedToken("бв", lstrip=True, rstrip=True, single_word=True)])
         ),
@@ -99,13 +102,18 @@ def tokenizers(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> li
 
 
 @given(hard_texts)
-@example(["а бв", "бв а", "а, бв"])
+@example(["а бв", "бв а", "а, бв", "а  бв"])
 def test_words_are_tokenized_as_in_their_text(
     tokenizers: list[WordpieceTokenizer], hard_texts: list[str]
 ) -> None:
     for tokenizer in tokenizers:
         store = TokenStore.from_texts(hard_texts, tokenizer)
         assert rows_of(store) == [tokenizer(text) for text in hard_texts]
+
+
+def test_spaces_are_no_words(tokenizer: WordpieceTokenizer) -> None:
+    assert tokenizer.words("  а   бв ") == ["а", "бв"]
+    assert tokenizer.words(" " * 9) == []
 
 
 @given(ragged, st.data())

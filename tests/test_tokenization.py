@@ -103,6 +103,17 @@ def test_too_small_a_vocabulary_is_refused(tmp_path: Path) -> None:
         train(["абвгдежзиклмн оп"] * 3, tmp_path, vocab_size=12)
 
 
+def test_the_vocabulary_does_not_depend_on_how_texts_are_put_into_lines(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = ["", "   ", "а\rб", "а\x85б", "а\u2028б", "а\x1cб", "[SEP] а", "\u0301а", "а\u00a0б"]
+    found = []
+    for count in (1, 3, 100):
+        monkeypatch.setattr("receiptbert.vocabulary.TEXTS_PER_LINE", count)
+        found.append(train([*strange, *texts, *strange], tmp_path, vocab_size=80).tokens)
+    assert found[0] == found[1] == found[2]
+
+
 def test_batches_give_the_ids_of_single_calls(
     texts: list[str], tokenizer: WordpieceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

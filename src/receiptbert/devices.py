@@ -57,8 +57,8 @@ def keep_freed_memory(device: torch.device) -> None:
     """Have a training on a CPU keep the memory that a step frees for the next one, in pages of 2 MiB.
 
     Otherwise Linux takes large blocks back and hands them out anew in each step, filled with zeros, 4 KiB at
-    a time. So that what is kept does not grow, oneDNN keeps little (see ``onednn``). It affects this whole
-    process; where the C library is not glibc, the page size and oneDNN alone.
+    a time. oneDNN, too, is told to keep little (see ``onednn``), or else the kept memory would grow. All this
+    affects the whole process; where the C library is not glibc, only the page size and oneDNN change.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return

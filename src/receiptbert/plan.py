@@ -144,8 +144,9 @@ class Plan:
         }
         if self.soft_targets:
             parts["targets"] = on_device * NUMBER * self.soft_targets
-        if self.on_cpu:  # what the step has freed is not given back to the system
+        if self.on_cpu:
             parts["gaps between blocks"] = GAPS * parts["activations"]
+            # In memory twice, beside what the step has freed and the C library has not given back.
             parts["a checkpoint while it is written"] = 2 * state
         if self.recorded:  # a graph holds all gradients before it adds them to the step's
             parts["recorded passes"] = weights + APART * parts["activations"] + BESIDE

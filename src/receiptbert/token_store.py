@@ -47,7 +47,7 @@ class TokenStore:
         labels: Iterable[int] | None = None,
         progress: str | None = None,
     ) -> "TokenStore":
-        """Tokenize ``texts`` on all cores, each of their words only once.
+        """Tokenize ``texts`` on all cores, each of their ``WordpieceTokenizer.words`` only once.
 
         Args:
             progress: what to call the work when reporting its progress; None to keep silent.

@@ -154,18 +154,22 @@ class WordpieceTokenizer:
     def words(self, text: str) -> list[str]:
         """Parts of ``text`` that may be tokenized by themselves: their tokens in turn are those of the text.
 
-        They are what stands between spaces, or the whole text if its tokenizer is not of BERT's kind.
+        They are what stands between spaces, or the whole text if it is not sure that spaces divide it.
         """
-        return text.split(" ") if self._spaces_divide else [text]
+        return list(filter(None, text.split(" "))) if self._spaces_divide else [text]
 
     @cached_property
     def _spaces_divide(self) -> bool:
-        """Whether what is before a space cannot matter to what comes after it."""
+        """Whether the tokens of any text are those of its parts between spaces, one after another.
+
+        They are if BERT's own rules come first, which cut at spaces and look at single characters, and if no
+        token added to the vocabulary has a space, or whitespace that is normalized to one.
+        """
         added = self._backend.get_added_tokens_decoder().values()
         return (
             isinstance(self._backend.normalizer, BertNormalizer)
             and isinstance(self._backend.pre_tokenizer, BertPreTokenizer)
-            and not any(" " in token.content for token in added)
+            and not any(character.isspace() for token in added for character in token.content)
         )
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
