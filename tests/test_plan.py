@@ -185,7 +185,7 @@ def test_memory_is_about_what_was_measured(row: memory.Row) -> None:
     found = MEASURED[row.name]
     planned = plan.total_memory / 2**30
     assert planned == pytest.approx(found["plan_gib"], abs=0.003)  # else benchmarks/memory.py is to run anew
-    assert 0.85 < planned / found["measured_gib"] < 1.10
+    assert 0.85 < planned / found["measured_gib"] < 1.20
 
 
 @pytest.mark.parametrize(("texts", "measured"), [(256, 1.56), (1_024, 4.34)])
