@@ -20,6 +20,7 @@ from pyarrow import parquet
 from receiptbert import Classifier, cli
 from receiptbert.errors import UserError
 from receiptbert.failures import explain
+from receiptbert.onednn import KEPT_SHAPES
 from tests.conftest import CATEGORIES, LABELS, ROOT
 
 Run = Callable[..., None]
@@ -108,6 +109,14 @@ def test_every_format_gives_the_same_answers(
     objects = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert parquet.read_table("out.parquet").to_pylist() == objects
     assert [{key: str(value) for key, value in row.items()} for row in objects] == expected
+
+
+def test_the_code_of_few_shapes_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEPT_SHAPES, "of before")  # so that it is put back afterwards
+    monkeypatch.delenv(KEPT_SHAPES)
+    write("in.csv", ["чай"])
+    run("in.csv", "-o", "out.csv")
+    assert os.environ[KEPT_SHAPES] == "16"
 
 
 def test_the_delimiter_is_the_one_that_makes_the_column(run: Run) -> None:

@@ -1,6 +1,7 @@
 """Each stage in this process: what it makes of its inputs; that it heeds all its settings, and no other."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from receiptbert import WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.labelled import majority_class
+from receiptbert.onednn import KEPT_SHAPES
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
 from receiptbert.split_texts import load_texts
@@ -142,6 +144,13 @@ def test_the_majority_class_is_the_most_frequent_of_train(tiny_project: Path) ->
     tokenized = tiny_project / "data/tokenized"
     label = Classes.load(tokenized / "classes.json").labels[majority_class(tokenized)]
     assert rows[label] == rows.max() > rows.min()
+
+
+def test_evaluate_keeps_the_code_of_few_shapes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEPT_SHAPES, "of before")  # so that it is put back afterwards
+    monkeypatch.delenv(KEPT_SHAPES)
+    run_here(STAGES["evaluate"], project)
+    assert os.environ[KEPT_SHAPES] == "16"
 
 
 def test_evaluate_takes_the_temperature_of_the_checkpoint(project: Path) -> None:
