@@ -94,7 +94,7 @@ def plan_of(row: Row, setting: Setting) -> Plan:
         dropout=row.dropout,
         mixed=setting.precision != "fp32",
         on_cpu=setting.device.type == "cpu",
-        recorded=can_record(setting.device, row.activation_checkpointing),
+        recorded=can_record(setting.device, row.activation_checkpointing, setting.params.runtime.amp_backend),
         activation_checkpointing=row.activation_checkpointing,
         steps=STEPS,
     )

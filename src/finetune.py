@@ -58,7 +58,8 @@ def finetune(params: Params) -> None:
     names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
     logdirs = map(pipeline.new_run_folder, names)
     with ExitStack() as stack:
-        # All are kept until the outputs are written: if the final model is cut off, no teacher retrains.
+        # All are kept until the outputs are written: if the final model is cut off, no BERT teacher trains
+        # again. They label again, and the linear teacher is fitted again.
         checkpoints = [
             stack.enter_context(
                 Checkpoints(pipeline.CHECKPOINTS / name, fingerprint, params.runtime.checkpoint_seconds)

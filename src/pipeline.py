@@ -34,7 +34,7 @@ METRICS = Path("metrics")
 PLOTS = METRICS / "plots"
 
 # Otherwise a killed DVC (or torch's launcher) would leave its stage running, in the way of the next one.
-# Set before the imports that take seconds: a stage imports this module first.
+# Set early: a stage imports this module before torch, which takes seconds.
 if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}:
     end_with_parent()
 

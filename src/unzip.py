@@ -112,7 +112,7 @@ def warnings_of_labels(labels: list[str], categories: dict[str, str], file: str 
     unnamed = [label for label in labels if not categories.get(label)]
     if unnamed and file is not None:
         others = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
-        found.append(f"{file} has no name for label {unnamed[0]}{others}")
+        found.append(f"{file} has no name for label {unnamed[0]!r}{others}")
     return found
 
 

@@ -61,6 +61,8 @@ TINY = {
     "finetune.epochs": "1",
     "finetune.min_steps": "0",
     "finetune.teachers": "0",
+    "pretrain.precision": "fp32",  # whatever the processor has
+    "finetune.precision": "fp32",
     "runtime.device": "cpu",
 }
 
@@ -93,6 +95,12 @@ def _without_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Whatever ran before in this process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -151,21 +159,26 @@ def finetune_model(tokenizer: WordpieceTokenizer) -> Callable[..., BertFinetuneM
 LABELS, CATEGORIES = ["7", "12", "30"], ["Чай", "Сыр", "Мыло"]
 
 
-@pytest.fixture
-def checkpoint(
-    finetune_model: Callable[..., BertFinetuneModel],
-    tokenizer: WordpieceTokenizer,
-    texts: list[str],
-    tmp_path: Path,
+@pytest.fixture(scope="session")
+def made_checkpoint(
+    tokenizer: WordpieceTokenizer, texts: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of a classifier with random weights, which answers with each of its classes now and then."""
-    model = finetune_model()
+    """What ``checkpoint`` copies."""
+    torch.manual_seed(0)
+    model = enlarged(BertFinetuneModel(vocab_size=tokenizer.vocab_size, **SHAPE, num_classes=3))
     loader = inference_loader(texts, tokenizer, 12)
     logits = predict_logits(model, loader, tokenizer.pad_token_id, torch.device("cpu"))
     with torch.no_grad():
         model._classifier_head._output.bias.sub_(torch.from_numpy(logits.mean(axis=0)))
-    save_pretrained(model, tokenizer, tmp_path / "model", CATEGORIES, LABELS)
-    return tmp_path / "model"
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    save_pretrained(model, tokenizer, folder, CATEGORIES, LABELS)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(made_checkpoint: Path, tmp_path: Path) -> Path:
+    """The folder of a classifier with random weights, which answers with each of its classes now and then."""
+    return Path(shutil.copytree(made_checkpoint, tmp_path / "model"))
 
 
 def with_value(params_yaml: str, key: str, value: str) -> str:

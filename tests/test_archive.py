@@ -2,7 +2,10 @@ import stat
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from receiptbert.archive import extract_corpus
+from receiptbert.errors import UserError
 from tests.conftest import make_zip
 
 CSV = "text,label,split\nmilk,1,train\n"
@@ -37,3 +40,11 @@ def test_a_link_is_written_as_a_plain_file(tmp_path: Path) -> None:
         opened.writestr(link, "/etc/passwd")
     extract_corpus(tmp_path / "a.zip", tmp_path / "raw")
     assert not (tmp_path / "raw" / "data.csv").is_symlink()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_unpack_without_bound_are_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as opened:
+        opened.writestr("data.csv", CSV)
+    with pytest.raises(UserError, match=r"data\.csv is not compressed by plain deflate; create it again"):
+        extract_corpus(tmp_path / "a.zip", tmp_path / "raw")

@@ -129,9 +129,11 @@ def test_an_experiment_is_killed_if_it_is_not_done_by_then(
         assert stage.poll() == 0 or not Path(f"/proc/{stage.pid}/cwd").exists()
     monkeypatch.setattr(chaos_experiments, "STAGE_SECONDS", 0.1)
     with subprocess.Popen(["sleep", "60"], cwd=tmp_path) as stage:
-        with pytest.raises(SystemExit, match="outlived its DVC"):
-            chaos_experiments._wait_for_stages_in(tmp_path)
-        stage.kill()
+        try:
+            with pytest.raises(SystemExit, match="outlived its DVC"):
+                chaos_experiments._wait_for_stages_in(tmp_path)
+        finally:
+            stage.kill()
 
 
 @pytest.mark.parametrize(("params", "status", "cut"), [("", 0, False), ("seed: [", 0, True), ("", 255, True)])

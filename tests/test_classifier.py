@@ -157,12 +157,26 @@ def test_models_that_cannot_classify_are_refused(
         Classifier.from_pretrained(checkpoint, batch_size=0)
     for labels, message in [
         (["1", "2"], "has 3 classes and 2 corpus_labels"),
-        (5, ": corpus_labels must hold the classes as texts; take it again"),
-        ([1, 2, None], ": corpus_labels must hold the classes as texts; take it again"),
+        (5, ": corpus_labels must hold the classes as texts; run its stage again"),
+        ([1, 2, None], ": corpus_labels must hold the classes as texts; run its stage again"),
     ]:
         change_config(checkpoint, corpus_labels=labels)
         with pytest.raises(UserError, match=rf"config\.json.*{message}"):
             Classifier.from_pretrained(checkpoint)
+
+
+def test_heads_that_choose_no_class_are_refused(checkpoint: Path) -> None:
+    change_config(checkpoint, problem_type="multi_label_classification")
+    with pytest.raises(
+        UserError, match="its head has 3 outputs and the problem_type 'multi_label_classification'; name"
+    ):
+        Classifier.from_pretrained(checkpoint)
+    change_config(checkpoint, problem_type="single_label_classification")
+    Classifier.from_pretrained(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(weights | {"classifier.bias": torch.zeros(1)}, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match="its head has 1 outputs and"):
+        Classifier.from_pretrained(checkpoint)
 
 
 def test_answers_that_are_no_numbers_are_refused(checkpoint: Path, texts: list[str]) -> None:

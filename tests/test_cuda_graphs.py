@@ -79,14 +79,15 @@ def test_passes_are_recorded_where_they_do_no_more_than_launch_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu = torch.device("cuda")
-    assert can_record(gpu, activation_checkpointing=False)
-    assert not can_record(gpu, activation_checkpointing=True)
-    assert not can_record(torch.device("cpu"), activation_checkpointing=False)
+    assert can_record(gpu, False, "torch")
+    assert not can_record(gpu, True, "torch")
+    assert not can_record(gpu, False, "apex")
+    assert not can_record(torch.device("cpu"), False, "torch")
     with monkeypatch.context() as patch:
         patch.setattr("receiptbert.cuda_graphs.num_processes", lambda: 2)
-        assert not can_record(gpu, activation_checkpointing=False)
+        assert not can_record(gpu, False, "torch")
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not can_record(gpu, activation_checkpointing=False)
+    assert not can_record(gpu, False, "torch")
 
 
 DROPOUT = {

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def run_python(path: Path) -> None:
     assert snippets
     for snippet in snippets:
         names: dict[str, Any] = {}
-        exec(compile(snippet, path.name, "exec"), names)
+        exec(compile(textwrap.dedent(snippet), path.name, "exec"), names)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/reading.md", "docs/predicting.md"])

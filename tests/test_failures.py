@@ -65,12 +65,38 @@ def test_a_full_disk_ends_a_stage_by_name_and_costs_nothing(project: Path, stage
     assert re.fullmatch(rf"{stage}: error: .*{os.strerror(errno.EFBIG)}; raise the limit .*", line), line
     # The checkpoints of a training are larger still.
     assert Path(largest).parent.name in line or f".checkpoints/{stage}" in line
-    assert not [name for name in contents(project) if name.endswith((".part", ".old"))]
+    assert not [name for name in contents(project) if name.endswith((".part", ".replaced"))]
     assert contents(project).items() >= before.items()
     assert largest not in contents(project)
 
     run_here(STAGES[stage], project)
     assert contents(project) == done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a descriptor tells its file")
+def test_contents_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(
+        "os.fsync", lambda number: done.append(str(Path(f"/proc/self/fd/{number}").readlink()))
+    )
+    replace = os.replace
+    monkeypatch.setattr("os.replace", lambda *names: (done.append("replace"), replace(*names)))
+    with whole(tmp_path / "models") as partial:
+        (partial / "inner").mkdir(parents=True)
+        (partial / "inner/weights").write_text("x")
+    written = [f"{partial}{name}" for name in ("", "/inner", "/inner/weights")]
+    assert sorted(done[:3]) == written
+    assert done[3:] == ["replace", str(tmp_path)]
+
+
+def test_copies_that_the_user_made_stay(tmp_path: Path) -> None:
+    for name in ("models.old", "models.replaced", "models.bak"):
+        (tmp_path / name).write_text("a copy")
+    before = contents(tmp_path)
+    for _ in range(2):
+        with whole(tmp_path / "models") as partial:
+            partial.mkdir()
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_ended_between_its_two_renames_comes_back(
@@ -91,7 +117,7 @@ def test_a_folder_ended_between_its_two_renames_comes_back(
     with pytest.raises(KeyboardInterrupt):
         write("new")
     assert contents(tmp_path) == {"models/weights": b"old"}
-    path.rename(tmp_path / "models.old")  # as kill -9 in that moment leaves it
+    path.rename(tmp_path / ".models.replaced")  # as kill -9 in that moment leaves it
     with pytest.raises(KeyboardInterrupt):
         write("new")
     assert contents(tmp_path) == {"models/weights": b"old"}

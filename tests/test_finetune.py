@@ -21,9 +21,11 @@ from receiptbert.descent import Descent
 from receiptbert.distillation import teacher_seed
 from receiptbert.hf_format import load_classifier, save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
-from receiptbert.labelled import training_set
+from receiptbert.labelled import TrainingSet, training_set
 from receiptbert.linear_teacher import LinearTeacher
 from receiptbert.params import load_params
+from receiptbert.partial_embedding import tokens_in
+from receiptbert.plan import Plan
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, Cut, with_value
@@ -34,6 +36,7 @@ SETTINGS = {
     "finetune.min_steps": "0",
     "finetune.batch_size": "40",
     "finetune.teachers": "2",
+    "finetune.precision": "fp32",
     "runtime.device": "cpu",
     "runtime.checkpoint_seconds": "0",
 }
@@ -187,13 +190,28 @@ def test_finetuning_begins_at_the_pretrained_weights(run: Callable[..., dict[Pat
     assert (encoder(pipeline.FINETUNED)[name] - pretrained[name]).abs().mean() > 0.01
 
 
-def test_from_scratch_all_layers_train_at_one_rate(run: Callable[..., dict[Path, bytes]]) -> None:
-    def weights(**changes: str) -> dict[Path, bytes]:
-        return {path: data for path, data in run(teachers="0", **changes).items() if path.suffix != ".json"}
+def test_teachers_label_texts_part_by_part(
+    run: Callable[..., dict[Path, bytes]], tokenizer: WordpieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pool, pools = distillation.distillation_pool, []
 
-    assert weights(layer_lr_decay="1.0") != weights(layer_lr_decay="0.5")
-    scratch = {"init": "scratch", "lr": "4e-4"}
-    assert weights(**scratch, layer_lr_decay="1.0") == weights(**scratch, layer_lr_decay="0.5")
+    def note(*args: Any) -> TrainingSet:
+        pools.append(make_pool(*args))
+        return pools[-1]
+
+    plans: list[Plan] = []
+    monkeypatch.setattr(distillation, "distillation_pool", note)
+    monkeypatch.setattr("receiptbert.finetuning.announce", lambda plan, _: plans.append(plan))
+    run(teachers="2", epochs="1")
+    monkeypatch.setattr(distillation, "AT_ONCE", 7)
+    run(teachers="2", epochs="1")
+    at_once, in_parts = pools
+    assert at_once.num_unlabelled > 7
+    np.testing.assert_allclose(in_parts.targets, at_once.targets, atol=1e-6)
+    for plan in plans:  # of the final model
+        assert (plan.texts, plan.steps) == (80, 2)
+        assert plan.soft_targets == at_once.targets.size
+        assert plan.trained_tokens == len(tokens_in(at_once.texts, tokenizer))
 
 
 def test_the_metrics_and_the_temperature_are_those_of_the_weights(

@@ -200,7 +200,7 @@ def test_any_hugging_face_bert_can_be_finetuned(hf_class: Any, tmp_path: Path) -
 def test_tensorflow_names_of_layer_norms_are_understood(
     pretrained: tuple[BertModel, Path], finetune_model: Make
 ) -> None:
-    _, folder = pretrained
+    source, folder = pretrained
     path = folder / "model.safetensors"
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
@@ -209,7 +209,10 @@ def test_tensorflow_names_of_layer_norms_are_understood(
         for name, tensor in load_file(path).items()
     }
     save_file(old, path)
-    load_encoder(finetune_model(), folder)
+    model: BertFinetuneModel = finetune_model()
+    load_encoder(model, folder)
+    for name, tensor in model._backbone.state_dict().items():
+        assert torch.equal(tensor, source._backbone.state_dict()[name]), name
 
 
 def test_load_weights_reads_a_state_dict_and_no_other_pickle(pretrain_model: Make, tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ def test_every_parameter_is_in_the_group_where_it_belongs(model: BertModel) -> N
     assert groups[1] == {name for name in names.values() if name.endswith("bias") or "layer_norm" in name}
 
 
+def test_without_decay_the_groups_are_the_same(model: BertModel) -> None:
+    sizes = [[len(g["params"]) for g in get_optimizer(model, decay).param_groups] for decay in (0.01, 0.0)]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) == 2
+
+
 def test_groups_go_by_kind_and_not_by_name() -> None:
     model = nn.ModuleDict({"biased": nn.Linear(2, 2), "norm": nn.Linear(2, 2), "x": nn.LayerNorm(2)})
     decayed, spared = get_optimizer(model).param_groups

@@ -88,6 +88,14 @@ def test_heads_and_feed_forward_follow_a_width_set_by_hand(tmp_path: Path) -> No
     assert model.num_hidden_layers == 4  # of mini still
 
 
+def test_layers_from_scratch_train_at_one_rate_if_nobody_says_otherwise(tmp_path: Path) -> None:
+    scratch = with_value(SHIPPED, "finetune.init", "scratch")
+    assert load(tmp_path, scratch).finetune.layer_lr_decay == 1
+    assert (
+        load(tmp_path, with_value(scratch, "finetune.layer_lr_decay", "0.5")).finetune.layer_lr_decay == 0.5
+    )
+
+
 @pytest.mark.parametrize("written", ["3e-05", "3e-5", "3.0e-05", "0.00003"])
 def test_numbers_as_dvc_writes_them(tmp_path: Path, written: str) -> None:
     """``dvc exp run -S finetune.lr=3e-5`` writes 3e-05, which PyYAML reads as a text."""

@@ -305,20 +305,24 @@ def test_a_killed_dvc_takes_its_trainer_along_and_the_next_one_goes_on(project: 
     set_params(project, {"runtime.checkpoint_seconds": "0"})
     lock = project / ".checkpoints/pretrain.lock"
 
-    dvc = subprocess.Popen(["dvc", "repro", "pretrain"], cwd=project, env=ENVIRONMENT)
-    wait_for_checkpoint_after(project, None)
-    with pytest.raises(Timeout):
-        FileLock(lock).acquire(timeout=0)
-    dvc.kill()
-    dvc.wait()
+    with subprocess.Popen(["dvc", "repro", "pretrain"], cwd=project, env=ENVIRONMENT) as killed:
+        try:
+            wait_for_checkpoint_after(project, None)
+            with pytest.raises(Timeout):
+                FileLock(lock).acquire(timeout=0)
+        finally:
+            killed.kill()
     with FileLock(lock, timeout=10):  # the trainer has ended
         last = newest_checkpoint(project)
 
     command = [sys.executable, "src/pretrain.py"]
-    trainer = subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True)
-    wait_for_checkpoint_after(project, last)
-    trainer.terminate()
-    _, errors = trainer.communicate(timeout=30)
+    with subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True) as trainer:
+        try:
+            wait_for_checkpoint_after(project, last)
+            trainer.terminate()
+            _, errors = trainer.communicate(timeout=30)
+        finally:
+            trainer.kill()
     assert trainer.returncode == 128 + signal.SIGTERM
     assert "resumed after step" in errors
     assert errors.splitlines()[-1].startswith("SIGTERM: stopped after step")

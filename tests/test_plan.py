@@ -148,7 +148,7 @@ def test_memory_by_hand() -> None:
     few = replace(FINETUNING, trained_tokens=100, soft_targets=1000)
     spared = 5 * 4 * 400 * SHAPE.hidden_size
     assert few.memory["weights, gradients and moments"] == finetuning - spared
-    assert few.memory["targets"] == 4 * 1000
+    assert few.memory["targets"] == 2 * 4 * 1000
 
 
 def shape_of(hidden_size: int, layers: int, entries: int) -> BertShape:
@@ -244,6 +244,8 @@ def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
         require_memory(replace(PLAN, texts=31), int(replace(PLAN, texts=16).total_memory) + 1, "finetune", 31)
     with pytest.raises(UserError, match=r"set a smaller model.size"):  # where texts // 32 would be none
         require_memory(replace(PLAN, texts=20), int(replace(PLAN, texts=0).total_memory) + 1, "finetune", 32)
+    with pytest.raises(UserError, match=r"set a smaller house, or take"):
+        require_memory(PLAN, 1, "finetune", 32, smaller_model="a smaller house")
 
 
 def test_the_plan_is_told(capsys: pytest.CaptureFixture[str]) -> None:

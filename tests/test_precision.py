@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,3 +24,16 @@ def test_what_the_hardware_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setattr(precision, "has_bf16", lambda _: False)
     with pytest.raises(UserError, match=rf"finetune.precision = {name}, .* set auto"):
         choose_precision(name, CPU, "finetune.precision")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fma avx512f", False), ("fma avx512_bf16", True), ("amx_bf16 amx_tile", True), ("fp bf16 i8mm", True)],
+)
+def test_a_cpu_tells_whether_it_multiplies_bf16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool
+) -> None:
+    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+    assert not precision.has_bf16(CPU)  # no such file
+    (tmp_path / "cpuinfo").write_text(f"processor: 0\nflags: {flags}\n")
+    assert precision.has_bf16(CPU) == expected

@@ -91,7 +91,11 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("truncated, not compressed", truncated_and_not_compressed, f"in.zip {WHOLE} (…); make or download …"),
     ("a byte changed", damaged, f"in.zip {WHOLE} (…); make or download it again"),
     ("encrypted", encrypted, "in.zip: data.csv is encrypted; make an archive without a password"),
-    ("unknown compression", unknown_compression, "in.zip: …; use plain deflate"),
+    (
+        "unknown compression",
+        unknown_compression,
+        "in.zip: data.csv is not compressed by plain deflate; create it again",
+    ),
     ("no members", of(), "in.zip holds no CSV; put one CSV with the columns text,label,split into it"),
     ("nested", of("inner.zip"), "in.zip holds no CSV but inner.zip, which is not unpacked; put one CSV …"),
     (
@@ -247,6 +251,9 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     ("an open quote", CSV + '"tea,1,train\n', f", row 7: {QUOTE}"),
     ("an open quote far up", CSV.replace("milk", '"milk') + "tea,1,train\n" * 99, f", row 2: {QUOTE}"),
     ("a quote that swallows rows", CSV.replace("milk", '"milk').replace("tea", 'tea"'), f", row 2: {QUOTE}"),
+    ("the same, without a last line end", 'text,label,split\n"a,1,train\nb",2,train', f", row 2: {QUOTE}"),
+    ("the same, with spaces", 'text,label,split\n"a, 1, train\nb", 2, train\n', f", row 2: {QUOTE}"),
+    ("the same, with carriage returns", 'text,label,split\r"a,1,train\rb",2,train\r', f", row 2: {QUOTE}"),
     ("the same, split first", 'split,text,label\ntrain,a,1\ntrain,"b,2\ntest,c",1\n', f", row 3: {QUOTE}"),
     (
         "a comma too many",
@@ -280,7 +287,7 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     (
         "a long number among names",
         CSV.replace(",1,", ",dairy,").replace("tea,2", "tea,bread").replace("bread,2", f"bread,{'9' * 19}"),
-        f", row 3, column label: '{'9' * 19}' is a whole number, but 3 other labels are names; make labels …",
+        f", row 3, column label: '{'9' * 19}' is a whole number, but the labels of 3 other rows are …",
     ),
     (
         "fractional labels",
@@ -295,12 +302,12 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     (
         "a name among numbers",
         CSV + "a,tea,train\n",
-        ", row 7, column label: 'tea' is not a whole number, but 4 other labels are; make labels all numbers or all names",
+        ", row 7, column label: 'tea' is not a whole number, but the labels of 4 other rows are; make labels all numbers or all names",
     ),
     (
         "a number among names",
         CSV.replace(",1,", ",dairy,").replace("rye bread,2", "rye bread,bread"),
-        ", row 4, column label: '2' is a whole number, but 3 other labels are names; make labels all numbers or all …",
+        ", row 4, column label: '2' is a whole number, but the labels of 3 other rows are names; make labels all …",
     ),
     (
         "one class in train",
@@ -351,7 +358,12 @@ CATEGORIES: list[tuple[str, str, str]] = [
     (
         "a name of two lines",
         'label,name\n1,"Tea\n2,Soap"\n',
-        r", row 2, column name: 'Tea\n2,Soap' has a line break; write the name on one line",
+        r", row 2, column name: 'Tea\n2,Soap' has a line break; write it on one line",
+    ),
+    (
+        "a label of two lines",
+        'label,name\n"1,Tea\n2",Soap\n',
+        r", row 2, column label: '1,Tea\n2' has a line break; write it on one line",
     ),
 ]
 
@@ -409,7 +421,17 @@ def test_warnings(bare_project: Path, capsys: pytest.CaptureFixture[str], rows: 
     assert any(matches(f"unzip: warning: {expected}", line) for line in lines), lines
 
 
-def test_texts_held_out_are_trained_on_only_if_asked(bare_project: Path) -> None:
+def test_blank_texts_are_no_held_out_texts(bare_project: Path) -> None:
+    make_zip(bare_project / "in.zip", {"data.csv": CSV + " ,2,train\n,1,test\n"})
+    run_here(STAGES["unzip"], bare_project)
+    counts = json.loads((bare_project / "metrics/data.json").read_text())
+    assert counts["blank_texts"] == 2
+    assert not any(counts["rows_left_out"].values())
+
+
+def test_texts_held_out_are_trained_on_only_if_asked(
+    bare_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     doubled = 'SOAP,1,train\nTea,2,train\nsoap,1,val\n"soap",,unsupervised\n"a ""b""\n c",1,train\n'
     make_zip(bare_project / "in.zip", {"data.csv": CSV + doubled})
     run_here(STAGES["unzip"], bare_project)
@@ -425,11 +447,14 @@ def test_texts_held_out_are_trained_on_only_if_asked(bare_project: Path) -> None
     ]
     counts = json.loads((bare_project / "metrics/data.json").read_text())
     assert counts["rows_left_out"] == {"train": 2, "val": 1, "unsupervised": 1}
+    shared = "unzip: warning: texts in several splits: 2; test rows among them: 1"
+    assert shared in capsys.readouterr().err.splitlines()
     set_params(bare_project, {"data.train_on_held_out_texts": "true"})
     run_here(STAGES["unzip"], bare_project)
     assert (bare_project / "data/raw/data.csv").read_text() == CSV + doubled
     counts = json.loads((bare_project / "metrics/data.json").read_text())
     assert counts["rows_left_out"] == {"train": 0, "val": 0, "unsupervised": 0}
+    assert f"{shared}, so test scores may flatter" in capsys.readouterr().err.splitlines()
 
 
 def test_the_tables_are_as_long_as_promised() -> None:
@@ -463,16 +488,24 @@ def test_labels_that_differ_in_spelling_alone_are_told(
 
 def test_a_label_without_a_name_is_told(bare_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for names, expected in [
-        ("1,Dairy", "label 2"),
-        ("7,Tea", "label 1 and 1 more"),
-        ("", "label 1 and 1 more"),
-        ("1,\n2", "label 1 and 1 more"),
+        ("1,Dairy", "label '2'"),
+        ("7,Tea", "label '1' and 1 more"),
+        ("", "label '1' and 1 more"),
+        ("1,\n2", "label '1' and 1 more"),
     ]:
         categories = f"label,name\n{names}\n"
         make_zip(bare_project / "in.zip", {"data.csv": CSV, "categories.csv": categories})
         run_here(STAGES["unzip"], bare_project)
         line = f"unzip: warning: in.zip: categories.csv has no name for {expected}"
         assert line in capsys.readouterr().err.splitlines()
+
+
+def test_unknown_tokens_are_counted(project: Path) -> None:
+    corpus = pd.read_csv(project / "data/raw/data.csv", dtype=str, keep_default_na=False)
+    corpus.loc[corpus["split"] == "val", "text"] = "茶 , , ,"
+    corpus.to_csv(project / "data/raw/data.csv", index=False)
+    run_here(STAGES["pretokenize"], project)
+    assert json.loads((project / "metrics/tokens.json").read_text())["unknown_tokens"]["val"] == 0.25
 
 
 def test_blank_texts_alone_have_no_unknown_tokens(project: Path) -> None:

@@ -5,6 +5,7 @@ The tables are read as in test_refusals.py.
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,7 @@ PARAMS: list[tuple[str, str, str]] = [
     ("pretrain.num_accum_steps", "0", "pretrain.num_accum_steps must be at least 1"),
     ("pretrain.weight_decay", "-0.1", "pretrain.weight_decay must be at least 0"),
     ("pretrain.max_grad_norm", "0", "pretrain.max_grad_norm must be above 0"),
-    ("pretrain.mask_prob", "1.5", "pretrain.mask_prob must be between 0 and 1"),
+    ("pretrain.mask_prob", "1", "pretrain.mask_prob must be above 0 and below 1"),
     ("pretrain.mask_prob", ".nan", "pretrain.mask_prob = nan must be a finite number"),
     ("pretrain.random_prob", "0.95", "pretrain.random_prob must be at most 1 - keep_unchanged_prob (0.9)"),
     ("pretrain.keep_unchanged_prob", "-1", "pretrain.keep_unchanged_prob must be between 0 and 1"),
@@ -226,11 +227,11 @@ def short_texts(folder: Path) -> None:
 
 FINETUNED = "models/finetuned"
 OF_CONFIG = f"{FINETUNED}/config.json"
-AGAIN = "take it again from where it came"
+AGAIN = "run its stage again (`dvc repro -f STAGE`), or download it again"
 OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no CSV yet", "train_tokenizer", content("data/raw/data.csv", None), "data/raw/data.csv not found; run `dvc repro unzip`"),
     ("vocabulary too small", "train_tokenizer", params(tokenizer__vocab_size="20"), "tokenizer.vocab_size = 20 is too small: the characters of the corpus alone need … entries"),
-    ("no tokenizer yet", "pretokenize", lambda folder: shutil.rmtree(folder / "models/tokenizer"), "models/tokenizer holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"),
+    ("no tokenizer yet", "pretokenize", lambda folder: shutil.rmtree(folder / "models/tokenizer"), "models/tokenizer holds no tokenizer.json and no vocab.txt; run `dvc repro`, or name a BERT checkpoint folder"),
     ("a damaged tokenizer", "pretokenize", content("models/tokenizer/tokenizer.json", "{"), f"models/tokenizer/tokenizer.json is damaged (…); {AGAIN}"),
     ("no facts yet", "pretrain", content("data/tokenized/lengths.json", None), "data/tokenized/lengths.json not found; run `dvc repro pretokenize`"),
     ("damaged facts", "pretrain", content("data/tokenized/lengths.json", "{"), "data/tokenized/lengths.json is damaged (…); run `dvc repro -f pretokenize`"),
@@ -241,12 +242,12 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("texts too short", "pretrain", short_texts, "too few unsupervised texts have 2 tokens or more: pretraining needs at least ten, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
-    ("batches too large", "pretrain", params(pretrain__batch_size="2000000000"), "the training would take about … GiB of memory, but only … GiB are free; set pretrain.batch_size=… with pretrain.num_accum_steps=…"),
+    ("a model too large", "pretrain", params(model__intermediate_size="2000000000"), "the training would take about … GiB of memory, but only … GiB are free; set a smaller model.size, or take a machine with more memory"),
     ("apex without a GPU", "pretrain", params(runtime__amp_backend="apex", pretrain__precision="fp16"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, but the device is cpu; set torch"),
     ("apex without a GPU", "finetune", params(runtime__amp_backend="apex"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, but the device is cpu; set torch"),
     ("fp16 on a CPU", "pretrain", params(pretrain__precision="fp16"), "params.yaml: pretrain.precision = fp16, which this cpu does not support; set auto"),
     ("fp16 on a CPU", "finetune", params(finetune__precision="fp16"), "params.yaml: finetune.precision = fp16, which this cpu does not support; set auto"),
-    ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere holds no config.json; name a Hugging Face BERT checkpoint folder"),
+    ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere holds no config.json; run `dvc repro`, or name a BERT checkpoint folder"),
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
     ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels is of another type); run `dvc repro -f pretokenize`"),
     ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"shortest": "2", "longest": 9}'), "data/tokenized/lengths.json is damaged (shortest is of another type); run `dvc repro -f pretokenize`"),
@@ -254,7 +255,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("damaged counts", "evaluate", content("metrics/data.json", "<<<<<<<"), "metrics/data.json is damaged (…); run `dvc repro`"),
     ("counts that are a list", "evaluate", content("metrics/data.json", "[]"), "metrics/data.json is damaged (it holds no JSON object); run `dvc repro`"),
     ("counts of another version", "evaluate", content("metrics/data.json", "{}"), "metrics/data.json lacks rows; run `dvc repro`"),
-    ("no texts for teachers", "finetune", texts_of_teachers("unsupervised", None), "data/tokenized/unsupervised.jsonl not found; run `dvc repro -f pretokenize`"),
+    ("no texts for teachers", "finetune", texts_of_teachers("unsupervised", None), "data/tokenized/unsupervised.jsonl not found; run `dvc repro pretokenize`"),
     ("damaged texts", "finetune", texts_of_teachers("train", '"чай"\n"сыр'), "data/tokenized/train.jsonl is damaged (after 1 lines: …); run `dvc repro -f pretokenize`"),
     ("too few train texts", "finetune", texts_of_teachers("train", '"чай"\n'), "data/tokenized/train.jsonl has 1 texts, but … are tokenized; run `dvc repro -f pretokenize`"),
     ("too few val texts", "finetune", texts_of_teachers("val", '"чай"\n'), "data/tokenized/val.jsonl has 1 texts, but … are tokenized; run `dvc repro -f pretokenize`"),
@@ -281,6 +282,22 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("damaged weights", "evaluate", content(f"{FINETUNED}/model.safetensors", "rubbish"), f"{FINETUNED}/model.safetensors is damaged (…); {AGAIN}"),
     ("a larger tokenizer", "finetune", lambda folder: set_params(folder, {"finetune.init": FINETUNED}) or config(vocab_size=9)(folder), f"{FINETUNED}: the tokenizer has … tokens, the model 9; take both from one checkpoint"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "advice"),
+    [
+        ("pretrain", r"pretrain\.batch_size=\d+ with pretrain\.num_accum_steps=\d+"),
+        ("finetune", r"finetune\.batch_size=\d+"),
+    ],
+)
+def test_batches_that_do_not_fit(
+    project: Path, monkeypatch: pytest.MonkeyPatch, stage: str, advice: str
+) -> None:
+    for module in ("pretraining", "finetuning"):
+        monkeypatch.setattr(f"receiptbert.{module}.free_memory", lambda _: 1_000_000)
+    line = refusal(STAGES[stage], project)
+    assert re.search(rf"but only 0\.00 GiB are free; set {advice}", line), line
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from receiptbert import WordpieceTokenizer, make_scorer
-from receiptbert.checkpoints import Checkpoints, State, conditions, training_fingerprint
+from receiptbert.checkpoints import Checkpoints, State, _code, conditions, training_fingerprint
 from receiptbert.errors import Interrupted, UserError
-from tests.conftest import Cut, overflow
+from tests.conftest import ROOT, Cut, overflow
 from tests.test_training import finetune_parts, labelled, pretrain_loader, pretrain_trainer
 
 Make = Callable[..., Any]
@@ -192,6 +192,20 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step(
     assert begun == list(range(10, 15))
 
 
+def test_a_training_that_was_interrupted_can_go_on_in_the_same_process(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
+) -> None:
+    """As in a notebook."""
+    loader = pretrain_loader(texts, tokenizer)
+    with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
+        trainer = pretrain_trainer(pretrain_model(), tokenizer, checkpoints=checkpoints)
+        watch(trainer, at(2, lambda _: os.kill(os.getpid(), signal.SIGINT)))
+        with pytest.raises(Interrupted):
+            trainer.train(loader, 4, max_steps=5)
+        trainer.train(loader, 4, max_steps=5)
+    assert len(trainer.history) == 5
+
+
 def test_a_training_under_nohup_outlives_its_terminal(run_finetune: Callable[..., Result]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -320,6 +334,12 @@ def test_with_other_inputs_or_other_code_there_is_no_checkpoint(
             found.append(checkpoints.load() is not None)
             checkpoints.save(1, state(1))
     assert found == [False, True, False]
+
+
+def test_the_code_that_a_checkpoint_depends_on_is_that_of_the_project() -> None:
+    source = ROOT / "src"
+    assert source / "receiptbert/checkpoints.py" in _code()
+    assert all(file.is_relative_to(source) for file in _code())
 
 
 def test_another_trainer_is_refused_by_name(tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune import READ
-from receiptbert import WordpieceTokenizer
-from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEXT, TRAIN, read_corpus
+from receiptbert import Classifier, WordpieceTokenizer
+from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.labelled import majority_class
 from receiptbert.onednn import KEPT_SHAPES
 from receiptbert.params import load_params
+from receiptbert.plan import Plan
 from receiptbert.pretraining import Pretraining
 from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
@@ -259,6 +261,33 @@ def test_every_setting_has_a_test() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     keys = {f"{section}.{name}" for section, values in params.items() for name in values}
     assert {key for key in keys if not key.startswith("runtime.")} == OTHER.keys() | ELSEWHERE
+
+
+def test_the_rate_falls_within_the_steps_that_are_made(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr("receiptbert.pretraining.announce", lambda plan, _: plans.append(plan))
+    set_params(project, BASE | {"pretrain.max_steps": "8", "pretrain.warmup": "0.25", "pretrain.lr": "6e-4"})
+    set_params(project, {"pretrain.final_lr": "0.0"})
+    run_here(STAGES["pretrain"], project)
+    events = EventAccumulator(str(max((project / "runs/pretrain").iterdir())))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("lr")]
+    assert rates == pytest.approx([0, 3e-4, 6e-4, 5e-4, 4e-4, 3e-4, 2e-4, 1e-4])
+    (plan,) = plans
+    assert (plan.steps, plan.texts) == (8, 10)
+
+
+def test_what_is_scored_is_what_the_classifier_answers(tiny_project: Path) -> None:
+    corpus = read_corpus(tiny_project / "data/raw/data.csv")
+    test = corpus[corpus[SPLIT] == TEST]
+    classes = Classes.load(tiny_project / "data/tokenized/classes.json")
+    names = dict(zip(classes.labels, classes.names, strict=True))
+    classify = Classifier.from_pretrained(tiny_project / "models/finetuned", device="cpu")
+    confusion = pd.read_csv(tiny_project / "metrics/plots/confusion.csv", dtype=str)
+    assert confusion["actual"].tolist() == [names[label] for label in test[LABEL]]
+    assert confusion["predicted"].tolist() == [answer.category for answer in classify(test[TEXT].tolist())]
 
 
 @pytest.mark.parametrize("stage", STAGES)

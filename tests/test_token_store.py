@@ -46,6 +46,16 @@ def test_from_texts_keeps_each_text(texts: list[str], tokenizer: WordpieceTokeni
     assert len(TokenStore.from_texts([], tokenizer)) == 0
 
 
+def test_a_vocabulary_of_more_than_16_bits(tmp_path: Path) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(66_000))]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens))
+    large = WordpieceTokenizer(tmp_path / "vocab.txt")
+    store = TokenStore.from_texts(["w65999 w0"], large)
+    assert rows_of(store) == [[66_004, 5]]
+    store.save(tmp_path / "store.safetensors")
+    assert rows_of(TokenStore.load(tmp_path / "store.safetensors")) == [[66_004, 5]]
+
+
 # Words apart, joined, and what normalization removes, changes or divides at; a mark that joins what precedes.
 HARD = [
     " ",

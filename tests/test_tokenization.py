@@ -189,9 +189,9 @@ def test_older_checkpoints_have_a_vocabulary_and_settings(tmp_path: Path) -> Non
         ("tokenizer_config.json", "{", "tokenizer_config.json is damaged"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json is damaged"),
         ("tokenizer_config.json", "null", "tokenizer_config.json is damaged"),
-        ("tokenizer_config.json", '{"cls_token": 5}', "cls_token cannot be 5; take"),
-        ("tokenizer_config.json", '{"cls_token": {}}', "cls_token cannot be {}; take"),
-        ("tokenizer_config.json", '{"do_lower_case": "yes"}', "do_lower_case cannot be 'yes'; take"),
+        ("tokenizer_config.json", '{"cls_token": 5}', "cls_token cannot be 5; run"),
+        ("tokenizer_config.json", '{"cls_token": {}}', "cls_token cannot be {}; run"),
+        ("tokenizer_config.json", '{"do_lower_case": "yes"}', "do_lower_case cannot be 'yes'; run"),
         ("tokenizer_config.json", '{"cls_token": "<s>"}', "the tokenizer has no cls token"),
     ],
 )
@@ -207,7 +207,7 @@ def test_damaged_tokenizers_are_refused(
 @pytest.mark.parametrize("content", [b"", bytes(range(256)), b"[PAD]\n[UNK]\n[CLS]\n[MASK]\na\n"])
 def test_damaged_vocabularies_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vocab.txt").write_bytes(content)
-    with pytest.raises(UserError, match=r"vocab\.txt is damaged \(.+\); take it again"):
+    with pytest.raises(UserError, match=r"vocab\.txt is damaged \(.+\); run its stage again"):
         WordpieceTokenizer.from_pretrained(tmp_path)
 
 

@@ -35,6 +35,7 @@ from receiptbert.flat_texts import padding_mask
 from receiptbert.inference import inference_loader
 from receiptbert.optimization import num_optimizer_steps
 from receiptbert.sampling import LengthGroupedBatchSampler
+from tests.conftest import Cut
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 Make = Callable[..., Any]
@@ -132,8 +133,48 @@ def test_a_budget_of_steps_ends_the_training(
     trainer = pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2)
     trainer.train(loader, 9, max_steps=budget)
     assert len(trainer.history) == budget
-    trainer.train(loader, 1, max_steps=budget)
-    assert len(trainer.history) == budget
+    for steps in (budget, 1):  # as many were made, or more
+        trainer.train(loader, 1, max_steps=steps)
+        assert len(trainer.history) == budget
+
+
+def test_a_training_that_was_cut_off_leaves_no_gradients_to_the_next(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pretrain_model()
+    trainer = pretrain_trainer(model, tokenizer, num_accum_steps=2)
+    backward, losses = trainer._backward, []
+
+    def cut_off_the_second(loss: torch.Tensor) -> None:
+        losses.append(loss)
+        if len(losses) == 2:
+            raise Cut
+        backward(loss)
+
+    monkeypatch.setattr(trainer, "_backward", cut_off_the_second)
+    with pytest.raises(Cut):
+        trainer.train(pretrain_loader(texts, tokenizer), 1)
+    assert any(parameter.grad is not None for parameter in model.parameters())
+    trainer.train([], 0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_without_a_score_the_last_weights_stay(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    trainer.train(loaders, 0)
+    assert trainer.epochs == []
+    last = []
+
+    def no_score(trainer: FinetuneTrainer) -> tuple[str, float]:
+        last.append({name: value.clone() for name, value in trainer._model.state_dict().items()})
+        return "f1", math.nan
+
+    trainer.train(loaders, 2, no_score)
+    assert [record["epoch"] for record in trainer.epochs] == [1, 2]
+    assert trainer.best_epoch == 0
+    assert all(torch.equal(value, last[1][name]) for name, value in trainer._model.state_dict().items())
 
 
 def test_progress_is_that_of_the_whole_training(
@@ -282,7 +323,7 @@ def test_gradients_are_clipped_and_their_norm_logged(
         step(),
     )
     trainer.train(pretrain_loader(texts, tokenizer), 1)
-    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-2)
+    assert norms == pytest.approx([1e-3] * len(trainer.history), rel=1e-2)
     assert all(record["grad_norm"] > 1e-3 for record in trainer.history)
 
 

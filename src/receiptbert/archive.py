@@ -1,7 +1,6 @@
 """Extract the corpus from an archive that we do not trust."""
 
 import errno
-import lzma
 import struct
 import zipfile
 import zlib
@@ -27,7 +26,6 @@ NESTED = {".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".xlsx"}
 DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     EOFError,
     OSError,
     ValueError,
@@ -61,7 +59,7 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
     except IsADirectoryError:
         raise UserError(f"{archive} is a folder; set data.archive to a zip with your CSV") from None
     except NotImplementedError as error:  # how zipfile reports a compression method that it lacks
-        raise UserError(f"{archive}: {error}; use plain deflate") from None
+        raise UserError(f"{archive}: {error}; create it again with plain deflate") from None
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (
             None,
@@ -127,6 +125,9 @@ def _copy_member(archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo
     """Stream one member to ``target``, which appears under its name only when it is whole."""
     if member.flag_bits & 0x1:
         raise UserError(f"{archive}: {member.filename} is encrypted; make an archive without a password")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Of the others, zipfile unpacks a megabyte at once, however much comes out of it.
+        raise UserError(f"{archive}: {member.filename} is not compressed by plain deflate; create it again")
     with opened.open(member) as source, whole(target) as partial, partial.open("wb") as sink:
         _copy_capped(f"{archive}: {member.filename}", source, sink, member.compress_size)
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 
+from receiptbert.metrics import ClassIds
+
 Floats = npt.NDArray[np.floating]
-ClassIds = npt.NDArray[np.int64]
 
 BINS = 15  # of the reliability table, of equal width, as in Guo et al. 2017
 # Where the temperature is sought. Val cannot determine a colder one (if all rows are right, say); all

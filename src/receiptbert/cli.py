@@ -51,7 +51,7 @@ Write a finetuned model as one file for ONNX Runtime, which needs neither torch 
 
 Inputs are input_ids and attention_mask, (batch, length) of any size; the output is probabilities, at the
 model's temperature. Metadata of the file are labels (a JSON list) and max_length. The file is written only
-if it gives the classes that torch gives, and probabilities within 0.0001 of torch's."""
+if it gives the classes that torch gives, and probabilities within 0.0001 of torch's (before --int8)."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,8 +147,8 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=_probability,
         default=0.0,
         metavar="P",
-        help="leave label and category empty where the confidence is below P, for a person to decide "
-        "(%(default)s: decide every line)",
+        help="leave labels and categories empty where the confidence in the best is below P, for a person to "
+        "decide (%(default)s: decide every line)",
     )
     answers.add_argument(
         "--spreadsheet",

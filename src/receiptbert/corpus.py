@@ -33,7 +33,7 @@ NO_LABEL = ["", "nan", "none", "null", "<na>", "n/a"]
 # What `describe` calls the rows whose label was ignored; `read_corpus` counts them in `attrs`.
 IGNORED_LABELS = "unsupervised_rows_with_label"
 # A whole field of a CSV that names a split.
-SPLIT_FIELD = rf"(?:^|[,\n])\"?(?:{'|'.join(SPLITS)})\"?(?:[,\r\n]|$)"
+SPLIT_FIELD = rf"(?:^|[,\r\n]) *\"?(?:{'|'.join(SPLITS)})\"? *(?:[,\r\n]|$)"
 QUOTES = (
     "a quote opens here but does not close at the end of its text; double quotes within a text and quote the "
     "whole text"
@@ -109,7 +109,7 @@ def read_categories(path: Path, called: str | None = None) -> dict[str, str]:
         called: what errors call the file; its path by default.
 
     Raises:
-        UserError: not a CSV with these columns, a label named twice, or a name of several lines.
+        UserError: not a CSV with these columns, a label named twice, a label or a name of several lines.
     """
     if not path.exists():
         return {}
@@ -118,8 +118,9 @@ def read_categories(path: Path, called: str | None = None) -> dict[str, str]:
     require_quotes(path, called)
     table["label"], table["name"] = _canonical(table["label"]), table["name"].str.strip()
     _refuse_first(path, called, table, table["label"].duplicated(), "label", "is named twice")
-    broken = table["name"].str.contains(r"[\r\n]")
-    _refuse_first(path, called, table, broken, "name", "has a line break; write the name on one line")
+    for column in ("label", "name"):
+        broken = table[column].str.contains(r"[\r\n]")
+        _refuse_first(path, called, table, broken, column, "has a line break; write it on one line")
     return dict(zip(table["label"], table["name"], strict=True))
 
 
@@ -235,7 +236,7 @@ def _read_table(path: Path, called: str, columns: list[str]) -> pd.DataFrame:
     """The named columns as strings. Every field of every row is parsed: with ``usecols`` pandas would not see
     that a row has a field too many (from an unquoted comma in a text), and would shift the others."""
     try:
-        line_feeds = check_bytes(path, called)
+        check_bytes(path, called)
         check_header(path, called, columns)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -248,8 +249,7 @@ def _read_table(path: Path, called: str, columns: list[str]) -> pd.DataFrame:
         if "out of memory" in str(error):
             raise MemoryError(str(error)) from None
         raise _broken_rows(path, called, error) from None
-    if line_feeds > len(table) + 1:  # texts of several lines, or blank lines
-        _refuse_swallowed_rows(path, called, table)
+    _refuse_swallowed_rows(path, called, table)
     return table[columns]
 
 
@@ -266,7 +266,7 @@ def _refuse_swallowed_rows(path: Path, called: str, table: pd.DataFrame) -> None
     """Raise a ``UserError`` if a field of several lines holds the split of another row: a quote opened by
     mistake ends at the next one, rows later, and no parser objects."""
     for name in table.columns:
-        long = table.loc[table[name].str.contains("\n", regex=False), name]
+        long = table.loc[table[name].str.contains(r"[\r\n]"), name]
         if (swallowed := long.index[long.str.contains(SPLIT_FIELD)]).size:
             raise UserError(f"{called}, {place(path, int(swallowed[0]))}: {QUOTES}")
 
@@ -291,8 +291,10 @@ def _rule_of_labels(column: "pd.Series[str]") -> tuple[list[str], str] | None:
         return _spelled_twice(labels)
     rest = "make labels all numbers or all names"
     if names <= numbers:
-        return labels[~whole].tolist(), f"is not a whole number, but {numbers:,} other labels are; {rest}"
-    return labels[whole].tolist(), f"is a whole number, but {names:,} other labels are names; {rest}"
+        rule = f"is not a whole number, but the labels of {numbers:,} other rows are; {rest}"
+        return labels[~whole].tolist(), rule
+    rule = f"is a whole number, but the labels of {names:,} other rows are names; {rest}"
+    return labels[whole].tolist(), rule
 
 
 def _spelled_twice(labels: "pd.Series[str]") -> tuple[list[str], str] | None:

@@ -13,11 +13,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from receiptbert.errors import UserError
+from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.json_files import read_json_object
 from receiptbert.reports import write_json
-
-AGAIN = "run `dvc repro -f pretokenize`"
 
 
 class _Facts:
@@ -35,16 +33,16 @@ class _Facts:
             UserError: there is no such file, or it holds anything else.
         """
         try:
-            values = read_json_object(path, AGAIN)
+            values = read_json_object(path, PRETOKENIZE_AGAIN)
         except FileNotFoundError:
             raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         names = [field.name for field in fields]
         if values.keys() != set(names):
-            raise UserError(f"{path} is damaged (it must hold {', '.join(names)}); {AGAIN}")
+            raise UserError(f"{path} is damaged (it must hold {', '.join(names)}); {PRETOKENIZE_AGAIN}")
         for field in fields:
             if not _fits(values[field.name], field.type):
-                raise UserError(f"{path} is damaged ({field.name} is of another type); {AGAIN}")
+                raise UserError(f"{path} is damaged ({field.name} is of another type); {PRETOKENIZE_AGAIN}")
         return cls(**values)
 
 

@@ -15,8 +15,9 @@ def cross_entropy_in_place(logits: Tensor, labels: Tensor, ignore_index: int) ->
     """The sum of ``-log softmax(logits)[label]`` over the targets, as in torch's ``cross_entropy``.
 
     Args:
-        logits: (T, V), overwritten by the log-probabilities, then by the gradient. The gradient is computed
-            once; a second backward pass is an error.
+        logits: (T, V). In fp32 they are overwritten by the log-probabilities, then by the gradient; in half
+            precision these go into a copy in fp32. The gradient is computed once; a second backward pass is
+            an error.
         labels: (T,); where it is ``ignore_index`` there is no target.
     """
     # Half precision would round the probabilities.

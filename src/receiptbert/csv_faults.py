@@ -91,19 +91,12 @@ def not_utf8(path: Path, called: str) -> UserError:
     return UserError(f"{called} was changed while it was read; try again")
 
 
-def check_bytes(path: Path, called: str) -> int:
-    """The number of line feeds in the file.
-
-    Raises:
-        UserError: NUL bytes, which no text has.
-    """
-    line_feeds = 0
+def check_bytes(path: Path, called: str) -> None:
+    """Raise a ``UserError`` if the file has NUL bytes, which no text has."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             if b"\0" in chunk:
                 raise not_utf8(path, called)
-            line_feeds += chunk.count(b"\n")
-    return line_feeds
 
 
 def check_header(path: Path, called: str, columns: Sequence[str]) -> None:

@@ -22,15 +22,16 @@ Compute = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 MAX_GRAPHS = 256
 
 
-def can_record(device: torch.device, activation_checkpointing: bool) -> bool:
-    """Whether passes may be recorded: by one process on a GPU, without activation checkpointing.
+def can_record(device: torch.device, activation_checkpointing: bool, amp_backend: str) -> bool:
+    """Whether passes may be recorded: by one process on a GPU, without activation checkpointing and apex,
+    which does more in a backward pass than a graph can hold.
 
     Not where a GPU is to give the same bits in every run: a recorded pass has more rows (``max_targets``), so
     it draws other random numbers, and a resumed training records other passes than an uninterrupted one.
     """
     if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
         return False
-    return num_processes() == 1 and not activation_checkpointing
+    return num_processes() == 1 and not activation_checkpointing and amp_backend != "apex"
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Descent(Generic[Model]):
 
     def _make_graphs(self) -> GraphedPasses | None:
         """None where passes cannot be recorded."""
-        if not can_record(self._device, self._model.activation_checkpointing) or self._amp.scaled is None:
+        if not can_record(self._device, self._model.activation_checkpointing, self._amp_backend):
             return None
         for group in self._optimizer.param_groups:  # a recorded step reads the rate at a fixed place
             group["lr"] = torch.tensor(group["lr"], device=self._device)

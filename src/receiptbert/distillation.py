@@ -23,6 +23,8 @@ from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
+AT_ONCE = 100_000  # texts whose logits are in memory at once
+
 
 class TeachingTexts(NamedTuple):
     """What teachers read."""
@@ -76,19 +78,23 @@ def distil(
         predicted = linear.probabilities(texts.val).argmax(axis=1)
         return linear.probabilities(texts.unlabelled), f1(val.targets, predicted, "weighted")
 
-    linear_answers, linear_f1 = from_leader(linear_teacher)  # else gigabytes in each process
+    # (U, C). The leader's alone, else gigabytes in each process.
+    linear_answers, linear_f1 = from_leader(linear_teacher)
     say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")
 
-    answers = np.zeros_like(linear_answers)  # the BERTs' mean; later averaged with the linear teacher
+    answers = np.zeros_like(linear_answers)  # (U, C), the BERTs' mean; later averaged with the linear teacher
     scores = []
     for number, (checkpoints, logdir) in enumerate(teachers, start=1):
         say(f"teacher {number} of {len(teachers)}")
         model, _, best, _ = finetuning.train(train, val, teacher_seed(seed, number), logdir, checkpoints)
-        answers += softmax(finetuning.logits(model, texts.unlabelled_ids), axis=1) / len(teachers)
+        for rows in np.split(np.arange(len(answers)), range(AT_ONCE, len(answers), AT_ONCE)):
+            logits = finetuning.logits(model, texts.unlabelled_ids.take(rows))
+            answers[rows] += softmax(logits, axis=1) / len(teachers)
         scores.append(best["f1"])
         del model  # frees memory for the next one
     answers += linear_answers
     answers /= 2
+    del linear_answers  # makes room for the pool
     say(f"final model: {train.num_labelled:,} labelled and {len(texts.unlabelled):,} unsupervised texts")
     pool = distillation_pool(train, texts.unlabelled_ids, answers)
     return pool, {"teacher_val_weighted_f1": float(np.mean(scores)), "linear_val_weighted_f1": linear_f1}

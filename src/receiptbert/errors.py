@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+PRETOKENIZE_AGAIN = "run `dvc repro -f pretokenize`"  # how to repair what is in data/tokenized
+
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and how to fix it.
@@ -15,7 +17,12 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        super().__init__(printable(message))
+
+
+def printable(line: str) -> str:
+    """``line`` with its line breaks and codes of a terminal escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -15,9 +15,10 @@ def whole(path: Path) -> Iterator[Path]:
 
     Whatever stood at ``path`` before stays until then, and stays for good if the block raises. The contents
     are on disk before the name is: a power failure leaves the old or the new, never a half (of a folder, in
-    the instant between two renames, neither: the old one is then beside it, as ``.old``).
+    the instant between two renames, neither: the old one is then beside it, as ``.<name>.replaced``).
     """
-    partial, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
+    partial = path.with_name(f"{path.name}.part")
+    old = path.with_name(f".{path.name}.replaced")  # a name that nobody gives to a copy of their own
     with naming(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,8 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                     self._finish_epoch({"epoch": epoch} | record, score)
                 self._history.log(record, self._step)
                 say(f"epoch {epoch}: {readable(record)}")
-        self._model.load_state_dict(self._best_weights)
+        if self._best_weights:  # none if no epoch has a score, or there is no epoch
+            self._model.load_state_dict(self._best_weights)
         self._history.close()
 
     def _begin(self) -> None:

@@ -68,8 +68,6 @@ class Finetuning:
         self._maxlen = self._shape.maxlen
         self.tokenizer = load_tokenizer(source)
         self.precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
-        # Layers from scratch have learned nothing that a high rate could destroy.
-        self._layer_lr_decay = 1.0 if p.init == "scratch" else p.layer_lr_decay
 
     def train(
         self,
@@ -102,7 +100,7 @@ class Finetuning:
         steps = num_optimizer_steps(len(batches), train.epochs)
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
         with only_tokens(model, tokens_in(train.texts, self.tokenizer)):
-            optimizer = get_optimizer(model, p.weight_decay, self._layer_lr_decay)
+            optimizer = get_optimizer(model, p.weight_decay, p.layer_lr_decay)
             trainer = FinetuneTrainer(
                 model,
                 optimizer,
@@ -117,7 +115,7 @@ class Finetuning:
                 checkpoints=checkpoints,
             )
             # Few labels take hundreds of short epochs; scoring each would take longer than training.
-            trainer.train(dataloaders, train.epochs, scorer, math.ceil(train.epochs / p.epochs))
+            trainer.train(dataloaders, train.epochs, scorer, train.epochs // p.epochs)
         (best,) = (record for record in trainer.epochs if record["epoch"] == trainer.best_epoch)
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
@@ -132,7 +130,9 @@ class Finetuning:
         plan, free = self._plan(train), free_memory(self._device)
         announce(plan, free)
         batch_size = min(train.batch_size, train.num_labelled)  # no batch has more
-        require_memory(plan, free, "finetune", batch_size)
+        own = self._p.init in ("pretrained", "scratch")
+        smaller_model = "a smaller model.size" if own else "the folder of a smaller model as finetune.init"
+        require_memory(plan, free, "finetune", batch_size, smaller_model=smaller_model)
 
     def _plan(self, train: TrainingSet) -> Plan:
         lengths = (train.texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=self._shape.max_seqlen)
@@ -149,7 +149,9 @@ class Finetuning:
             dropout=self._p.dropout,
             mixed=self.precision != "fp32",
             on_cpu=self._device.type == "cpu",
-            recorded=can_record(self._device, self._runtime.activation_checkpointing),
+            recorded=can_record(
+                self._device, self._runtime.activation_checkpointing, self._runtime.amp_backend
+            ),
             activation_checkpointing=self._runtime.activation_checkpointing,
             steps=num_optimizer_steps(train.num_batches, train.epochs),
         )

@@ -96,7 +96,7 @@ def read_shape(folder: Path) -> BertShape:
     """
     config: dict[str, Any] = DEFAULTS | read_config(folder)
     if missing := [name for name in SHAPE.values() if name not in config]:
-        raise UserError(f"{folder / CONFIG} lacks {missing[0]}; name a Hugging Face BERT checkpoint folder")
+        raise UserError(f"{folder / CONFIG} lacks {missing[0]}; name a BERT checkpoint folder")
     if str(config["hidden_act"]) not in ACTIVATIONS:
         raise UserError(f"{folder}: activation {config['hidden_act']} is not among {', '.join(ACTIVATIONS)}")
     if (kind := config["position_embedding_type"]) != "absolute":
@@ -204,14 +204,20 @@ def load_classifier(folder: Path) -> SavedClassifier:
     """Load what finetune wrote, or any Hugging Face ``BertForSequenceClassification``.
 
     Raises:
-        UserError: no such folder, no BERT checkpoint in it, one without a classifier, or with invalid
-            classes or temperature.
+        UserError: no such folder, no BERT checkpoint in it, one without a classifier, with a head that does
+            anything else than choose a class, or with invalid classes or temperature.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name that of a finetuned model (`dvc repro` makes one)")
     shape, weights, config = read_shape(folder), _read_weights(folder), read_config(folder)
     if (bias := weights.get(f"{HEADS[OUR_SOP]}.bias")) is None:
         raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")
+    kind = config.get("problem_type")
+    if kind not in (None, "single_label_classification") or len(bias) < 2:
+        raise UserError(
+            f"{folder}: its head has {len(bias)} outputs and the problem_type {kind!r}; name a checkpoint "
+            "that chooses one of several classes"
+        )
     # Absent where nobody named the classes; these are transformers' names.
     of_ids = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(bias))}
     if not isinstance(of_ids, dict) or set(of_ids) != {str(i) for i in range(len(of_ids))}:
@@ -255,7 +261,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json_object(folder / CONFIG, TAKE_AGAIN)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} holds no {CONFIG}; name a Hugging Face BERT checkpoint folder") from None
+        raise UserError(
+            f"{folder} holds no {CONFIG}; run `dvc repro`, or name a BERT checkpoint folder"
+        ) from None
     if (kind := config.get("model_type")) != "bert":
         raise UserError(f"{folder} is a checkpoint of type {kind}; only bert can be used")
     return config

@@ -34,6 +34,7 @@ class Interrupts:
     @contextmanager
     def raised(self) -> Iterator[None]:
         """Handle the signals; then restore the previous handlers. Only the main thread gets signals."""
+        self._number = None  # of an earlier run
         if threading.current_thread() is not threading.main_thread():
             yield
             return

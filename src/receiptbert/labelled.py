@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from receiptbert.corpus import TRAIN
-from receiptbert.errors import UserError
+from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.params import FinetuneParams
 from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
@@ -68,6 +68,9 @@ def load_labelled(tokenized: Path, split: str, tokenizer: WordpieceTokenizer) ->
 
     Taken from the token store where it was made with this tokenizer; tokenized again where a model from
     elsewhere (``finetune.init``) brings a vocabulary of its own.
+
+    Raises:
+        UserError: the split is not in ``tokenized``, or damaged.
     """
     stored = _load(tokenized, split)
     if stored.texts.tokenizer == tokenizer.fingerprint:
@@ -77,7 +80,11 @@ def load_labelled(tokenized: Path, split: str, tokenizer: WordpieceTokenizer) ->
 
 
 def majority_class(tokenized: Path) -> int:
-    """The id of the most frequent class in train; in a tie, the lowest."""
+    """The id of the most frequent class in train; in a tie, the lowest.
+
+    Raises:
+        UserError: train is not in ``tokenized``, or damaged.
+    """
     return int(np.bincount(_load(tokenized, TRAIN).targets).argmax())
 
 
@@ -85,5 +92,5 @@ def _load(tokenized: Path, split: str) -> Labelled:
     path = tokenized / f"{split}.safetensors"
     store = TokenStore.load(path)
     if store.labels is None:
-        raise UserError(f"{path} has no labels; run `dvc repro -f pretokenize`")
+        raise UserError(f"{path} has no labels; {PRETOKENIZE_AGAIN}")
     return Labelled(store, store.labels)

@@ -12,8 +12,8 @@ from sklearn.pipeline import FeatureUnion, make_union
 from sklearn.svm import LinearSVC
 
 from receiptbert.errors import UserError
+from receiptbert.metrics import ClassIds
 
-ClassIds = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float32]
 
 CHARACTERS: dict[str, Any] = {

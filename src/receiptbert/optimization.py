@@ -26,7 +26,7 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: 
             What is lower is more general, and has less to relearn. At 1 there are two groups.
     """
     lr_scales = _lr_scales(model, layer_lr_decay)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}  # spared from decay or not, and lr_scale
     # By the type of the module, not by its name: a name can be missed or match too much. A shared
     # parameter (the token embeddings in the MLM head) must be in one group only, and once.
     seen: set[nn.Parameter] = set()
@@ -36,12 +36,12 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: 
                 continue
             seen.add(parameter)
             spared = name == "bias" or isinstance(module, nn.LayerNorm)
-            key = (0.0 if spared else weight_decay, lr_scales.get(parameter, 1.0))
+            key = (spared, lr_scales.get(parameter, 1.0))
             groups.setdefault(key, []).append(parameter)
 
     grouped_parameters = [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), parameters in groups.items()
+        {"params": parameters, "weight_decay": 0.0 if spared else weight_decay, "lr_scale": scale}
+        for (spared, scale), parameters in groups.items()
     ]
     return torch.optim.AdamW(grouped_parameters, fused=True)
 

@@ -17,16 +17,16 @@ from ruamel.yaml.error import YAMLError
 
 from receiptbert.choices import ACT_FUNCS, AMP_BACKENDS, PRECISIONS
 from receiptbert.errors import UserError
-from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
+from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES, FinetuneTraining, Training
 
 Section = TypeVar("Section")
 
 OF_SHAPE = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
-OF_TRAINING = ["lr", "warmup", "dropout"]
 # What may be `auto`: the value for model.size, or as many processes as there are GPUs.
 MAY_BE_AUTO = {f"model.{name}" for name in OF_SHAPE}
-MAY_BE_AUTO |= {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OF_TRAINING}
-MAY_BE_AUTO |= {"finetune.layer_lr_decay", "runtime.processes"}
+MAY_BE_AUTO |= {f"pretrain.{field.name}" for field in dataclasses.fields(Training)}
+MAY_BE_AUTO |= {f"finetune.{field.name}" for field in dataclasses.fields(FinetuneTraining)}
+MAY_BE_AUTO |= {"runtime.processes"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ class PretrainParams:
         _require_training_ranges(self)
         _require(self.max_steps >= 1, "max_steps", "at least 1")
         _require(self.num_accum_steps >= 1, "num_accum_steps", "at least 1")
-        _require(0 < self.mask_prob < 1, "mask_prob", "between 0 and 1")
+        _require(0 < self.mask_prob < 1, "mask_prob", "above 0 and below 1")
         for name in ("random_prob", "keep_unchanged_prob", "permute_prob", "sop_weight"):
             _require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         _require(
@@ -232,6 +232,9 @@ def _without_auto(document: Any) -> Any:
         "pretrain": dataclasses.asdict(size.pretrain),
         "finetune": dataclasses.asdict(size.finetune),
     }
+    if isinstance(document.get("finetune"), dict) and document["finetune"].get("init") == "scratch":
+        # Layers that have learned nothing have nothing that a high rate could destroy.
+        values["finetune"]["layer_lr_decay"] = 1.0
     # These two follow the width, whether the size or a person sets it.
     hidden_size = size.hidden_size if model.get("hidden_size") == "auto" else model.get("hidden_size")
     if type(hidden_size) is int:

@@ -143,7 +143,8 @@ class Plan:
             "activations": on_device / self.processes * self._activations(),
         }
         if self.soft_targets:
-            parts["targets"] = on_device * NUMBER * self.soft_targets
+            # Twice: while the teachers label, next to their mean there are the linear teacher's answers.
+            parts["targets"] = on_device * 2 * NUMBER * self.soft_targets
         if self.on_cpu:
             parts["gaps between blocks"] = GAPS * parts["activations"]
             # In memory twice, beside what the step has freed and the C library has not given back.
@@ -203,7 +204,12 @@ def announce(plan: Plan, free: int | None) -> None:
 
 
 def require_memory(
-    plan: Plan, free: int | None, stage: str, batch_size: int, num_accum_steps: int | None = None
+    plan: Plan,
+    free: int | None,
+    stage: str,
+    batch_size: int,
+    num_accum_steps: int | None = None,
+    smaller_model: str = "a smaller model.size",
 ) -> None:
     """Refuse a plan that cannot fit.
 
@@ -212,6 +218,7 @@ def require_memory(
         stage: ``pretrain`` or ``finetune``, whose settings the advice names.
         batch_size: the setting; ``plan.texts`` is about a multiple of it.
         num_accum_steps: the setting; None if the stage has none.
+        smaller_model: how to get one.
 
     Raises:
         UserError: names what would fit.
@@ -226,7 +233,8 @@ def require_memory(
     elif switch and not advice[0]:
         both = _smaller_batch(leaner, free, stage, batch_size, num_accum_steps)
         advice += [f"{switch[0]} and {both}"] if both else []
-    fitting = ", or ".join(filter(None, advice)) or "a smaller model.size, or take a machine with more memory"
+    last_resort = f"{smaller_model}, or take a machine with more memory"
+    fitting = ", or ".join(filter(None, advice)) or last_resort
     raise UserError(
         f"the training would take about {_gib(plan.total_memory)} of memory, but only {_gib(free)} are free; "
         f"set {fitting}"

@@ -54,7 +54,8 @@ def predict(args: argparse.Namespace) -> None:
     if source is None and args.source_format is None:
         _require_lines(table, args.column)
     kind = args.target_format or _format(target, OUTPUTS, "csv", "--to")
-    text_column = _place(args.column, table, "stdin" if source is None else args.input)
+    called = "stdin" if source is None else args.input
+    text_column = _place(args.column, table, called)
     answers = answer_types(table.columns, args.top_k)
     if args.spreadsheet and kind not in DELIMITERS:
         raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
@@ -63,7 +64,9 @@ def predict(args: argparse.Namespace) -> None:
         chunks = table.chunks()
         if args.shard:
             if total is None:
-                raise UserError("--shard counts the lines first; stdin can be read only once, so name a file")
+                raise UserError(
+                    f"--shard counts the lines first, but {called} can be read only once; name a file"
+                )
             number, shards = args.shard
             rows = range(total * (number - 1) // shards, total * number // shards)
             chunks, total = rows_of(chunks, rows), len(rows)
@@ -111,14 +114,14 @@ def answer_types(columns: Sequence[str], top_k: int) -> dict[str, type]:
 def answer_columns(
     predictions: Sequence["Prediction"], top_k: int, min_confidence: float
 ) -> list[list[str | float]]:
-    """The columns that are added, as ``answer_types`` names them; too low a confidence empties the label."""
+    """The columns that are added, as ``answer_types`` names them; too low a confidence empties the labels."""
     rows = []
-    for label, category, confidence, runners_up in predictions:
-        confidence = round(confidence, DECIMALS)
-        sure = confidence >= min_confidence
-        row: list[str | float] = [label if sure else "", category if sure else "", confidence]
-        for other in islice(chain(runners_up, repeat(NO_CANDIDATE)), top_k - 1):
-            row += [other[0], other[1], round(other[2], DECIMALS)]
+    for prediction in predictions:
+        sure = round(prediction.confidence, DECIMALS) >= min_confidence
+        ranked = chain([prediction[:3]], prediction.runners_up, repeat(NO_CANDIDATE))
+        row: list[str | float] = []
+        for label, category, confidence in islice(ranked, top_k):
+            row += [label if sure else "", category if sure else "", round(confidence, DECIMALS)]
         rows.append(row)
     return [list(column) for column in zip(*rows, strict=True)]
 

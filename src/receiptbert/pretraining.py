@@ -1,5 +1,7 @@
 """Pretrain an encoder on unlabelled texts, as the settings say."""
 
+import math
+
 import torch
 
 from receiptbert.amp import check_amp_backend
@@ -59,6 +61,7 @@ class Pretraining:
         self._device = device
         texts = texts.take(texts.lengths >= used.shortest)
         held_out = texts.held_out(p.holdout)
+        self._num_texts = int((~held_out).sum())  # to be trained on
         self._loader = self._make_loader(texts.take(~held_out))
         self._held_out_loader = self._make_loader(texts.take(held_out))
         in_all_epochs = num_optimizer_steps(len(self._loader), p.epochs, p.num_accum_steps)
@@ -110,7 +113,8 @@ class Pretraining:
         """
         p, free = self._params.pretrain, free_memory(self._device)
         announce(self.plan, free)
-        require_memory(self.plan, free, "pretrain", p.batch_size, p.num_accum_steps)
+        batch_size = min(p.batch_size, self._num_texts)  # no batch has more
+        require_memory(self.plan, free, "pretrain", batch_size, p.num_accum_steps)
 
     def _make_loader(self, texts: TokenStore) -> Batches:
         p, used = self._params.pretrain, self._used
@@ -150,13 +154,13 @@ class Pretraining:
     @property
     def plan(self) -> Plan:
         """What the training will take."""
-        p = self._params.pretrain
+        p, runtime = self._params.pretrain, self._params.runtime
         return Plan(
             shape=self._shape,
             num_classes=None,
             trained_tokens=self._shape.vocab_size,
             soft_targets=0,
-            texts=p.batch_size,
+            texts=math.ceil(self._num_texts / len(self._loader)),
             processes=num_processes(),
             length=self._mean_length,
             longest=self._shape.max_seqlen,
@@ -164,7 +168,7 @@ class Pretraining:
             dropout=p.dropout,
             mixed=self.precision != "fp32",
             on_cpu=self._device.type == "cpu",
-            recorded=can_record(self._device, self._params.runtime.activation_checkpointing),
-            activation_checkpointing=self._params.runtime.activation_checkpointing,
+            recorded=can_record(self._device, runtime.activation_checkpointing, runtime.amp_backend),
+            activation_checkpointing=runtime.activation_checkpointing,
             steps=self.steps,
         )

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from receiptbert.errors import printable
+
 T = TypeVar("T")
 
 # A log file wants few lines; a person who watches one wants to see that it still moves.
@@ -61,11 +63,14 @@ def in_terminal() -> bool:
 
 
 def say(line: str) -> None:
-    """Write one line to stderr, at once. A closed terminal or a full disk is no reason to end the work."""
+    """Write one line to stderr, at once, what cannot be printed escaped.
+
+    A closed terminal or a full disk is no reason to end the work.
+    """
     if quiet or sys.stderr is None:  # closed: print would use stdout instead, which is for answers
         return
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def readable(record: dict[str, float]) -> str:

@@ -54,6 +54,8 @@ class ResumableDescent(Descent[Model]):
         self._order: Tensor | None = None  # the sampler's state from which the current epoch began
         self._noted = State({}, {})
         self._agreement = Agreement()
+        # Of a batch at which an earlier run was cut off.
+        self._optimizer.zero_grad(set_to_none=self._graphs is None)
 
     @contextmanager
     def _resumable(self) -> Iterator[None]:

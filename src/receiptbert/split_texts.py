@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from receiptbert.errors import UserError
+from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.files import whole
 
-AGAIN = "run `dvc repro -f pretokenize`"
 QUOTED = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each text
 
 
@@ -35,9 +34,11 @@ def load_texts(tokenized: Path, split: str, count: int | None = None) -> list[st
                 if not isinstance(texts[-1], str):
                     raise ValueError("no text")
     except FileNotFoundError:
-        raise UserError(f"{path} not found; {AGAIN}") from None
+        raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged (after {len(texts)} lines: {error}); {AGAIN}") from None
+        raise UserError(
+            f"{path} is damaged (after {len(texts)} lines: {error}); {PRETOKENIZE_AGAIN}"
+        ) from None
     if count is not None and len(texts) != count:
-        raise UserError(f"{path} has {len(texts):,} texts, but {count:,} are tokenized; {AGAIN}")
+        raise UserError(f"{path} has {len(texts):,} texts, but {count:,} are tokenized; {PRETOKENIZE_AGAIN}")
     return texts

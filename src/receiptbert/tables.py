@@ -129,15 +129,17 @@ class TextTable:
         # If not strict, it would accept a quote left open and swallow the rest of the file.
         rows = csv.reader(chain(head, lines), delimiter=self.delimiter, strict=True)
         width = 0
+        start = 1  # the line in which the row begins that is read next
         try:
             for row in rows:
+                begun, start = start, rows.line_num + 1
                 # In a table of one column, a line of spaces is a row, whose text is blank.
                 if not row or (width != 1 and is_blank(row)):
                     continue
                 width = width or len(row)
-                yield self._padded(row, width, rows.line_num)
+                yield self._padded(row, width, begun)
         except csv.Error as error:
-            raise UserError(f"{self._name}, line {rows.line_num}: {_explained(error)}") from None
+            raise UserError(f"{self._name}, line {start}: {_explained(error)}") from None
         if not width:
             raise UserError(f"{self._name} is empty; its first line must name the columns")
 
@@ -189,7 +191,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = path.resolve()  # for a link, its target
+    path = Path(os.path.realpath(path))  # for a link, its target; `resolve` raises for one to itself
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file; name one, or omit --output to write to stdout")
     if not path.parent.is_dir():

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from receiptbert.errors import UserError
+from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.files import whole
 from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
@@ -196,7 +196,7 @@ class TokenStore:
         else:
             reason = store._fault()
         if reason:
-            raise UserError(f"{path} is not a token store ({reason}); run `dvc repro -f pretokenize`")
+            raise UserError(f"{path} is not a token store ({reason}); {PRETOKENIZE_AGAIN}")
         if tokenizer is not None and store.tokenizer != tokenizer.fingerprint:
             raise UserError(f"{path} was made with another tokenizer; run `dvc repro pretokenize`")
         return store

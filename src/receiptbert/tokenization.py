@@ -32,7 +32,8 @@ DEFAULTS: dict[str, Any] = {
 }
 # Texts handed to the Rust side at once: enough to keep every core busy, few enough to bound memory.
 CHUNK = 10_000
-TAKE_AGAIN = "take it again from where it came"  # how to repair a damaged checkpoint
+# How to repair a damaged checkpoint, ours or another.
+TAKE_AGAIN = "run its stage again (`dvc repro -f STAGE`), or download it again"
 # Tokenizers differ in what they make of capitals, accents, Chinese, unseen and compatibility characters and
 # punctuation, before they look for pieces.
 PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc № ½ ﬁ 3,2%"
@@ -110,7 +111,8 @@ class WordpieceTokenizer:
                 tokenizer._backend = _from_vocabulary(vocabulary, tokenizer._config)
         else:
             raise UserError(
-                f"{folder} holds no tokenizer.json and no vocab.txt; name a BERT checkpoint folder"
+                f"{folder} holds no tokenizer.json and no vocab.txt; run `dvc repro`, or name a BERT "
+                "checkpoint folder"
             )
         for name in SPECIAL_NAMES:
             if tokenizer._special(name) is None:

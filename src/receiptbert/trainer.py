@@ -80,9 +80,9 @@ class Trainer(ResumableDescent[BertModel]):
         """
         with self._resumable():
             while self._epoch < n_epochs:
-                limit = None if max_steps is None else (max_steps - self._step) * self._num_accum_steps
-                if limit == 0:
+                if max_steps is not None and self._step >= max_steps:
                     break
+                limit = None if max_steps is None else (max_steps - self._step) * self._num_accum_steps
                 left = (n_epochs - self._epoch) * len(dataloader) - self._batch
                 left = left if limit is None else min(left, limit)
                 name = f"epoch {self._epoch + 1}"

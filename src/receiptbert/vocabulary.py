@@ -100,7 +100,7 @@ def _train(
         )
         return cast(dict[str, int], trainer.get_vocab())
 
-    words_path = corpus_path.with_suffix(".words")
+    words_path = corpus_path.with_name(f"{corpus_path.name}.words")
     try:
         _write_lines(_lines(words), words_path)
         known = train(words_path, 0, SPECIAL_TOKENS)
