@@ -163,9 +163,9 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
 
     def _compute(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this process's share."""
-        input_ids, targets = inputs
+        input_ids, targets = inputs  # (B, S); (B,) class ids or (B, C) probabilities
         rows, weight = share_of(len(targets))
-        logits = self._logits(self._parallel, input_ids[rows])
+        logits = self._logits(self._parallel, input_ids[rows])  # (its share of B, C)
         loss = weight * self._criterion(logits, targets[rows])
         return loss, {"loss": loss}
 

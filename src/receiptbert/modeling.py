@@ -195,7 +195,9 @@ class BertModel(ModelOnBert):
             max_targets: compute this many rows for targets, to avoid waiting for a GPU to count the targets.
                 If there are fewer, the surplus rows are ignored; if more, the last targets get no loss.
         """
-        targets = self._targets(labels, max_targets)  # (T,)
+        # As in `Trainer.evaluate`, hidden states of all tokens (B, S, d) would do. The last layer is finished
+        # only for those that a head reads: `[CLS]` of each text, then the T targets.
+        targets = self._targets(labels, max_targets)  # (T,), indices of B * S tokens
         rows = torch.cat([cls_rows(x), targets])
         hidden_states = self._backbone(x, attention_mask, token_type_ids, rows)  # (B + T, d)
         at_cls, at_targets = hidden_states.split([len(x), len(targets)])

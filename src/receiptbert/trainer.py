@@ -109,7 +109,7 @@ class Trainer(ResumableDescent[BertModel]):
 
     def _compute(self, *inputs: Tensor, max_targets: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's share of the loss and of its parts, and the whole batch's number of tokens."""
-        input_ids, token_type_ids, labels, permuted = inputs
+        input_ids, token_type_ids, labels, permuted = inputs  # (B, S) three times, (B,)
         share = share_of(len(input_ids))
         own_ids, own_labels = input_ids[share.rows], labels[share.rows]
         loss, parts = self._parallel(
@@ -128,7 +128,7 @@ class Trainer(ResumableDescent[BertModel]):
 
     def _fixed(self, *inputs: Tensor) -> dict[str, Any]:
         """Room for more targets than other batches of the same shape will have."""
-        labels = inputs[2]
+        _, _, labels, _ = inputs
         number = int(self._is_target(labels).sum())
         return {"max_targets": min(number + math.ceil(SPREAD * math.sqrt(number + 1)), labels.numel())}
 
@@ -144,7 +144,7 @@ class Trainer(ResumableDescent[BertModel]):
         with torch.inference_mode():
             for batch in dataloader:
                 input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
-                hidden_states = backbone(
+                hidden_states = backbone(  # (B, S, d)
                     input_ids, padding_mask(input_ids, self._pad_token_id), token_type_ids
                 )
                 batch_targets = int(self._is_target(labels).sum())
