@@ -160,8 +160,9 @@ def make(trial: Trial, level: str, corpus: pd.DataFrame, jobs: int) -> bool:
     start = time.perf_counter()
     for stage in LEVELS[level].stages:
         if code := run_stage(stage, folder, jobs):
-            end = "\n  ".join((folder / LOG).read_text("utf-8", "replace").splitlines()[-LAST_LINES:])
-            say(f"{name}: {stage} ended with exit code {code}; the end of {folder / LOG}:\n  {end}")
+            say(f"{name}: {stage} ended with exit code {code}; the end of {folder / LOG}:")
+            for line in (folder / LOG).read_text("utf-8", "replace").splitlines()[-LAST_LINES:]:
+                say(f"  {line}")
             return False
     seconds = time.perf_counter() - start
     write_json(folder / RECORD, {"seconds": seconds})

@@ -80,7 +80,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
 
 
-LONGEST_FIRST = ["test_pipeline.py", "test_benchmarks.py", "test_distributed.py", "test_properties.py"]
+LONGEST_FIRST = [
+    "test_pipeline.py",
+    "test_benchmarks.py",
+    "test_distributed.py",
+    "test_properties.py",
+    "test_stages.py",
+    "test_failures.py",
+    "test_resumption.py",
+    "test_cli.py",
+    "test_training.py",
+    "test_documentation.py",
+    "test_onnx_export.py",
+    "test_chaos.py",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
