@@ -58,7 +58,7 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
         raise UserError(f"{archive} not found; set data.archive to a zip with your CSV") from None
     except IsADirectoryError:
         raise UserError(f"{archive} is a folder; set data.archive to a zip with your CSV") from None
-    except NotImplementedError as error:  # how zipfile reports a compression method that it lacks
+    except NotImplementedError as error:  # from zipfile: a newer version, strong encryption, patched data
         raise UserError(f"{archive}: {error}; create it again with plain deflate") from None
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (
