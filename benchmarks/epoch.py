@@ -71,7 +71,7 @@ def pretrain(folder: Path) -> dict[str, float | str]:
     """Pretrain with the settings in ``folder``; what it took, and the loss on the texts held out."""
     params = load_params(folder / "params.yaml")
     device = choose_device(params.runtime.device)
-    keep_freed_memory(device)
+    keep_freed_memory(device, params.pretrain.precision)
     tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
     texts = TokenStore.load(folder / "data/tokenized/unsupervised.safetensors", tokenizer)
     lengths = TextLengths.load(folder / "data/tokenized/lengths.json")

@@ -1,7 +1,7 @@
 """The assignment read literally: what a student's first working version does, as a yardstick for speed.
 
 It trains the same model, but makes pairs text by text in Python, computes logits at every token, and always
-adds a full attention mask to explicit attention scores. The collator is ours, which is what the assignment
+adds a full attention mask to the attention scores. The collator is ours, which is what the assignment
 asks for.
 """
 

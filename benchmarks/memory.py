@@ -1,8 +1,8 @@
 """The memory that pretraining takes at its peak, compared with its plan.
 
-    python benchmarks/memory.py [--device auto] [--corpus ZIP] [--json OUT]
+    python benchmarks/memory.py [--precision auto] [--device auto] [--corpus ZIP] [--json OUT]
 
-For each row a process of its own takes 40 steps and writes a checkpoint, as the stage does. Measured: on a
+For each row a process of its own takes 150 steps and writes a checkpoint, as the stage does. Measured: on a
 CPU, how much its resident memory grew, without torch's compiler, which the first optimizer imports (0.07 GiB
 in every training); on a GPU, what torch reserved there.
 """
@@ -24,11 +24,11 @@ from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.plan import GIB, Plan
-from receiptbert.precision import choose_precision
+from receiptbert.precision import DTYPES, choose_precision
 from receiptbert.pretraining import EPS
 from setting import Setting, make_pretraining, read_setting
 
-STEPS = 40  # the heap grows while shapes of batches are new
+STEPS = 150  # the heap grows while shapes of batches are new
 
 
 class Row(NamedTuple):
@@ -60,7 +60,7 @@ ROWS = [
 def measure(row: Row, setting: Setting) -> tuple[float, float]:
     """What the plan says and what is measured, in bytes; in a process that has done nothing else."""
     # Here too: it settles which attention this process takes on a GPU.
-    keep_freed_memory(choose_device(str(setting.device), key="--device"))
+    keep_freed_memory(choose_device(str(setting.device), key="--device"), setting.precision)
     torch.optim.AdamW([torch.zeros(1)])
     _forget()
     before = _resident("VmRSS")
@@ -71,7 +71,7 @@ def measure(row: Row, setting: Setting) -> tuple[float, float]:
         trainer, batches = make_pretraining(
             setting, row.batch_size, row.dropout, row.activation_checkpointing, checkpoints
         )
-        trainer.train(batches, n_epochs=1, max_steps=STEPS)
+        trainer.train(batches, n_epochs=STEPS, max_steps=STEPS)
     measured = _resident("VmHWM") - before
     if setting.device.type == "cuda":
         measured = torch.cuda.max_memory_reserved(setting.device)
@@ -92,7 +92,7 @@ def plan_of(row: Row, setting: Setting) -> Plan:
         longest=int(lengths.max()),
         mask_prob=setting.params.pretrain.mask_prob,
         dropout=row.dropout,
-        mixed=setting.precision != "fp32",
+        precision=setting.precision,
         on_cpu=setting.device.type == "cpu",
         recorded=can_record(setting.device, row.activation_checkpointing, setting.params.runtime.amp_backend),
         activation_checkpointing=row.activation_checkpointing,
@@ -104,22 +104,21 @@ def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     args = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
     print(f"{'GiB':66}      plan  measured")
     for row in ROWS:
         options = {"size": row.size, "vocab_size": row.entries, "overrides": ["tokenizer.vocab_size=8000"]}
         # Read here, since the stage reads no corpus: what reading frees would be reused by the training.
-        setting = read_setting(argparse.Namespace(**vars(args) | options))
+        setting = read_setting(argparse.Namespace(**vars(args) | options), args.precision)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             plan, measured = process.submit(measure, row, setting).result()
         figures[row.name] = {"plan_gib": round(plan / GIB, 3), "measured_gib": round(measured / GIB, 3)}
         print(f"{row.name:66}{plan / GIB:10.2f}{measured / GIB:10.2f}", flush=True)
     device = choose_device(args.device, key="--device")
-    facts = {
-        "device": conditions(device, "fp32", "torch")["device"],
-        "precision": choose_precision("auto", device, "--precision"),
-    }
+    precision = choose_precision(args.precision, device, "--precision")
+    facts = {"device": conditions(device, precision, "torch")["device"], "precision": precision}
     write_result(args.json, {**facts, "rows": figures})
 
 

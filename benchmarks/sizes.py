@@ -48,7 +48,7 @@ def main() -> None:
     args = parse_arguments()
     device = choose_device(args.device, key="--device")
     precisions = [choose_precision(name, device, "--precisions") for name in args.precisions]
-    keep_freed_memory(device)
+    keep_freed_memory(device, "bf16" if "bf16" in precisions else "fp32")
     settings = read_settings(args, dict.fromkeys(precisions))
     rows = {
         Row(*key, batch_size): setting for key, setting in settings.items() for batch_size in args.batch_sizes

@@ -151,7 +151,7 @@ def prepare(args: argparse.Namespace, ours: bool) -> None:
     """Set up a process of contestants."""
     global _setting
     if ours:
-        keep_freed_memory(choose_device(args.device, key="--device"))
+        keep_freed_memory(choose_device(args.device, key="--device"), args.precision)
     _setting = read_setting(args, args.precision)
     if not ours:
         torch.backends.cuda.enable_cudnn_sdp(True)  # torch's default; ``choose_device`` turns it off

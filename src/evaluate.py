@@ -10,7 +10,7 @@ from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled, majority_class
 from receiptbert.model_card import COUNTS, model_card
-from receiptbert.onednn import keep_few_shapes
+from receiptbert.onednn import keep_shapes
 from receiptbert.params import Params
 from receiptbert.reports import read_json, write_csv, write_json
 from receiptbert.split_texts import load_texts
@@ -19,7 +19,7 @@ DATA = pipeline.METRICS / "data.json"
 
 
 def evaluate(params: Params) -> None:
-    keep_few_shapes()
+    keep_shapes("fp32")  # that of all scores
     device = choose_device(params.runtime.device)
     data = read_json(DATA)
     if missing := [name for name in COUNTS if name not in data]:

@@ -33,7 +33,7 @@ READ = [
 def finetune(params: Params) -> None:
     p = params.finetune
     device = choose_device(params.runtime.device, params.runtime.deterministic)
-    keep_freed_memory(device)
+    keep_freed_memory(device, p.precision)
     classes = Classes.load(pipeline.TOKENIZED / "classes.json")
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)

@@ -19,7 +19,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 def pretrain(params: Params) -> None:
     runtime = params.runtime
     device = choose_device(runtime.device, runtime.deterministic)
-    keep_freed_memory(device)
+    keep_freed_memory(device, params.pretrain.precision)
     lengths_path = pipeline.TOKENIZED / "lengths.json"
     texts_path = pipeline.TOKENIZED / "unsupervised.safetensors"
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)

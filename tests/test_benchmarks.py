@@ -110,7 +110,7 @@ def test_a_benchmark_writes_its_figures(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str]
 ) -> None:
     monkeypatch.setattr(throughput, "ProcessPoolExecutor", InlineExecutor)
-    monkeypatch.setattr(throughput, "keep_freed_memory", lambda _: None)  # would be kept for all tests
+    monkeypatch.setattr(throughput, "keep_freed_memory", lambda *_: None)  # would be kept for all tests
     monkeypatch.setattr(throughput, "MATRIX", {"cpu": 64})
     figures = run_benchmark(name, ["--corpus", str(archive), *options], tmp_path)
     assert figures.keys() >= KEYS[name] | {"command", "processor"}
@@ -550,7 +550,7 @@ def test_apex_beside_torch(
 def test_sizes_beside_a_matrix_product(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sizes, "keep_freed_memory", lambda _: None)  # for good, in this whole process
+    monkeypatch.setattr(sizes, "keep_freed_memory", lambda *_: None)  # for good, in this whole process
     monkeypatch.setitem(throughput.MATRIX, "cpu", 64)
     settings = {}
 

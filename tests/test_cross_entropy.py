@@ -43,11 +43,35 @@ def test_a_second_backward_pass_is_refused() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_full(dtype: torch.dtype) -> None:
-    leaf = torch.randn(50, 300).to(dtype).requires_grad_()
+def in_half_precision(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss and gradient of ours, and those of torch in fp32."""
+    leaf = (3 * torch.randn(50, 300)).to(dtype).requires_grad_()
     targets = torch.arange(50)
     expected = F.cross_entropy(leaf.float(), targets, reduction="sum")
     loss = cross_entropy_in_place(leaf.clone(), targets, IGNORED)
+    return loss, gradient_of(loss, leaf), expected, gradient_of(expected, leaf)
+
+
+def test_fp16_is_computed_in_full() -> None:
+    loss, gradient, expected, expected_gradient = in_half_precision(torch.float16)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(gradient_of(loss, leaf), gradient_of(expected, leaf))
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_bf16_rounds_the_loss_and_the_gradient() -> None:
+    loss, gradient, expected, expected_gradient = in_half_precision(torch.bfloat16)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    # Probabilities are rounded twice to eight bits, then the weight, their product and the difference from 1.
+    torch.testing.assert_close(gradient, expected_gradient, rtol=6 * 2**-9, atol=0)
+
+
+def test_a_target_that_is_next_to_impossible_has_a_finite_loss() -> None:
+    """Its probability is 0 in any precision, and its logarithm -1000."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        logits = torch.tensor([[1000.0, 0.0]], dtype=dtype, requires_grad=True)
+        loss = cross_entropy_in_place(logits.clone(), torch.tensor([1]), IGNORED)
+        assert loss.item() == 1000
+        assert gradient_of(loss, logits).tolist() == [
+            [pytest.approx(0.3, rel=0.01), pytest.approx(-0.3, rel=0.01)]
+        ]

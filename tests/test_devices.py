@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from receiptbert.onednn import KEPT_SHAPES
+from receiptbert import onednn
+from receiptbert.onednn import KEPT_SHAPES, keep_shapes
 
 # How much memory (KiB) a process has more after a tensor of 64 MiB has come and gone.
 GROWTH = """
@@ -19,7 +20,7 @@ def resident():
     return int(re.search(r"VmRSS:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 
 if {kept}:
-    keep_freed_memory(torch.device("cpu"))
+    keep_freed_memory(torch.device("cpu"), "fp32")
 torch.ones(1 << 10)
 before = resident()
 torch.ones(1 << 24)
@@ -38,3 +39,19 @@ def test_freed_memory_is_kept_and_huge_pages_are_asked_for() -> None:
         assert (int(growth) > 60_000) == kept
         assert huge_pages == ("1" if kept else "None")
         assert shapes == ("16" if kept else "None")
+
+
+@pytest.mark.parametrize(
+    ("precision", "hardware", "expected"),
+    [("fp32", True, "16"), ("bf16", True, "2048"), ("auto", True, "2048"), ("auto", False, "16")],
+)
+def test_more_shapes_are_kept_where_each_product_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, precision: str, hardware: bool, expected: str
+) -> None:
+    monkeypatch.setattr(onednn, "cpu_has_bf16", lambda: hardware)
+    monkeypatch.setenv(KEPT_SHAPES, "of before")  # so that it is put back afterwards
+    keep_shapes(precision)
+    assert os.environ[KEPT_SHAPES] == "of before"
+    monkeypatch.delenv(KEPT_SHAPES)
+    keep_shapes(precision)
+    assert os.environ[KEPT_SHAPES] == expected

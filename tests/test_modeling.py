@@ -232,6 +232,24 @@ def test_attention_by_hand() -> None:
     torch.testing.assert_close(attention(x, mask), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_attention_is_one_kernel_elsewhere_than_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, ...]] = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *inputs: (given.append(inputs), kernel(*inputs))[1]
+    )
+    attention = MultiHeadSelfAttention(D, H, attention_probs_dropout_prob=0.25)
+    x, mask = torch.randn(3, 5, D), torch.ones(3, 5, 5)
+    attention(x, mask)
+    assert not given
+    attention.to("meta")  # a device that computes shapes alone
+    assert attention(x.to("meta"), mask.to("meta")).shape == (3, 5, D)
+    attention.eval()(x.to("meta"))
+    (*_, masked, dropped), (*_, unmasked, kept) = given
+    assert masked.shape == (3, 1, 5, 5)
+    assert (unmasked, dropped, kept) == (None, 0.25, 0.0)
+
+
 def test_dropout_acts_in_training_alone(batch: dict[str, Tensor]) -> None:
     for name in ("input_dropout_prob", "hidden_dropout_prob", "attention_probs_dropout_prob"):
         model = BertFinetuneModel(D, V, P, 2, 4 * D, H, num_classes=5, **{name: 0.5})

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from receiptbert import precision
+from receiptbert import onednn, precision
 from receiptbert.errors import UserError
 from receiptbert.precision import choose_precision
 
@@ -33,7 +33,7 @@ def test_what_the_hardware_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, nam
 def test_a_cpu_tells_whether_it_multiplies_bf16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool
 ) -> None:
-    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(onednn, "CPUINFO", tmp_path / "cpuinfo")
     assert not precision.has_bf16(CPU)  # no such file
     (tmp_path / "cpuinfo").write_text(f"processor: 0\nflags: {flags}\n")
     assert precision.has_bf16(CPU) == expected

@@ -246,6 +246,32 @@ def test_mixed_precision_trains_like_fp32(
         np.testing.assert_allclose(losses[precision], losses["fp32"], rtol=0.02)
 
 
+def test_in_half_precision_few_numbers_of_targets_are_computed(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each new one would be compiled; the rows that are too many change no loss."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    losses = []
+    for precision, multiple in (("fp32", 16), ("bf16", 16), ("bf16", 1)):
+        monkeypatch.setattr("receiptbert.trainer.ROWS_MULTIPLE", multiple)
+        model = pretrain_model()
+        given = rows[precision, multiple] = []
+        count = partial(lambda given, _, inputs: given.append(len(inputs[0])), given)
+        model._mlm_head._dense.register_forward_pre_hook(count)
+        trainer = pretrain_trainer(model, tokenizer, precision=precision)
+        torch.manual_seed(1)
+        trainer.train(pretrain_loader(texts, tokenizer), 1)
+        losses.append([record["MLM"] for record in trainer.history])
+    exact = rows["fp32", 16]
+    assert rows["bf16", 1] == exact
+    assert rows["bf16", 16] == [-(-number // 16) * 16 for number in exact] != exact
+    assert losses[1] != losses[0]
+    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-3)
+
+
 def test_pretraining_learns(texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make) -> None:
     model = pretrain_model()
     loader = pretrain_loader(texts, tokenizer)

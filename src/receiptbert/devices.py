@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from receiptbert.errors import UserError
-from receiptbert.onednn import keep_few_shapes
+from receiptbert.onednn import keep_shapes
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")  # where a container sees its own limits
@@ -53,16 +53,20 @@ def choose_device(
     return device
 
 
-def keep_freed_memory(device: torch.device) -> None:
+def keep_freed_memory(device: torch.device, precision: str) -> None:
     """Have a training on a CPU keep the memory that a step frees for the next one, in pages of 2 MiB.
 
     Otherwise Linux takes large blocks back and hands them out anew in each step, filled with zeros, 4 KiB at
-    a time. oneDNN, too, is told to keep little (see ``onednn``), or else the kept memory would grow. All this
-    affects the whole process; where the C library is not glibc, only the page size and oneDNN change.
+    a time. oneDNN, too, is told how much to keep (see ``onednn``). All this affects the whole process; where
+    the C library is not glibc, only the page size and oneDNN change.
+
+    Args:
+        device: where to train.
+        precision: of the training, as in ``choose_precision``.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return
-    keep_few_shapes()
+    keep_shapes(precision)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first makes a large tensor
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -147,7 +147,7 @@ class Finetuning:
             longest=int(lengths.max()),
             mask_prob=0.0,
             dropout=self._p.dropout,
-            mixed=self.precision != "fp32",
+            precision=self.precision,
             on_cpu=self._device.type == "cpu",
             recorded=can_record(
                 self._device, self._runtime.activation_checkpointing, self._runtime.amp_backend

@@ -3,6 +3,7 @@
 Shapes: B texts in a batch, S tokens in a text, d hidden size, h heads, V vocabulary, P positions.
 """
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -92,7 +93,8 @@ class MultiHeadSelfAttention(nn.Module):
             raise ValueError(f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} heads")
         self._num_heads = num_attention_heads
         self._size_per_head = hidden_size // num_attention_heads
-        self._attention_dropout_prob = attention_probs_dropout_prob
+        self._attention_dropout_prob = attention_probs_dropout_prob  # for a kernel that drops by itself
+        self._attention_dropout = Dropout(attention_probs_dropout_prob)
         # One wide projection: three products in one call over the same input.
         self._qkv = linear(hidden_size, 3 * hidden_size)
         self._output = linear(hidden_size, hidden_size)
@@ -116,15 +118,8 @@ class MultiHeadSelfAttention(nn.Module):
                 computes only those that a head reads. None for all.
         """
         query, key, value = (self._split_heads(part) for part in self._qkv(embeddings).chunk(3, dim=-1))
-        # softmax(QK^T / sqrt(d / h)) V. Most kernels never hold the scores of a whole batch in memory; those
-        # for a CPU with dropout do.
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if attention_mask is None else attention_mask[:, None].bool(),  # (B, 1, S, S)
-            dropout_p=self._attention_dropout_prob if self.training else 0.0,
-        )  # (B, h, S, d/h)
+        mask = None if attention_mask is None else attention_mask[:, None].bool()  # (B, 1, S, S)
+        context = self._attend(query, key, value, mask)  # (B, h, S, d/h)
         context = context.transpose(1, 2).flatten(2)  # (B, S, d)
         if rows is not None:
             context, embeddings = (x.flatten(0, 1).index_select(0, rows) for x in (context, embeddings))
@@ -134,6 +129,19 @@ class MultiHeadSelfAttention(nn.Module):
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, S, d) -> (B, h, S, d/h)."""
         return x.view(*x.shape[:-1], self._num_heads, self._size_per_head).transpose(1, 2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """softmax(QK^T / sqrt(d / h)) V, all (B, h, S, d/h); the mask is (B, 1, S, S)."""
+        if query.device.type != "cpu":
+            # In one kernel, which never holds the weights of a whole batch in memory.
+            dropout_prob = self._attention_dropout_prob if self.training else 0.0
+            return F.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
+        # Torch's kernels for a CPU are slower for texts as short as receipt lines, in bf16 many times.
+        scores = query @ key.transpose(-1, -2) / math.sqrt(self._size_per_head)  # (B, h, S, S)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = self._attention_dropout(scores.softmax(dim=-1))
+        return cast(Tensor, weights @ value)
 
 
 class FeedForward(nn.Module):

@@ -192,8 +192,9 @@ class BertModel(ModelOnBert):
             labels: (B, S) true ids at the targets, ``ignore_index`` elsewhere.
             permuted: (B,), whether the segments are swapped.
             token_type_ids: (B, S), 0 or 1.
-            max_targets: compute this many rows for targets, to avoid waiting for a GPU to count the targets.
-                If there are fewer, the surplus rows are ignored; if more, the last targets get no loss.
+            max_targets: compute this many rows for targets: a GPU need not wait for their number, and batches
+                have fewer shapes. If there are fewer, the surplus rows are ignored; if more, the last
+                targets get no loss.
         """
         # As in `Trainer.evaluate`, hidden states of all tokens (B, S, d) would do. The last layer is finished
         # only for those that a head reads: `[CLS]` of each text, then the T targets.

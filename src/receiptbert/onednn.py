@@ -1,14 +1,35 @@
 """How much memory oneDNN takes, the library that computes some of torch's operations on a CPU."""
 
 import os
+import re
+from pathlib import Path
 
-# It keeps the code that it compiled for the last 1,024 shapes of its operands. That code lies scattered among
-# the activations, so that the heap grows with every new shape of a batch, for hundreds of steps. The shapes
-# of one batch are enough, and in fp32 no slower (docs/LOG.md, Memory); in bf16 this was not timed.
+CPUINFO = Path("/proc/cpuinfo")
+
+# It keeps the code that it compiled for the last so many shapes of its operands, 1,024 if it is not told.
 KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
-def keep_few_shapes() -> None:
-    """Have oneDNN keep the compiled code of 16 shapes in this whole process, or of as many as the variable
-    ``KEPT_SHAPES`` says. It must be called before oneDNN is first used."""
-    os.environ.setdefault(KEPT_SHAPES, "16")
+def keep_shapes(precision: str) -> None:
+    """Have oneDNN keep the compiled code of as many shapes as pay, in this whole process; the environment
+    variable ``KEPT_SHAPES`` goes before. It must be called before oneDNN is first used.
+
+    The code lies scattered among the activations, so that the heap grows with every new shape of a batch.
+    In fp32 the shapes of one batch are enough, 16, and no slower. In bf16 all products are oneDNN's, each
+    shape takes a quarter of a millisecond to compile, and those of all batches, some 2,000, pay
+    (docs/LOG.md, Speed).
+
+    Args:
+        precision: as in ``choose_precision``.
+    """
+    in_bf16 = precision == "bf16" or (precision == "auto" and cpu_has_bf16())
+    os.environ.setdefault(KEPT_SHAPES, "2048" if in_bf16 else "16")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices in hardware."""
+    try:
+        flags = CPUINFO.read_text(encoding="utf-8")
+    except OSError:  # not Linux; fp32 is always right
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None

@@ -16,12 +16,13 @@ from receiptbert.progress import say
 TIMES_FORWARD = 3
 # Batches differ in shape, and what a block of one size frees seldom suits those of the next batch.
 GAPS = 1.0  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
+COMPILED = 0.8 * 2**30  # bytes: code that oneDNN keeps in bf16, and the gaps that it leaves (ibid.)
 NUMBER = 4  # bytes
 GIB = 2**30
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: a
-# multiple of the activations, and a number of bytes. Fitted to an H200 before cross entropy took less, and
-# reduced by as much since (ibid.).
-APART = 3.2
+# multiple of the activations, and a number of bytes. Fitted to pretraining on an H200 before cross entropy
+# took less, and again to what that leaves of the same measurements (ibid.).
+APART = 4.4
 BESIDE = 0.4 * GIB
 
 
@@ -84,7 +85,7 @@ class Plan:
         longest: tokens of the longest text.
         mask_prob: the share of tokens that are targets; 0 for finetuning.
         dropout: probability that an activation is zeroed.
-        mixed: whether matrix products are in half precision.
+        precision: of matrix products: fp32, bf16 or fp16.
         on_cpu: else on a GPU.
         recorded: whether a GPU's passes are, see ``cuda_graphs``.
         activation_checkpointing: see ``Bert``.
@@ -101,7 +102,7 @@ class Plan:
     longest: int
     mask_prob: float
     dropout: float
-    mixed: bool
+    precision: str
     on_cpu: bool
     recorded: bool
     activation_checkpointing: bool
@@ -132,7 +133,7 @@ class Plan:
         still = (self.shape.vocab_size - self.trained_tokens) * embedding
         weights = NUMBER * self.num_parameters - still  # those that are trained
         state = 3 * weights  # and the two moments of AdamW
-        passing = weights / 2 if self.mixed else 0.0  # the weights in half precision
+        passing = weights / 2 if self._mixed else 0.0  # the weights in half precision
         # Head and embeddings share a matrix and each make a gradient before these are added. In finetuning
         # the original embeddings are kept, next to those that are trained.
         passing += self.shape.vocab_size * embedding
@@ -149,6 +150,8 @@ class Plan:
             parts["gaps between blocks"] = GAPS * parts["activations"]
             # In memory twice, beside what the step has freed and the C library has not given back.
             parts["a checkpoint while it is written"] = 2 * state
+            if self.precision == "bf16":
+                parts["compiled products"] = on_device * COMPILED
         if self.recorded:  # a graph holds all gradients before it adds them to the step's
             parts["recorded passes"] = weights + APART * parts["activations"] + BESIDE
         return parts
@@ -159,6 +162,10 @@ class Plan:
         return sum(self.memory.values())
 
     @property
+    def _mixed(self) -> bool:
+        return self.precision != "fp32"
+
+    @property
     def _targets(self) -> float:
         """The share of the tokens that become targets; [CLS] and [SEP] never do."""
         return self.mask_prob * max(1 - 2 / self.length, 0)
@@ -166,12 +173,11 @@ class Plan:
     def _activations(self) -> float:
         """Bytes that a batch keeps from its forward to its backward pass, and those that the latter adds."""
         d, i, tokens = self.shape.hidden_size, self.shape.intermediate_size, self.texts * self.length
-        half = NUMBER / 2 if self.mixed else NUMBER
+        half = NUMBER / 2 if self._mixed else NUMBER
         mask = (NUMBER if self.on_cpu else 1) * d if self.dropout else 0.0
         attention = half * 5 * d  # its input, queries, keys, values and their weighted sum
-        if self.dropout and self.on_cpu:
-            # The kernel that never holds the attention weights of a whole batch lacks dropout on a CPU.
-            attention += NUMBER * 3 * self.shape.num_attention_heads * self.longest
+        if self.on_cpu:  # the weights of each head; with dropout also what it kept, and their product
+            attention += half * (3 if self.dropout else 1) * self.shape.num_attention_heads * self.longest
         # The inputs of both layer norms, of both linear layers of the feed-forward part, of its activation.
         rest = NUMBER * 2 * d + half * (d + 2 * i) + 2 * mask
         read = min(self._targets + 1 / self.length, 1)
@@ -180,8 +186,9 @@ class Plan:
         if self.activation_checkpointing:
             kept = NUMBER * layers * d + (attention + rest if layers > 1 else attention + read * rest)
         embeddings = NUMBER * d + mask
-        # Their gradient takes their place; in mixed precision both exist in half precision, too.
-        logits = (NUMBER + half if self.mixed else NUMBER) * self._targets * self.shape.vocab_size
+        # Probabilities and gradient take their place, in fp16 that of a copy in fp32.
+        logit = half + NUMBER if self.precision == "fp16" else half
+        logits = logit * self._targets * self.shape.vocab_size
         backward = half * (2 * i + 3 * d)  # gradients on their way through a feed-forward part
         return tokens * (embeddings + kept + logits + backward)
 
@@ -225,6 +232,7 @@ def require_memory(
     """
     if free is None or plan.total_memory <= free:
         return
+    in_fp32 = replace(plan, precision="fp32")
     switch = [] if plan.activation_checkpointing else ["runtime.activation_checkpointing=true"]
     leaner = replace(plan, activation_checkpointing=True, recorded=False)
     advice = [_smaller_batch(plan, free, stage, batch_size, num_accum_steps)]
@@ -234,6 +242,8 @@ def require_memory(
         both = _smaller_batch(leaner, free, stage, batch_size, num_accum_steps)
         advice += [f"{switch[0]} and {both}"] if both else []
     last_resort = f"{smaller_model}, or take a machine with more memory"
+    if in_fp32.total_memory < plan.total_memory and in_fp32.total_memory <= free:
+        advice += [f"{stage}.precision=fp32"]
     fitting = ", or ".join(filter(None, advice)) or last_resort
     raise UserError(
         f"the training would take about {_gib(plan.total_memory)} of memory, but only {_gib(free)} are free; "

@@ -1,16 +1,14 @@
 """Mixed precision: what matrix products are computed in; weights and their updates stay in fp32."""
 
-import re
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from receiptbert.choices import PRECISIONS
 from receiptbert.errors import UserError
+from receiptbert.onednn import cpu_has_bf16
 
-CPUINFO = Path("/proc/cpuinfo")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,8 +42,4 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = CPUINFO.read_text(encoding="utf-8")
-    except OSError:  # not Linux; fp32 is always right
-        return False
-    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
+    return cpu_has_bf16()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import receiptbert
 from receiptbert.csv_faults import fields_of_any_length
 from receiptbert.errors import UserError
-from receiptbert.onednn import keep_few_shapes
+from receiptbert.onednn import keep_shapes
 from receiptbert.progress import say, track
 from receiptbert.tables import (
     DELIMITERS,
@@ -47,7 +47,7 @@ def predict(args: argparse.Namespace) -> None:
     Raises:
         UserError: bad input.
     """
-    keep_few_shapes()
+    keep_shapes(args.precision)
     source = None if args.input == "-" else Path(args.input)
     target = None if args.output == "-" else Path(args.output)
     table = _open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"), args.column)

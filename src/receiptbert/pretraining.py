@@ -166,7 +166,7 @@ class Pretraining:
             longest=self._shape.max_seqlen,
             mask_prob=p.mask_prob,
             dropout=p.dropout,
-            mixed=self.precision != "fp32",
+            precision=self.precision,
             on_cpu=self._device.type == "cpu",
             recorded=can_record(self._device, runtime.activation_checkpointing, runtime.amp_backend),
             activation_checkpointing=runtime.activation_checkpointing,

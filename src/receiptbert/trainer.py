@@ -22,6 +22,9 @@ from receiptbert.resumption import Batches, ResumableDescent
 # mean (whole words are chosen, not tokens). One batch's number plus this many roots has room for the others.
 SPREAD = 10
 
+# Where each number of rows that is new has to be compiled, the number of targets is filled up to a multiple.
+ROWS_MULTIPLE = 16
+
 
 class Trainer(ResumableDescent[BertModel]):
     """Pretraining.
@@ -112,6 +115,8 @@ class Trainer(ResumableDescent[BertModel]):
         input_ids, token_type_ids, labels, permuted = inputs  # (B, S) three times, (B,)
         share = share_of(len(input_ids))
         own_ids, own_labels = input_ids[share.rows], labels[share.rows]
+        if self._device.type == "cpu" and self._precision != "fp32":  # by oneDNN
+            max_targets = math.ceil(self._num_targets(own_labels) / ROWS_MULTIPLE) * ROWS_MULTIPLE
         loss, parts = self._parallel(
             own_ids,
             padding_mask(own_ids, self._pad_token_id),
@@ -129,11 +134,14 @@ class Trainer(ResumableDescent[BertModel]):
     def _fixed(self, *inputs: Tensor) -> dict[str, Any]:
         """Room for more targets than other batches of the same shape will have."""
         _, _, labels, _ = inputs
-        number = int(self._is_target(labels).sum())
+        number = self._num_targets(labels)
         return {"max_targets": min(number + math.ceil(SPREAD * math.sqrt(number + 1)), labels.numel())}
 
     def _is_target(self, labels: Tensor) -> Tensor:
         return labels != self._model._mlm_head.ignore_index
+
+    def _num_targets(self, labels: Tensor) -> int:
+        return int(self._is_target(labels).sum())
 
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
         """MLM loss per target (nats), and SOP accuracy, over all of ``dataloader``, without dropout."""
@@ -147,7 +155,7 @@ class Trainer(ResumableDescent[BertModel]):
                 hidden_states = backbone(  # (B, S, d)
                     input_ids, padding_mask(input_ids, self._pad_token_id), token_type_ids
                 )
-                batch_targets = int(self._is_target(labels).sum())
+                batch_targets = self._num_targets(labels)
                 mlm_loss += mlm_head(hidden_states, labels).item() * batch_targets
                 targets += batch_targets
                 correct += int(((sop_head(hidden_states).squeeze(-1) > 0) == permuted).sum())
