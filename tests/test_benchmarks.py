@@ -528,7 +528,7 @@ def test_parity_counts_the_labels_that_differ(
 def test_apex_beside_torch(
     archive: Path, tmp_path: Path, apex: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--corpus", str(archive), "--size", "tiny", "--steps", "2", "--device", "cpu"]
+    options = ["--corpus", str(archive), "--size", "tiny", "--steps", "6", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["apex_check.py", *options, "--json", str(tmp_path / "figures.json")])
     with pytest.raises(
         SystemExit, match=r"^apex_check\.py: error: amp_backend = apex, which needs a CUDA GPU"
@@ -538,13 +538,13 @@ def test_apex_beside_torch(
         monkeypatch.setattr(f"{module}.check_amp_backend", lambda *_: None)
     monkeypatch.setattr("receiptbert.pretraining.choose_precision", lambda name, *_: name)
     apex_check.main()
-    assert apex.calls.count("scale_loss") == 2
+    assert apex.calls.count("scale_loss") == 6
     figures = json.loads((tmp_path / "figures.json").read_text())
     fp32, torchs, apexs = (figures[name] for name in ("fp32", "torch", "apex"))
     assert apexs["mean_of_last_50"] == fp32["mean_of_last_50"]  # the stand-in casts nothing
     assert apexs["largest_difference_to_torch"] == fp32["largest_difference_to_torch"] > 0
     assert torchs["largest_difference_to_torch"] == 0 == torchs["skipped_steps"]
-    assert (figures["steps"], figures["device"]) == (2, "cpu")
+    assert (figures["steps"], figures["device"]) == (6, "cpu")
 
 
 def test_sizes_beside_a_matrix_product(

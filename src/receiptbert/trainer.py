@@ -115,7 +115,7 @@ class Trainer(ResumableDescent[BertModel]):
         input_ids, token_type_ids, labels, permuted = inputs  # (B, S) three times, (B,)
         share = share_of(len(input_ids))
         own_ids, own_labels = input_ids[share.rows], labels[share.rows]
-        if self._device.type == "cpu" and self._precision != "fp32":  # by oneDNN
+        if self._device.type == "cpu" and self._precision == "bf16":  # by oneDNN
             max_targets = math.ceil(self._num_targets(own_labels) / ROWS_MULTIPLE) * ROWS_MULTIPLE
         loss, parts = self._parallel(
             own_ids,
