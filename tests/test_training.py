@@ -246,7 +246,7 @@ def test_mixed_precision_trains_like_fp32(
         np.testing.assert_allclose(losses[precision], losses["fp32"], rtol=0.02)
 
 
-def test_in_half_precision_few_numbers_of_targets_are_computed(
+def test_in_bf16_few_numbers_of_targets_are_computed(
     texts: list[str],
     tokenizer: WordpieceTokenizer,
     pretrain_model: Make,
