@@ -6,10 +6,10 @@ Real tokens per second (special tokens counted, padding not): medians of rounds 
 contestants have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized
 beforehand; it learns masked tokens alone, ours the order of segments as well. "defaults" leaves the rest of
 the Trainer's settings at their defaults (fp32, texts of any length in a batch); "same precision" has our
-precision and groups texts by length. "read literally" groups them too, in fp32. Ours runs in a process that
-keeps freed memory, as the stages do, the others in one with default settings. The floor is derived from one
-large matrix product in each round: the rate of tokens if ours did only the matrix products that it must, at
-that speed, and nothing else.
+precision and groups texts by length. "read literally" groups them too, in fp32. Each stage of ours has a
+process of its own that keeps freed memory, as `dvc repro` has it; the others have one for each stage, with
+default settings. The floor is derived from one large matrix product in each round: the rate of tokens if ours
+did only the matrix products that it must, at that speed, and nothing else.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -168,27 +169,29 @@ def take_turns(args: argparse.Namespace) -> dict[str, Rates]:
         Task(batch_size, args.seconds, args.warm_up)
         for batch_size in (args.batch_size, args.finetune_batch_size)
     )
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, spawn, prepare, (args, True)) as ours,
-        ProcessPoolExecutor(1, spawn, prepare, (args, False)) as others,
-    ):
+    with ExitStack() as processes:
+
+        def process(ours: bool) -> ProcessPoolExecutor:
+            spawn = multiprocessing.get_context("spawn")
+            return processes.enter_context(ProcessPoolExecutor(1, spawn, prepare, (args, ours)))
 
         def turn(process: ProcessPoolExecutor, contestant: Contestant, task: Task) -> Callable[[], float]:
             return lambda: process.submit(perform, contestant, task).result()
 
+        ours_pretrain, ours_finetune = process(ours=True), process(ours=True)
+        others_pretrain, others_finetune = process(ours=False), process(ours=False)
         same_pretrain = partial(huggingface.pretrain, same=True)
         same_finetune = partial(huggingface.finetune, same=True)
         return in_turns(
             {
-                "pretrain: ours": turn(ours, pretrain_ours, pretraining),
-                "pretrain: Trainer, same precision": turn(others, same_pretrain, pretraining),
-                "pretrain: Trainer, defaults": turn(others, huggingface.pretrain, pretraining),
-                "pretrain: read literally": turn(others, pretrain_literally, pretraining),
-                "finetune: ours": turn(ours, finetune_ours, finetuning),
-                "finetune: Trainer, same precision": turn(others, same_finetune, finetuning),
-                "finetune: Trainer, defaults": turn(others, huggingface.finetune, finetuning),
-                "matrix product": turn(ours, matrix_rate, pretraining),
+                "pretrain: ours": turn(ours_pretrain, pretrain_ours, pretraining),
+                "pretrain: Trainer, same precision": turn(others_pretrain, same_pretrain, pretraining),
+                "pretrain: Trainer, defaults": turn(others_pretrain, huggingface.pretrain, pretraining),
+                "pretrain: read literally": turn(others_pretrain, pretrain_literally, pretraining),
+                "finetune: ours": turn(ours_finetune, finetune_ours, finetuning),
+                "finetune: Trainer, same precision": turn(others_finetune, same_finetune, finetuning),
+                "finetune: Trainer, defaults": turn(others_finetune, huggingface.finetune, finetuning),
+                "matrix product": turn(ours_pretrain, matrix_rate, pretraining),
             },
             args.rounds,
         )
@@ -219,7 +222,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=positive, default=256, help="of pretraining")
     parser.add_argument("--finetune-batch-size", type=positive, default=64)
     parser.add_argument("--seconds", type=seconds, default=2.0, help="of each contestant in each round")
-    parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before that")
+    # In bf16 on a CPU all shapes of batches have to be compiled, seconds that no real training notices.
+    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before that")
     args = parser.parse_args()
     if torch.cuda.device_count() > 1:
         parser.error("the Trainer would take all GPUs, and ours one; set CUDA_VISIBLE_DEVICES to one of them")
