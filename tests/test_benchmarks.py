@@ -54,7 +54,7 @@ KEYS = {
         "finetune_vs_trainer_same_precision",
         "finetune_vs_trainer_defaults",
     },
-    "inference": {"predict_vs_pipeline_our_batch_size", "predict_vs_pipeline_defaults", "labels_equal"},
+    "inference": {"predict_vs_pipeline_same_precision", "predict_vs_pipeline_defaults", "labels_equal"},
 }
 
 
