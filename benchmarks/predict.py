@@ -4,9 +4,10 @@
 
 The command runs as a user would run it, from a cold start, on a CSV, on a Parquet file, and on plain lines
 from stdin; the three outputs must be the same bytes. It runs on the first tenth of the CSV too: memory that
-grows with the lines would show. For comparison, ``transformers.pipeline`` at its defaults, one line at a
-time, is timed on a few of the lines, half of them before and half of them after, without its start-up.
-The lines are those of the sample's generator, no two alike: nothing is gained by computing equal ones once.
+grows with the lines would show; and where the hardware has bf16, once more in bf16. For comparison,
+``transformers.pipeline`` at its defaults, one line at a time, is timed on a few of the lines, half of them
+before and half of them after, without its start-up. The lines are those of the sample's generator, no two
+alike: nothing is gained by computing equal ones once.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from common import ROOT, argument_parser, measure, positive, run_main, write_res
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.devices import choose_device
 from receiptbert.hf_format import load_classifier
+from receiptbert.precision import has_bf16
 from receiptbert.progress import say
 
 
@@ -57,14 +58,14 @@ def main() -> None:
         half = len(few) // 2
         before = _timed(classify, few[:half])
         tenth = _predict("csv", folder / "tenth", args)
+        in_bf16 = _compare_bf16(folder / "tenth", args, tenth) if has_bf16(device) else {}
         # "from csv": how the table is read; it is always written as CSV.
         runs = {kind: _predict(kind, folder, args) for kind in ("csv", "parquet", "txt")}
         after = _timed(classify, few[half:])
         same = all(
             filecmp.cmp(folder / "from_csv.csv", folder / f"from_{kind}.csv", shallow=False) for kind in runs
         )
-        with (folder / "from_csv.csv").open(encoding="utf-8", newline="") as file:
-            ours = [row["category"] for row in islice(csv.DictReader(file), len(few))]
+        ours = _labels(folder / "from_csv.csv")[: len(few)]
 
     rate = args.lines / runs["csv"]["seconds"]
     pipeline_rate = len(few) / (before["seconds"] + after["seconds"])
@@ -79,9 +80,9 @@ def main() -> None:
         "pipeline_ratio": rate / pipeline_rate,
         "labels_equal": ours == before["labels"] + after["labels"],
         "formats_equal": same,
-    }
+    } | in_bf16
     for key, value in figures.items():
-        print(f"{key:26} {value:,.1f}" if isinstance(value, float) else f"{key:26} {value:,}")
+        print(f"{key:26} {value:,.4g}" if isinstance(value, float) else f"{key:26} {value:,}")
     write_result(args.json, figures)
     if not (figures["formats_equal"] and figures["labels_equal"]):
         sys.exit("the outputs differ")
@@ -106,13 +107,26 @@ def _write_inputs(lines: list[str], folder: Path) -> None:
     parquet.write_table(pa.table({"text": lines}), folder / "in.parquet")
 
 
-def _predict(kind: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds and peak memory of the command; it writes ``from_<kind>.csv``."""
-    say(f"receiptbert predict from {kind}")
+def _predict(kind: str, folder: Path, args: argparse.Namespace, *options: str) -> dict[str, float]:
+    """Seconds and peak memory of the command; it writes ``from_<kind>.csv``, or the ``-o`` among ``options``."""
+    say(f"receiptbert predict from {kind} {' '.join(options)}")
     source = "-" if kind == "txt" else f"in.{kind}"  # plain lines come from stdin
-    options = ["--model", str(args.model.resolve()), "--device", args.device, "-o", f"from_{kind}.csv"]
-    command = [sys.executable, "-m", "receiptbert", "predict", source, *options]
+    usual = ["--model", str(args.model.resolve()), "--device", args.device, "-o", f"from_{kind}.csv"]
+    command = [sys.executable, "-m", "receiptbert", "predict", source, *usual, *options]
     return measure(command, folder, stdin=folder / "in.txt")
+
+
+def _compare_bf16(folder: Path, args: argparse.Namespace, in_fp32: dict[str, float]) -> dict[str, float]:
+    """How many times faster bf16 is than fp32, start included, and the share of lines with another label."""
+    seconds = _predict("csv", folder, args, "--precision", "bf16", "-o", "in_bf16.csv")["seconds"]
+    labels, in_bf16 = (_labels(folder / name) for name in ("from_csv.csv", "in_bf16.csv"))
+    other = sum(a != b for a, b in zip(labels, in_bf16, strict=True))
+    return {"bf16_ratio": in_fp32["seconds"] / seconds, "other_labels_in_bf16": other / len(labels)}
+
+
+def _labels(path: Path) -> list[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["category"] for row in csv.DictReader(file)]
 
 
 def _timed(classify: Any, lines: list[str]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ import scale
 import sizes
 import throughput
 import wheel
-from receiptbert import BertFinetuneModel, Classifier, WordpieceTokenizer, cli
+from receiptbert import BertFinetuneModel, Classifier, WordpieceTokenizer, cli, precision
 from receiptbert.corpus import label_list
 from receiptbert.errors import UserError
 from receiptbert.hf_format import save_pretrained
@@ -187,6 +187,8 @@ def test_predict_compares_the_formats(
         return {"seconds": 2.0, "peak_gib": 0.5}
 
     monkeypatch.setattr(predict, "measure", measure)
+    for module in (predict, precision):
+        monkeypatch.setattr(module, "has_bf16", lambda _: True)
     options = ["--lines", "40", "--pipeline-lines", "7", "--model", str(checkpoint), "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["predict.py", *options, "--json", str(tmp_path / "result.json")])
     predict.main()
@@ -197,6 +199,8 @@ def test_predict_compares_the_formats(
     assert figures["pipeline_ratio"] > 0
     assert figures["formats_equal"]
     assert figures["labels_equal"]
+    assert figures["bf16_ratio"] == 1
+    assert figures["other_labels_in_bf16"] < 1
 
 
 def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:
