@@ -108,7 +108,7 @@ def _write_inputs(lines: list[str], folder: Path) -> None:
 
 
 def _predict(kind: str, folder: Path, args: argparse.Namespace, *options: str) -> dict[str, float]:
-    """Seconds and peak memory of the command; it writes ``from_<kind>.csv``, or the ``-o`` among ``options``."""
+    """Seconds and peak memory of the command; it writes ``from_<kind>.csv``, or what ``options`` name."""
     say(f"receiptbert predict from {kind} {' '.join(options)}")
     source = "-" if kind == "txt" else f"in.{kind}"  # plain lines come from stdin
     usual = ["--model", str(args.model.resolve()), "--device", args.device, "-o", f"from_{kind}.csv"]
