@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pipeline
 from receiptbert.calibration import fit_temperature
@@ -13,12 +14,11 @@ from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distillation import distil, read_teaching_texts
 from receiptbert.distributed import from_leader, is_leader
 from receiptbert.files import whole
-from receiptbert.finetuning import Finetuning
+from receiptbert.finetuning import Finetuned, Finetuning
 from receiptbert.hf_format import save_pretrained
 from receiptbert.labelled import load_labelled, training_set
 from receiptbert.launching import in_processes, one_voice
 from receiptbert.params import Params
-from receiptbert.progress import say
 from receiptbert.reports import write_csv, write_json
 
 # Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing.
@@ -31,19 +31,14 @@ READ = [
 
 @in_processes
 def finetune(params: Params) -> None:
-    p = params.finetune
-    device = choose_device(params.runtime.device, params.runtime.deterministic)
+    p, runtime = params.finetune, params.runtime
+    device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device, p.precision)
     classes = Classes.load(pipeline.TOKENIZED / "classes.json")
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
-    finetuning = Finetuning(p, source, len(classes.names), device, params.runtime)
-    token_ids, targets = load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer)
-    train = training_set(token_ids, targets, p)
-    if train.epochs > p.epochs:
-        say(
-            f"few labels: {train.epochs} epochs instead of {p.epochs}, for finetune.min_steps = {p.min_steps}"
-        )
+    finetuning = Finetuning(p, source, len(classes.names), device, runtime)
+    train = training_set(*load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer), p)
     val = load_labelled(pipeline.TOKENIZED, VAL, finetuning.tokenizer)
     # The first thing that processes do together, so that one with other settings or inputs is named.
     fingerprint = training_fingerprint([p], [*(pipeline.TOKENIZED / name for name in READ), source])
@@ -62,33 +57,37 @@ def finetune(params: Params) -> None:
         # again. They label again, and the linear teacher is fitted again.
         checkpoints = [
             stack.enter_context(
-                Checkpoints(pipeline.CHECKPOINTS / name, fingerprint, params.runtime.checkpoint_seconds)
+                Checkpoints(pipeline.CHECKPOINTS / name, fingerprint, runtime.checkpoint_seconds)
             )
             for name in names
         ]
         (final, logdir), *teachers = zip(checkpoints, logdirs, strict=True)
-        teachers_scores: dict[str, float] = {}
+        scores: dict[str, float] = {}
         if texts:
-            train, teachers_scores = distil(finetuning, train, val, texts, p.seed, teachers)
-        model, epochs, best, skipped_steps = finetuning.train(train, val, p.seed, logdir, final)
-        logits = finetuning.logits(model, val.texts)
+            train, scores = distil(finetuning, train, val, texts, p.seed, teachers)
+        result = finetuning.train(train, val, p.seed, logdir, final)
+        logits = finetuning.logits(result.model, val.texts)
         if not is_leader():
             return
         temperature = fit_temperature(logits, val.targets)
         with whole(pipeline.FINETUNED) as folder:
-            save_pretrained(model, finetuning.tokenizer, folder, classes.names, classes.labels, temperature)
-        scores = {
-            "val_weighted_f1": best["f1"],
-            "val_loss": best["eval_loss"],
-            "best_epoch": best["epoch"],
-            "temperature": temperature,
-        }
-        done_on = conditions(device, finetuning.precision, params.runtime.amp_backend)
-        write_json(pipeline.METRICS / "finetune.json", scores | teachers_scores | skipped_steps | done_on)
-        write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in epochs))
+            save_pretrained(
+                result.model, finetuning.tokenizer, folder, classes.names, classes.labels, temperature
+            )
+        done_on = conditions(device, finetuning.precision, runtime.amp_backend)
+        report(result, {"temperature": temperature} | scores, done_on)
         for of_model in checkpoints:
             of_model.remove()
-    print(f"best epoch: {best['epoch']} of {train.epochs}, weighted F1 on val {best['f1']:.4f}")
+
+
+def report(result: Finetuned, scores: dict[str, float], done_on: dict[str, Any]) -> None:
+    """Write ``metrics/finetune.json`` and the curve of the epochs."""
+    best = result.best
+    of_best = {"val_weighted_f1": best["f1"], "val_loss": best["eval_loss"], "best_epoch": best["epoch"]}
+    write_json(pipeline.METRICS / "finetune.json", of_best | scores | result.skipped_steps | done_on)
+    write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in result.epochs))
+    last = result.epochs[-1]["epoch"]
+    print(f"best epoch: {best['epoch']} of {last}, weighted F1 on val {best['f1']:.4f}")
 
 
 if __name__ == "__main__":

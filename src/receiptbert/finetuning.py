@@ -29,6 +29,7 @@ from receiptbert.params import FinetuneParams, RuntimeParams
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
+from receiptbert.progress import say
 from receiptbert.resumption import Batches
 from receiptbert.sampling import MixtureBatchSampler
 from receiptbert.token_store import TokenStore
@@ -127,10 +128,13 @@ class Finetuning:
         Raises:
             UserError: there is no room for it; names what would fit.
         """
-        plan, free = self._plan(train), free_memory(self._device)
+        p, plan, free = self._p, self._plan(train), free_memory(self._device)
+        if train.epochs > p.epochs:
+            why = f"for finetune.min_steps = {p.min_steps}"
+            say(f"few labels: {train.epochs} epochs instead of {p.epochs}, {why}")
         announce(plan, free)
         batch_size = min(train.batch_size, train.num_labelled)  # no batch has more
-        own = self._p.init in ("pretrained", "scratch")
+        own = p.init in ("pretrained", "scratch")
         smaller_model = "a smaller model.size" if own else "the folder of a smaller model as finetune.init"
         require_memory(plan, free, "finetune", batch_size, smaller_model=smaller_model)
 
