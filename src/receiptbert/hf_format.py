@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from receiptbert.encoder import BertShape
@@ -84,7 +84,8 @@ def save_pretrained(
         config[TEMPERATURE] = temperature
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-    save_file(to_hf(model.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
+    # Not `save_file`: its files can be read by their owner alone, whatever the umask.
+    (folder / WEIGHTS).write_bytes(save(to_hf(model.state_dict()), metadata={"format": "pt"}))
     tokenizer.save_pretrained(folder, max_seqlen=shape.max_seqlen)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.files import whole
@@ -169,7 +169,8 @@ class TokenStore:
         if self.labels is not None:
             arrays["labels"] = self.labels
         with whole(path) as partial:
-            save_file(arrays, partial, metadata={"tokenizer": self.tokenizer})
+            # Not `save_file`: its files can be read by their owner alone, whatever the umask.
+            partial.write_bytes(save(arrays, metadata={"tokenizer": self.tokenizer}))
 
     @classmethod
     def load(cls, path: Path, tokenizer: WordpieceTokenizer | None = None) -> "TokenStore":
