@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def main() -> None:
         same = all(
             filecmp.cmp(folder / "from_csv.csv", folder / f"from_{kind}.csv", shallow=False) for kind in runs
         )
-        ours = _labels(folder / "from_csv.csv")[: len(few)]
+        ours = _labels(folder / "from_csv.csv", len(few))
 
     rate = args.lines / runs["csv"]["seconds"]
     pipeline_rate = len(few) / (before["seconds"] + after["seconds"])
@@ -124,9 +125,9 @@ def _compare_bf16(folder: Path, args: argparse.Namespace, in_fp32: dict[str, flo
     return {"bf16_ratio": in_fp32["seconds"] / seconds, "other_labels_in_bf16": other / len(labels)}
 
 
-def _labels(path: Path) -> list[str]:
+def _labels(path: Path, count: int | None = None) -> list[str]:
     with path.open(encoding="utf-8", newline="") as file:
-        return [row["category"] for row in csv.DictReader(file)]
+        return [row["category"] for row in islice(csv.DictReader(file), count)]
 
 
 def _timed(classify: Any, lines: list[str]) -> dict[str, Any]:

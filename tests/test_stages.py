@@ -140,6 +140,18 @@ def test_what_is_told_of_tokens_is_true(tiny_project: Path) -> None:
     assert np.repeat(histogram["tokens"], histogram["texts"]).tolist() == sorted(of_unsupervised)
 
 
+def test_whoever_the_umask_lets_may_read_what_the_stages_write(tiny_project: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    outputs = [
+        path
+        for folder in ("data/raw", "data/tokenized", "models", "metrics")
+        for path in (tiny_project / folder).rglob("*")
+        if path.is_file()
+    ]
+    assert {path.suffix for path in outputs} >= {".safetensors", ".json", ".csv", ".txt"}
+    assert {path.stat().st_mode for path in outputs} == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_the_majority_class_is_the_most_frequent_of_train(tiny_project: Path) -> None:
     corpus = read_corpus(tiny_project / "data/raw/data.csv")
     rows = corpus.loc[corpus[SPLIT] == TRAIN, LABEL].value_counts()

@@ -10,18 +10,14 @@ from receiptbert.corpus import IGNORED_LABELS, TRAIN, UNSUPERVISED, VAL, fold
 def warnings_of_counts(counts: dict[str, Any]) -> list[str]:
     """What the counts of a corpus (``describe``, and ``rows_left_out`` of each split) show, one line each."""
     left_out = counts["rows_left_out"]
-    kept = (
-        ""
-        if any(left_out.values()) or not counts["test_rows_seen_elsewhere"]
-        else ", so test scores may flatter"
-    )
+    shared, seen = counts["texts_in_several_splits"], counts["test_rows_seen_elsewhere"]
+    flatter = ", so test scores may flatter" if seen and not any(left_out.values()) else ""
     many = left_out[TRAIN] > counts["rows"][TRAIN] / 10
     how_to_split = "; split texts, not rows (data/README.md)" if many else ""
-    shared, seen = counts["texts_in_several_splits"], counts["test_rows_seen_elsewhere"]
     several, blank = counts["texts_with_several_labels"], counts["blank_texts"]
     ignored, unlearnable = counts[IGNORED_LABELS], counts["classes_absent_from_train"]
     found = [
-        (shared, f"texts in several splits: {shared:,}; test rows among them: {seen:,}{kept}"),
+        (shared, f"texts in several splits: {shared:,}; test rows among them: {seen:,}{flatter}"),
         (
             any(left_out.values()),
             f"rows left out because their text is held out in val or test: {left_out[TRAIN]:,} train, "
