@@ -71,9 +71,16 @@ class _LiteralBertModel(BertModel):
 
 class _LiteralAttention(MultiHeadSelfAttention):
     def forward(
-        self, embeddings: Tensor, attention_mask: Tensor | None = None, _rows: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None = None,
+        _rows: Tensor | None = None,
+        _only_first: bool = False,
     ) -> Tensor:
-        query, key, value = (self._split_heads(part) for part in self._qkv(embeddings).chunk(3, dim=-1))
+        query, key, value = (
+            part.unflatten(-1, (self._num_heads, self._size_per_head)).transpose(1, 2)  # (B, h, S, d/h)
+            for part in self._qkv(embeddings).chunk(3, dim=-1)
+        )
         scores = query @ key.transpose(-1, -2) / math.sqrt(self._size_per_head)  # (B, h, S, S)
         if attention_mask is not None:
             mask = attention_mask.repeat_interleave(self._num_heads, dim=0).view_as(scores)

@@ -36,7 +36,7 @@ def finetune(params: Params) -> None:
     keep_freed_memory(device, p.precision)
     classes = Classes.load(pipeline.TOKENIZED / "classes.json")
     # From scratch means the same shape and vocabulary without the learned weights.
-    source = pipeline.PRETRAINED if p.init in ("pretrained", "scratch") else Path(p.init)
+    source = pipeline.PRETRAINED if p.of_our_shape else Path(p.init)
     finetuning = Finetuning(p, source, len(classes.names), device, runtime)
     train = training_set(*load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer), p)
     val = load_labelled(pipeline.TOKENIZED, VAL, finetuning.tokenizer)

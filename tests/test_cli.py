@@ -369,6 +369,18 @@ def test_a_run_that_fails_leaves_what_was_there(
     assert files() == ["in.csv", "out.csv"]
 
 
+def test_with_stderr_closed_ctrl_c_says_nothing_among_the_answers(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write("in.csv", ["а"])
+    monkeypatch.setattr(Classifier, "__call__", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("sys.stderr", None)
+    with pytest.raises(SystemExit) as end:
+        run("in.csv")
+    assert end.value.code == 130
+    assert "interrupted" not in capfd.readouterr().out
+
+
 def test_what_the_system_says_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write("in.csv", ["а"])
     monkeypatch.setattr("receiptbert.tables.open_binary", lambda _: Path("no\nfile").stat())

@@ -194,6 +194,19 @@ def test_wanted_rows_are_rows_of_the_whole(batch: dict[str, Tensor]) -> None:
     torch.testing.assert_close(bert(batch["ids"], batch["mask"], rows=rows), whole[rows])
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_cls_alone_is_that_of_the_whole(batch: dict[str, Tensor], masked: bool) -> None:
+    bert = shaken(Bert(V, P, D, 2, 4 * D, H))
+    mask = batch["mask"] if masked else None
+    whole = bert(batch["ids"], mask)[:, 0]
+    alone = bert(batch["ids"], mask, only_cls=True)
+    torch.testing.assert_close(alone, whole)
+    gradients = [
+        torch.autograd.grad(output.sin().sum(), list(bert.parameters())) for output in (alone, whole)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 def test_padding_changes_nothing(batch: dict[str, Tensor]) -> None:
     model = shaken(BertFinetuneModel(D, V, P, 2, 4 * D, H, num_classes=5))
     alone = model(batch["ids"][3:, :3])

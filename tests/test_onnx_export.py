@@ -133,7 +133,8 @@ def test_the_command(
     Path("empty.txt").touch()
     for arguments, message in [
         (["new.onnx", "--lines", "empty.txt"], "no lines to compare"),
-        (["new.onnx", "--lines", "none.txt"], "none.txt: No such file"),
+        (["new.onnx", "--lines", "none.txt"], "none.txt not found"),
+        (["new.onnx", "--lines", "."], r"\. is a folder; name a file in it"),
         (["."], "is a folder"),
         (["new.onnx", "--model", "nowhere"], "nowhere is not a folder; name that of a finetuned model"),
     ]:

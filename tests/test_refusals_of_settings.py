@@ -186,6 +186,16 @@ def content(name: str, replaced: str | bytes | None) -> Callable[[Path], None]:
     return change
 
 
+def folder_for(name: str) -> Callable[[Path], None]:
+    """As a file that cannot be opened; one without permission root could still read."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return change
+
+
 def other_weights(folder: Path) -> None:
     path = folder / "models/finetuned/model.safetensors"
     weights = load_file(path)
@@ -228,6 +238,7 @@ def short_texts(folder: Path) -> None:
 FINETUNED = "models/finetuned"
 OF_CONFIG = f"{FINETUNED}/config.json"
 AGAIN = "run its stage again (`dvc repro -f STAGE`), or download it again"
+MOVE_AWAY = "a folder stands where a file must be; move it away"
 OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no CSV yet", "train_tokenizer", content("data/raw/data.csv", None), "data/raw/data.csv not found; run `dvc repro unzip`"),
     ("vocabulary too small", "train_tokenizer", params(tokenizer__vocab_size="20"), "tokenizer.vocab_size = 20 is too small: the characters of the corpus alone need … entries"),
@@ -269,7 +280,8 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("another activation", "evaluate", config(hidden_act="silu"), f"{FINETUNED}: activation silu is not among …"),
     ("three segments", "evaluate", config(type_vocab_size=3), f"{FINETUNED}: 3 segment embeddings; only 2 can be used"),
     ("heads that do not divide", "evaluate", config(num_attention_heads=3), f"{OF_CONFIG}: hidden_size is not a multiple of num_attention_heads; mend it"),
-    ("a negative size", "evaluate", config(intermediate_size=-1), f"{OF_CONFIG}: intermediate_size is -1; it must be at least 1"),
+    ("a negative size", "evaluate", config(intermediate_size=-1), f"{OF_CONFIG}: intermediate_size is -1; it must be a whole number from 1"),
+    ("no position", "evaluate", config(max_position_embeddings=0), f"{OF_CONFIG}: max_position_embeddings is 0; it must be a whole number from 1"),
     ("a size that is a text", "evaluate", config(hidden_size="8"), f"{OF_CONFIG}: …"),
     ("a class missing", "evaluate", config(id2label={"0": "a", "2": "b"}), f"{OF_CONFIG}: id2label must name the classes 0, 1, 2 and so on; {AGAIN}"),
     ("classes that are a list", "evaluate", config(id2label=["a", "b"]), f"{OF_CONFIG}: id2label must name the classes 0, 1, 2 and so on; {AGAIN}"),
@@ -279,6 +291,9 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("another shape", "evaluate", config(intermediate_size=12), f"{FINETUNED}/model.safetensors lacks … weights of the shape that config.json promises, … among them"),
     ("another vocabulary", "evaluate", other_weights, f"{FINETUNED}/model.safetensors lacks 1 weights of the shape that config.json promises, bert.embeddings.word_embeddings.weight among them"),
     ("no weights", "evaluate", content(f"{FINETUNED}/model.safetensors", None), f"{FINETUNED} holds no model.safetensors; load it with transformers and save it again"),
+    ("a folder for weights", "evaluate", folder_for(f"{FINETUNED}/model.safetensors"), f"{FINETUNED}/model.safetensors: Is a directory; {MOVE_AWAY}"),
+    ("a folder for a tokenizer", "evaluate", folder_for(f"{FINETUNED}/tokenizer.json"), f"{FINETUNED}/tokenizer.json: Is a directory; {MOVE_AWAY}"),
+    ("a folder for tokens", "evaluate", folder_for("data/tokenized/test.safetensors"), f"data/tokenized/test.safetensors: Is a directory; {MOVE_AWAY}"),
     ("damaged weights", "evaluate", content(f"{FINETUNED}/model.safetensors", "rubbish"), f"{FINETUNED}/model.safetensors is damaged (…); {AGAIN}"),
     ("a larger tokenizer", "finetune", lambda folder: set_params(folder, {"finetune.init": FINETUNED}) or config(vocab_size=9)(folder), f"{FINETUNED}: the tokenizer has … tokens, the model 9; take both from one checkpoint"),
 ]  # fmt: skip

@@ -13,9 +13,9 @@ from receiptbert.choices import PRECISIONS, PREDICTION_BATCH_SIZE
 from receiptbert.errors import Interrupted, UserError, discard_stdout, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.interrupts import ending_signals
-from receiptbert.predicting import INPUTS, OUTPUTS, predict
+from receiptbert.predicting import INPUTS, OUTPUTS, open_table, predict
 from receiptbert.progress import say
-from receiptbert.tables import TextTable
+from receiptbert.tables import TEXT
 
 PROGRAM = "receiptbert"
 EPILOG = (
@@ -115,7 +115,7 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         default="-",
         help="file to write; it appears only when it is whole; - is stdout (default)",
     )
-    table.add_argument("--column", metavar="NAME", default="text", help="column of the texts (%(default)s)")
+    table.add_argument("--column", metavar="NAME", default=TEXT, help="column of the texts (%(default)s)")
     table.add_argument(
         "--from",
         dest="source_format",
@@ -203,7 +203,7 @@ def export(args: argparse.Namespace) -> None:
     """Run the command."""
     texts = None
     if args.lines:
-        table = TextTable(Path(args.lines), "lines")
+        table = open_table(Path(args.lines), "lines")
         texts = [text for (column,) in table.chunks() for text in table.texts(column)]
     onnx_export = import_module("receiptbert.onnx_export")  # torch and its exporter take seconds to import
     agreement = onnx_export.export_onnx(Path(args.model), Path(args.onnx), args.int8, texts)

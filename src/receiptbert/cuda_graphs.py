@@ -120,6 +120,10 @@ class GraphedPasses:
         graph.replay()
         return norm.clone()
 
+    def forget_update(self) -> None:
+        """Have the step recorded anew: the optimizer's tensors are others now."""
+        self._update = None
+
     def _record_update(self, step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         with self._capture() as graph:
             norm = step()

@@ -123,8 +123,7 @@ class Descent(Generic[Model]):
             self._scheduler.step()
         else:
             self._tell_overflow()
-        noted = {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm}
-        self._history.note(known, noted)
+        self._history.note(known, losses | {"grad_norm": norm})
 
     def _fetch_history(self) -> None:
         """Complete the history of all steps, for which a GPU has to finish its work."""

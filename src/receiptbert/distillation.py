@@ -78,7 +78,7 @@ def distil(
         predicted = linear.probabilities(texts.val).argmax(axis=1)
         return linear.probabilities(texts.unlabelled), f1(val.targets, predicted, "weighted")
 
-    # (U, C). The leader's alone, else gigabytes in each process.
+    # (U, C). Only the leader fits it: that takes gigabytes.
     linear_answers, linear_f1 = from_leader(linear_teacher)
     say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")
 

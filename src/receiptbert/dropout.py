@@ -31,5 +31,5 @@ class Dropout(nn.Module):
         draws = torch.empty(-(-x.numel() // LOTS_PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
         lots = draws.view(torch.int16)[: x.numel()].view(x.shape)  # from -LOTS / 2 to LOTS / 2 - 1
         dropped = min(round(self._prob * LOTS), LOTS - 1)  # the bound for LOTS overflows 16 bits
-        kept = lots >= dropped - LOTS // 2
+        kept = lots.ge_(dropped - LOTS // 2)  # 0 or 1: torch converts integers faster than booleans
         return x * kept.to(x.dtype).mul_(1 / (1 - self._prob))

@@ -50,7 +50,8 @@ def one_line_errors(program: str, explain: Callable[[Exception], str | None]) ->
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        if sys.stderr is not None:  # closed; `print` would take stdout instead
+            print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         line = explain(error)

@@ -92,13 +92,11 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                 batches = self._batches(dataloaders["train"], f"epoch {epoch} of {n_epochs}", left)
                 record = {"train_loss": self._train_step(batches)}
                 if epoch % eval_every and epoch < n_epochs:
-                    with self._interrupts.held():
-                        self._end_epoch()
+                    self._end_epoch()
                     continue
                 evaluated, score = from_leader(partial(self._evaluate, dataloaders["eval"], scorer))
                 record |= evaluated
-                with self._interrupts.held():
-                    self._finish_epoch({"epoch": epoch} | record, score)
+                self._finish_epoch({"epoch": epoch} | record, score)
                 self._history.log(record, self._step)
                 say(f"epoch {epoch}: {readable(record)}")
         if self._best_weights:  # none if no epoch has a score, or there is no epoch

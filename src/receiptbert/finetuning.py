@@ -134,8 +134,9 @@ class Finetuning:
             say(f"few labels: {train.epochs} epochs instead of {p.epochs}, {why}")
         announce(plan, free)
         batch_size = min(train.batch_size, train.num_labelled)  # no batch has more
-        own = p.init in ("pretrained", "scratch")
-        smaller_model = "a smaller model.size" if own else "the folder of a smaller model as finetune.init"
+        smaller_model = "the folder of a smaller model as finetune.init"
+        if p.of_our_shape:
+            smaller_model = "a smaller model.size"
         require_memory(plan, free, "finetune", batch_size, smaller_model=smaller_model)
 
     def _plan(self, train: TrainingSet) -> Plan:

@@ -108,9 +108,9 @@ def read_shape(folder: Path) -> BertShape:
     if config["type_vocab_size"] != 2:
         raise UserError(f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used")
     shape = BertShape(**{ours: config[theirs] for ours, theirs in SHAPE.items()})
-    sizes = {name: value for name, value in shape.kwargs().items() if name not in ("act_func", "eps")}
-    if bad := [name for name, size in sizes.items() if type(size) is not int or size < 1]:
-        raise UserError(f"{folder / CONFIG}: {bad[0]} is {sizes[bad[0]]!r}; it must be at least 1")
+    for ours, size in shape.kwargs().items():
+        if ours not in ("act_func", "eps") and (type(size) is not int or size < 1):
+            raise UserError(f"{folder / CONFIG}: {SHAPE[ours]} is {size!r}; it must be a whole number from 1")
     if shape.hidden_size % shape.num_attention_heads:
         raise UserError(f"{folder / CONFIG}: hidden_size is not a multiple of num_attention_heads; mend it")
     return shape
@@ -188,7 +188,7 @@ def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
     weights = from_hf(_read_weights(folder))
     # The last layer answers another question, even where its shape fits by chance.
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(OUR_SOP)}
-    _require_all(model, _copy_weights(model, weights), folder, spared="_classifier_head.")
+    _require_all(model, _copy_weights(model, weights), folder, spared=("_classifier_head.",))
 
 
 class SavedClassifier(NamedTuple):
@@ -241,10 +241,8 @@ def _class_names(values: Any, folder: Path, key: str) -> list[str]:
     return list(map(str, values))
 
 
-def _require_all(model: nn.Module, found: list[str], folder: Path, spared: str = "") -> None:
-    missing = [
-        name for name in model.state_dict().keys() - set(found) if not (spared and name.startswith(spared))
-    ]
+def _require_all(model: nn.Module, found: list[str], folder: Path, spared: tuple[str, ...] = ()) -> None:
+    missing = [name for name in model.state_dict().keys() - set(found) if not name.startswith(spared)]
     if missing:
         theirs = their_names(model.state_dict())[min(missing)]
         raise UserError(
@@ -272,6 +270,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _read_weights(folder: Path) -> StateDict:
     try:
+        (folder / WEIGHTS).open("rb").close()  # safetensors would not say that a file may not be read
         return load_file(folder / WEIGHTS)
     except FileNotFoundError:
         # A pickled pytorch_model.bin could run any code when it is loaded.

@@ -44,7 +44,7 @@ def to_hf(state: StateDict) -> StateDict:
     for ours, theirs in their_names(state).items():
         if ours == TIED or ours not in state:
             continue
-        tensor = state[ours].detach()
+        tensor = state[ours]
         if is_pretraining and ours.startswith(OUR_SOP):
             weights[ours.replace(OUR_SOP, THEIR_SOP)] = torch.cat([-tensor / 2, tensor / 2])
         elif "*" in theirs:

@@ -19,22 +19,18 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._depth = 0  # of nested `held()`
-        self._number: int | None = None
-
-    @property
-    def number(self) -> int:
+        self.number = 0
         """The number of the signal that came during ``held()`` and is pending; 0 if there is none."""
-        return self._number or 0
 
     def act_upon(self, number: int) -> None:
         """Raise for signal ``number``, whichever process received it."""
-        self._number = number
+        self.number = number
         raise Interrupted(number)
 
     @contextmanager
     def raised(self) -> Iterator[None]:
         """Handle the signals; then restore the previous handlers. Only the main thread gets signals."""
-        self._number = None  # of an earlier run
+        self.number = 0  # of an earlier run
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -54,11 +50,11 @@ class Interrupts:
             yield
         finally:
             self._depth -= 1
-        if self._number is not None and not self._depth:
-            raise Interrupted(self._number)
+        if self.number and not self._depth:
+            raise Interrupted(self.number)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self._number = number
+        self.number = number
         if not self._depth:
             raise Interrupted(number)
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from receiptbert.choices import ACT_FUNCS
 from receiptbert.dropout import Dropout
 from receiptbert.initialization import embedding, linear
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {name: getattr(F, name) for name in ACT_FUNCS}
 
 
 class BertEmbeddings(nn.Module):
@@ -107,37 +108,58 @@ class MultiHeadSelfAttention(nn.Module):
         return self._size_per_head
 
     def forward(
-        self, embeddings: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        only_first: bool = False,
     ) -> Tensor:
-        """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given.
+        """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given, or (B, d) if ``only_first``.
+
+        The last layer computes only what a head reads.
 
         Args:
             attention_mask: (B, S, S), 1 where the query (second axis) attends to the key (third axis), else
                 0; None if every token attends to every token.
-            rows: (N,), the tokens whose output is wanted, as indices from 0 to BS - 1: the last layer
-                computes only those that a head reads. None for all.
+            rows: (N,), the tokens whose output is wanted, as indices from 0 to BS - 1; None for all.
+            only_first: whether only the output of each text's first token is wanted.
         """
-        query, key, value = (self._split_heads(part) for part in self._qkv(embeddings).chunk(3, dim=-1))
-        mask = None if attention_mask is None else attention_mask[:, None].bool()  # (B, 1, S, S)
-        context = self._attend(query, key, value, mask)  # (B, h, S, d/h)
-        context = context.transpose(1, 2).flatten(2)  # (B, S, d)
-        if rows is not None:
+        query, key, value = self._project(embeddings, only_first)
+        mask = None if attention_mask is None else attention_mask[:, None, : query.shape[2]].bool()
+        context = self._attend(query, key, value, mask)  # (B, h, Q, d/h)
+        context = context.transpose(1, 2).flatten(2)  # (B, Q, d)
+        if only_first:
+            context, embeddings = context[:, 0], embeddings[:, 0]
+        elif rows is not None:
             context, embeddings = (x.flatten(0, 1).index_select(0, rows) for x in (context, embeddings))
         output = self._output(context)
         return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, S, d) -> (B, h, S, d/h)."""
-        return x.view(*x.shape[:-1], self._num_heads, self._size_per_head).transpose(1, 2)
+    def _project(self, embeddings: Tensor, only_first: bool) -> tuple[Tensor, ...]:
+        """(B, S, d) -> queries (B, h, Q, d/h), keys and values (B, h, S, d/h); Q is 1 if ``only_first``."""
+        if not only_first:
+            return self._split_heads(self._qkv(embeddings))
+        sizes = [self._qkv.in_features, 2 * self._qkv.in_features]
+        weights, biases = torch.split(self._qkv.weight, sizes), torch.split(self._qkv.bias, sizes)
+        query = self._split_heads(F.linear(embeddings[:, :1], weights[0], biases[0]))
+        return query + self._split_heads(F.linear(embeddings, weights[1], biases[1]))
+
+    def _split_heads(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """(B, S, kd) -> k tensors of (B, h, S, d/h)."""
+        heads = projected.view(*projected.shape[:2], -1, self._num_heads, self._size_per_head)
+        parts = heads.permute(2, 0, 3, 1, 4)  # (k, B, h, S, d/h)
+        if parts.device.type == "cpu":
+            parts = parts.contiguous()  # one copy, where each product would make its own
+        return parts.unbind()
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(QK^T / sqrt(d / h)) V, all (B, h, S, d/h); the mask is (B, 1, S, S)."""
+        """softmax(QK^T / sqrt(d / h)) V: (B, h, Q, d/h), K and V (B, h, S, d/h), mask (B, 1, Q, S)."""
         if query.device.type != "cpu":
             # In one kernel, which never holds the weights of a whole batch in memory.
             dropout_prob = self._attention_dropout_prob if self.training else 0.0
             return F.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
         # Torch's kernels for a CPU are slower for texts as short as receipt lines, in bf16 many times.
-        scores = query @ key.transpose(-1, -2) / math.sqrt(self._size_per_head)  # (B, h, S, S)
+        scores = query @ key.transpose(-1, -2) / math.sqrt(self._size_per_head)  # (B, h, Q, S)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = self._attention_dropout(scores.softmax(dim=-1))
@@ -210,6 +232,12 @@ class BertLayer(nn.Module):
             dropout_prob=dropout_prob,
         )
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """(B, S, d) and a mask (B, S, S) or None -> (B, S, d), or (N, d) for the tokens ``rows`` (N,)."""
-        return cast(Tensor, self._feedforward(self._multihead_attention(x, attention_mask, rows)))
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        only_first: bool = False,
+    ) -> Tensor:
+        """(B, S, d) -> (B, S, d), (N, d) or (B, d); the arguments are those of ``MultiHeadSelfAttention``."""
+        return cast(Tensor, self._feedforward(self._multihead_attention(x, attention_mask, rows, only_first)))

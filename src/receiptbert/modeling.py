@@ -116,7 +116,7 @@ class ModelOnBert(nn.Module):
         """See ``Bert.activation_checkpointing``."""
         return self._backbone.activation_checkpointing
 
-    def checkpoint_activations(self, active: bool = True) -> None:
+    def checkpoint_activations(self, active: bool) -> None:
         """Train with less memory but more time; see ``Bert.activation_checkpointing``."""
         self._backbone.activation_checkpointing = active
 
@@ -199,7 +199,8 @@ class BertModel(ModelOnBert):
         # As in `Trainer.evaluate`, hidden states of all tokens (B, S, d) would do. The last layer is finished
         # only for those that a head reads: `[CLS]` of each text, then the T targets.
         targets = self._targets(labels, max_targets)  # (T,), indices of B * S tokens
-        rows = torch.cat([cls_rows(x), targets])
+        first = torch.arange(len(x), device=x.device) * x.shape[1]  # (B,), of each `[CLS]`
+        rows = torch.cat([first, targets])
         hidden_states = self._backbone(x, attention_mask, token_type_ids, rows)  # (B + T, d)
         at_cls, at_targets = hidden_states.split([len(x), len(targets)])
         mlm_loss = self._mlm_head.loss_at(at_targets, labels.flatten()[targets])
@@ -263,13 +264,8 @@ class BertFinetuneModel(ModelOnBert):
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, S) ids and (B, S) mask -> logits (B, C)."""
-        at_cls = self._backbone(x, attention_mask, rows=cls_rows(x))  # (B, d)
+        at_cls = self._backbone(x, attention_mask, only_cls=True)  # (B, d)
         return self._classifier_head.at_cls(at_cls)
-
-
-def cls_rows(input_ids: Tensor) -> Tensor:
-    """(B, S) ids -> (B,), the index of each ``[CLS]`` among the B * S tokens."""
-    return torch.arange(input_ids.shape[0], device=input_ids.device) * input_ids.shape[1]
 
 
 def dropout_everywhere(prob: float) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# It keeps the code that it compiled for the last so many shapes of its operands, 1,024 if it is not told.
+# The variable that tells it for how many shapes of its operands to keep the code that it compiled: the last
+# 1,024 if it is not set.
 KEPT_SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 def keep_shapes(precision: str) -> None:
-    """Have oneDNN keep the compiled code of as many shapes as pay, in this whole process; the environment
-    variable ``KEPT_SHAPES`` goes before. It must be called before oneDNN is first used.
+    """Have oneDNN keep the compiled code of as many shapes as pay, in this whole process, unless the
+    environment sets ``KEPT_SHAPES`` already. It must be called before oneDNN is first used.
 
     The code lies scattered among the activations, so that the heap grows with every new shape of a batch.
     In fp32 the shapes of one batch are enough, 16, and no slower. In bf16 all products are oneDNN's, each

@@ -25,6 +25,7 @@ from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.tokenization import WordpieceTokenizer
+from receiptbert.vocabulary import CONTINUATION
 
 try:
     import onnxruntime
@@ -136,11 +137,11 @@ def agree(
     return Agreement(len(texts), float(same.mean()), float(np.abs(torchs - onnxs).max()))
 
 
-def random_lines(tokenizer: WordpieceTokenizer, longest: int, count: int = 256) -> list[str]:
-    """``count`` lines of 0 to ``longest`` words of the vocabulary, the same ones each time."""
+def random_lines(tokenizer: WordpieceTokenizer, longest: int) -> list[str]:
+    """256 lines of 0 to ``longest`` words of the vocabulary, the same ones each time."""
     generator = random.Random(0)
-    words = [token for token in tokenizer.tokens if token[:1] != "[" and token[:2] != "##"]
-    lengths = np.linspace(0, longest, count).astype(int).tolist()
+    words = [token for token in tokenizer.tokens if not token.startswith(("[", CONTINUATION))]
+    lengths = np.linspace(0, longest, 256).astype(int).tolist()
     return [" ".join(generator.choices(words, k=k)) for k in lengths]
 
 

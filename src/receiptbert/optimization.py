@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -43,7 +42,7 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: 
         {"params": parameters, "weight_decay": 0.0 if spared else weight_decay, "lr_scale": scale}
         for (spared, scale), parameters in groups.items()
     ]
-    return torch.optim.AdamW(grouped_parameters, fused=True)
+    return AdamW(grouped_parameters, fused=True)
 
 
 def _lr_scales(model: nn.Module, layer_lr_decay: float) -> dict[nn.Parameter, float]:

@@ -156,6 +156,11 @@ class FinetuneParams:
         _require(self.teachers >= 0, "teachers", "at least 0")
         _require(bool(self.init), "init", "pretrained, scratch, or a checkpoint folder")
 
+    @property
+    def of_our_shape(self) -> bool:
+        """Whether the model has the shape and the vocabulary of the one that ``pretrain`` makes."""
+        return self.init in ("pretrained", "scratch")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeParams:

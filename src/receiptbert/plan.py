@@ -63,9 +63,14 @@ def operations_per_token(
     """
     d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     # Of the last layer, what follows attention is computed only where a head reads: at targets and [CLS].
+    # In a classifier, only [CLS] has a query there.
     whole = layers - 1 + min(targets + of_cls, 1)
-    in_layers = layers * (3 * d * d + 2 * d * length)  # projections; scores and weighted sums
-    in_layers += whole * (d * d + 2 * d * i)
+    with_query = layers if targets else whole
+    in_layers = (
+        layers * 2 * d * d  # keys and values
+        + with_query * (d * d + 2 * d * length)  # queries; scores and weighted sums
+        + whole * (d * d + 2 * d * i)
+    )
     head = (targets or of_cls) * (d * d + d * outputs)
     return 2.0 * ((TIMES_FORWARD + recomputed) * in_layers + TIMES_FORWARD * head)
 

@@ -50,7 +50,7 @@ def predict(args: argparse.Namespace) -> None:
     keep_shapes(args.precision)
     source = None if args.input == "-" else Path(args.input)
     target = None if args.output == "-" else Path(args.output)
-    table = _open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"), args.column)
+    table = open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"), args.column)
     if source is None and args.source_format is None:
         _require_lines(table, args.column)
     kind = args.target_format or _format(target, OUTPUTS, "csv", "--to")
@@ -138,7 +138,12 @@ def _format(path: Path | None, known: dict[str, str], default: str, option: str)
     return known[path.suffix.lower()]
 
 
-def _open_table(path: Path | None, kind: str, column: str) -> Table:
+def open_table(path: Path | None, kind: str, column: str = TEXT) -> Table:
+    """A table to read, in the format ``kind``; stdin for None.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or it is no such table.
+    """
     if path is not None and not path.exists():
         raise UserError(f"{path} not found")
     if path is not None and path.is_dir():

@@ -44,7 +44,9 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) 
 def mean_curve(
     history: Sequence[Mapping[str, float]], columns: list[str], points: int = 200
 ) -> list[list[float]]:
-    """About ``points`` rows: the means of ``columns`` over equal runs of steps, each under its last step.
+    """The means of ``columns`` over equal runs of steps, each under its last step.
+
+    There are at least ``points`` runs, and fewer than twice as many; of fewer steps, each is a run.
 
     Losses of single batches are too noisy for a plot; TensorBoard has each of them.
     """

@@ -181,6 +181,8 @@ class ResumableDescent(Descent[Model]):
                 _, number, moment = name.split(".")
                 moments.setdefault(int(number), {})[moment] = tensor
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+        if self._graphs is not None:
+            self._graphs.forget_update()
         self._scheduler.load_state_dict(values["scheduler"])
         self._amp.load_state_dict(values["scaler"])
         rows = tensors["history"].tolist()

@@ -183,6 +183,7 @@ class TokenStore:
             UserError: no such file, one that ``save`` did not write, or ids of another tokenizer.
         """
         try:
+            path.open("rb").close()  # safetensors would not say that a file may not be read
             with safe_open(path, framework="numpy") as file:
                 store = cls(
                     ids=file.get_tensor("ids"),
