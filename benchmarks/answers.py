@@ -17,8 +17,7 @@ from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertShape
 from receiptbert.hf_format import load_classifier
-from receiptbert.layers import BertLayer
-from receiptbert.modeling import BertModel
+from receiptbert.plan import parameters
 from receiptbert.pretraining import EPS
 from setting import shape_of
 
@@ -89,25 +88,6 @@ def multiplications(tokens: int) -> dict[str, int]:
     }
 
 
-def parameters() -> dict[str, int]:
-    """Parameters of bert-mini by part, counted on the model."""
-    model = BertModel(**MINI.kwargs())
-    backbone, heads = model._backbone, [model._mlm_head, model._classifier_head]
-    layers = [module for module in backbone.modules() if isinstance(module, BertLayer)]
-    tied = backbone.get_token_embeddings().weight.numel()  # counted with the embeddings
-
-    def count(modules: list[nn.Module]) -> int:
-        return sum(parameter.numel() for module in modules for parameter in module.parameters())
-
-    return {
-        "embeddings": count([backbone._embeddings]),
-        "attention": count([layer._multihead_attention for layer in layers]),
-        "feed_forward": count([layer._feedforward for layer in layers]),
-        "heads": count([*heads]) - tied,
-        "second_matrix_if_not_tied": tied,
-    }
-
-
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__, corpus=False)
@@ -121,7 +101,10 @@ def main() -> None:
         "lines_with_another_class_if_padding_is_not_masked": unmasked_padding(args.model, args.data),
         f"multiplications_{KEYS}_tokens": multiplications(KEYS),
         "multiplications_512_tokens": multiplications(512),
-        "parameters": parameters(),
+        "parameters": {
+            **parameters(MINI, None),
+            "second_matrix_if_not_tied": MINI.vocab_size * MINI.hidden_size,
+        },
     }
     for name, value in figures.items():
         print(f"{name}: {value}")

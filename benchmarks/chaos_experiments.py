@@ -117,7 +117,8 @@ def _killed(command: list[str], folder: Path, seconds: float) -> bool:
     silent = subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=silent, stderr=silent)
     try:
-        process.wait(timeout=seconds)
+        if process.wait(timeout=seconds):
+            sys.exit(f"{' '.join(command)} failed before it was killed")
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -3,9 +3,9 @@
 import argparse
 import csv
 import json
+import math
 import os
 import platform
-import re
 import shlex
 import shutil
 import statistics
@@ -19,12 +19,12 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import pandas as pd
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.cli import positive as positive  # options that are whole numbers, as in the command
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, held_out_too, read_corpus
-from receiptbert.errors import one_line_errors
+from receiptbert.errors import UserError, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.params import Params, TokenizerParams, load_params
 from receiptbert.progress import say
@@ -50,9 +50,10 @@ def argument_parser(doc: str, *, corpus: bool = True) -> argparse.ArgumentParser
 
 def seconds(text: str) -> float:
     """The type of an option that is a time above 0."""
-    if not re.fullmatch(r"\d*\.?\d+", text) or not float(text):
+    value = float(text)  # what is no number, argparse refuses
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
-    return float(text)
+    return value
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -93,15 +94,22 @@ def cores() -> int:
 
 
 def write_params(folder: Path, overrides: Sequence[str]) -> None:
-    """Write the shipped parameters into ``folder``, changed as ``dvc exp run -S section.key=value`` would."""
+    """Write the shipped parameters into ``folder``, changed as ``dvc exp run -S section.key=value`` would.
+
+    Raises:
+        UserError: there is no such setting, or its value cannot be read.
+    """
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     for override in overrides:
         key, _, value = override.partition("=")
         section, _, name = key.partition(".")
         if name not in params.get(section, {}):
-            sys.exit(f"{override!r} is no setting of params.yaml; write section.key=value")
-        params[section][name] = yaml.load(value)
+            raise UserError(f"-S {override}: no such setting in params.yaml; write section.key=value")
+        try:
+            params[section][name] = yaml.load(value)
+        except YAMLError:
+            raise UserError(f"-S {override}: the value is not valid YAML; mend or quote it") from None
     yaml.dump(params, folder / "params.yaml")
 
 

@@ -1,4 +1,4 @@
-"""Prediction: lines per second of ours and of ``transformers.pipeline``, on one checkpoint, in fp32.
+"""Prediction: lines per second of ``Classifier`` and ``transformers.pipeline``, on one checkpoint, in fp32.
 
     python benchmarks/inference.py [--json OUT]
 
@@ -23,11 +23,11 @@ from transformers import pipeline
 
 from common import argument_parser, in_turns, positive, print_rates, ratio, run_main, write_result
 from receiptbert.choices import PREDICTION_BATCH_SIZE
+from receiptbert.classifier import Classifier
 from receiptbert.collation import collate_fn
 from receiptbert.datasets import FinetuneDataset
 from receiptbert.finetune_trainer import FinetuneTrainer
-from receiptbert.hf_format import load_classifier, save_pretrained
-from receiptbert.inference import inference_loader, predict
+from receiptbert.hf_format import save_pretrained
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -112,15 +112,8 @@ def _finetuned(setting: Setting) -> BertFinetuneModel:
 
 
 def _ours(setting: Setting, folder: str) -> Callable[[list[str]], list[str]]:
-    model, tokenizer, names, *_ = load_classifier(Path(folder))
-    model.to(setting.device)
-
-    def classify(lines: list[str]) -> list[str]:
-        loader = inference_loader(lines, tokenizer, setting.maxlen)
-        classes = predict(model, loader, tokenizer.pad_token_id, setting.device)
-        return [names[number] for number in classes]
-
-    return classify
+    classify = Classifier.from_pretrained(folder, str(setting.device))
+    return lambda lines: [answer.category for answer in classify(lines)]
 
 
 def _stream(lines: list[str]) -> Iterator[str]:

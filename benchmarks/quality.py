@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, takewhile
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import pandas as pd
@@ -51,7 +51,7 @@ from common import (
 from linear import FEATURES, fit_svm, megabytes
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN
 from receiptbert.progress import say
-from receiptbert.reports import write_json
+from receiptbert.reports import read_json, write_json
 
 # What `dvc exp run -S` would get; README.md has the assignment's line.
 OVERRIDES = {
@@ -128,7 +128,7 @@ class Contest:
             folder.mkdir(parents=True, exist_ok=True)
             self._run_stages(folder, overrides, STAGES[: STAGES.index("finetune")])
             write_json(record, {"seconds": time.perf_counter() - start})
-        return folder, json.loads(record.read_text())["seconds"]
+        return folder, read_json(record)["seconds"]
 
     def _run_stages(self, folder: Path, overrides: Sequence[str], stages: Sequence[str]) -> None:
         write_params(folder, [*overrides, f"data.archive={self.archive.resolve()}"])
@@ -161,9 +161,7 @@ def run_stages(folder: Path, stages: Sequence[str], jobs: int = 1) -> None:
 
 def read_scores(folder: Path) -> Run:
     """What the stages found, and the size of the model."""
-    test, finetune = (
-        json.loads((folder / f"metrics/{name}.json").read_text()) for name in ("test", "finetune")
-    )
+    test, finetune = (read_json(folder / f"metrics/{name}.json") for name in ("test", "finetune"))
     return {
         "weighted_f1": test["weighted_f1"],
         "macro_f1": test["macro_f1"],
@@ -223,7 +221,7 @@ class Table:
         self._rows: dict[str, Row] = {}
         self._lock = Lock()
         if path is not None and path.exists():
-            figures = json.loads(path.read_text())
+            figures = read_json(path)
             if figures.get("sha256") == self._about["sha256"]:
                 self._rows = {name: row for name, row in figures.items() if isinstance(row, dict)}
 
@@ -283,10 +281,18 @@ def main() -> None:
         settings = {name: settings_digest(name, args.overrides) for name in names}
         runs = {name: dict(enumerate(table.runs(name, settings[name])[: args.seeds])) for name in names}
 
+        failed = Event()
+
         def run_seed(seed: int) -> None:
             for name in names:  # one after another: what they share is in one folder
+                if failed.is_set():
+                    return
                 if seed not in runs[name]:
-                    runs[name][seed] = contest.run(name, seed, work)
+                    try:
+                        runs[name][seed] = contest.run(name, seed, work)
+                    except BaseException:
+                        failed.set()  # what other seeds began is finished, and nothing more begun
+                        raise
                     say(f"{name}, seed {seed}: weighted F1 on test {runs[name][seed]['weighted_f1']:.4f}")
                     table.write(name, settings[name], runs[name])
 

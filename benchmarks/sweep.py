@@ -284,10 +284,10 @@ def main() -> None:
         def report() -> None:
             write_result(args.json, {"corpus": args.corpus.name, "sha256": digest, **summaries(trials)})
 
-        failures = sweep(trials, corpus, args.jobs, report)
+        sweep(trials, corpus, args.jobs, report)
         print_table(summaries(trials))
-    if failures:
-        sys.exit(f"{failures} runs failed")
+        if unfinished := sum(not (trial.folders["finetuned"] / RECORD).exists() for trial in trials):
+            sys.exit(f"unfinished runs: {unfinished} of {len(trials)}")
 
 
 if __name__ == "__main__":

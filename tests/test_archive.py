@@ -40,6 +40,7 @@ def test_a_link_is_written_as_a_plain_file(tmp_path: Path) -> None:
         opened.writestr(link, "/etc/passwd")
     extract_corpus(tmp_path / "a.zip", tmp_path / "raw")
     assert not (tmp_path / "raw" / "data.csv").is_symlink()
+    assert written(tmp_path / "raw") == {"data.csv": "/etc/passwd"}
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -44,18 +45,29 @@ from tests.conftest import ROOT, STAGES, run_here
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
 SHORT = ["--seconds", "0.01", "--warm-up", "0", "--vocab-size", "1000"]
-KEYS = {
-    "quality": {"majority", "svm_word", "svm_char", "svm_both", "corpus"},
-    "tokenization": {"pretokenize_vs_encode_batch_fast", "pretokenize_vs_loop"},
-    "throughput": {
-        "pretrain_vs_trainer_same_precision",
-        "pretrain_vs_trainer_defaults",
-        "pretrain_share_of_floor",
-        "finetune_vs_trainer_same_precision",
-        "finetune_vs_trainer_defaults",
+# Each ratio, and the two contestants that it is of.
+RATIOS = {
+    "quality": {},
+    "tokenization": {
+        "pretokenize_vs_encode_batch_fast": ("pretokenize", "encode_batch_fast"),
+        "pretokenize_vs_loop": ("pretokenize", "loop over encode"),
+        "training_vs_library": ("training: ours", "training: library"),
     },
-    "inference": {"predict_vs_pipeline_same_precision", "predict_vs_pipeline_defaults", "labels_equal"},
+    "throughput": {
+        "pretrain_vs_trainer_same_precision": ("pretrain: ours", "pretrain: Trainer, same precision"),
+        "pretrain_vs_trainer_defaults": ("pretrain: ours", "pretrain: Trainer, defaults"),
+        "pretrain_vs_literal": ("pretrain: ours", "pretrain: read literally"),
+        "pretrain_share_of_floor": ("pretrain: ours", "pretrain: floor"),
+        "finetune_vs_trainer_same_precision": ("finetune: ours", "finetune: Trainer, same precision"),
+        "finetune_vs_trainer_defaults": ("finetune: ours", "finetune: Trainer, defaults"),
+        "finetune_share_of_floor": ("finetune: ours", "finetune: floor"),
+    },
+    "inference": {
+        "predict_vs_pipeline_same_precision": ("ours", "pipeline, same precision"),
+        "predict_vs_pipeline_defaults": ("ours", "pipeline, defaults"),
+    },
 }
+ROWS = {"majority", "svm_word", "svm_char", "svm_both", "corpus"}  # of quality.py, without a training
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +125,11 @@ def test_a_benchmark_writes_its_figures(
     monkeypatch.setattr(throughput, "keep_freed_memory", lambda *_: None)  # would be kept for all tests
     monkeypatch.setattr(throughput, "MATRIX", {"cpu": 64})
     figures = run_benchmark(name, ["--corpus", str(archive), *options], tmp_path)
-    assert figures.keys() >= KEYS[name] | {"command", "processor"}
+    assert figures.keys() >= {"command", "processor"} | (ROWS if name == "quality" else set())
+    for key, (faster, slower) in RATIOS[name].items():  # of one round, so no median is involved
+        assert figures[key] == pytest.approx(
+            figures["medians"][faster] / figures["medians"][slower], rel=1e-3, abs=1e-4
+        )
     assert str(tmp_path) not in figures["command"]
     assert figures.get("labels_equal", True)
 
@@ -293,10 +309,31 @@ def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
     }
 
 
-@pytest.mark.parametrize("override", ["finetune.epoch=3", "finetun.epochs=3", "epochs", ""])
-def test_a_setting_that_params_yaml_lacks_is_refused(tmp_path: Path, override: str) -> None:
-    with pytest.raises(SystemExit, match="is no setting"):
+@pytest.mark.parametrize("override", ["finetune.epoch=3", "finetun.epochs=3", "epochs", "", "finetune.lr=["])
+def test_a_setting_that_params_yaml_lacks_or_yaml_cannot_read_is_refused(
+    tmp_path: Path, override: str
+) -> None:
+    with pytest.raises(UserError, match=f"^-S {re.escape(override)}: (no such setting|.* not valid YAML)"):
         common.write_params(tmp_path, [override])
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_after_a_seed_that_failed_no_other_begins(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, jobs: str
+) -> None:
+    begun = []
+
+    def fail(_contest: Any, name: str, seed: int, _work: Path) -> dict[str, float]:
+        begun.append((name, seed))
+        time.sleep(0.1)
+        sys.exit("pretrain ended with exit code 1")
+
+    monkeypatch.setattr(quality.Contest, "run", fail)
+    options = ["--corpus", str(archive), "--seeds", "4", "--jobs", jobs, "--only", "scratch,default"]
+    monkeypatch.setattr("sys.argv", ["quality.py", *options])
+    with pytest.raises(SystemExit, match="exit code 1"):
+        quality.main()
+    assert sorted(begun) == [("scratch", seed) for seed in range(int(jobs))]
 
 
 def test_a_summary_of_seeds() -> None:
@@ -626,7 +663,7 @@ def test_the_numbers_behind_the_answers(
     parameters = figures["parameters"]
     assert parameters["embeddings"] == (30_000 + 24 + 2 + 2) * 256
     assert parameters["attention"] == 4 * (4 * 256**2 + 6 * 256)
-    assert parameters["feed_forward"] == 4 * (8 * 256**2 + 7 * 256)
+    assert parameters["feed-forward"] == 4 * (8 * 256**2 + 7 * 256)
 
 
 def test_memory_beside_the_plan(

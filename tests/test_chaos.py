@@ -24,7 +24,7 @@ def test_the_outputs_of_a_killed_stage_are_compared(
     backward = Descent._backward
     runs: list[str] = []
 
-    def run(stage: str, folder: Path, kill_after: float | None = None) -> float:
+    def run(stage: str, folder: Path, kill_after: float | None = None) -> bool:
         passes = []
 
         def count(trainer: Any, loss: Any) -> None:
@@ -40,7 +40,7 @@ def test_the_outputs_of_a_killed_stage_are_compared(
         runs.append(stage)
         if different and stage == "finetune":
             (folder / "metrics/finetune.json").write_text(str(len(runs)))
-        return 1.0
+        return kill_after is not None
 
     shipped = common.shipped_params(["model.size=tiny", "tokenizer.vocab_size=100"])
     monkeypatch.setattr(chaos, "shipped_params", lambda: shipped)
@@ -53,8 +53,19 @@ def test_the_outputs_of_a_killed_stage_are_compared(
     with pytest.raises(SystemExit, match="some outputs differ") if different else nullcontext():
         run_benchmark("chaos", options, tmp_path)
     figures = json.loads((tmp_path / "result.json").read_text())
-    assert (figures["kills"], figures["equal"], figures["resumed"]) == (2, 1 if different else 2, 2)
+    assert (figures["kills"], figures["killed"], figures["resumed"]) == (2, 2, 2)
+    assert figures["equal"] == (1 if different else 2)
     assert 0 < figures["overhead"] < 1
+
+
+def test_a_stage_is_killed_if_it_has_not_ended_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chaos, "stage_command", str.split)
+    assert chaos._run("sleep 60", tmp_path, 0.1)
+    assert not chaos._run("true", tmp_path, 60)
+    with pytest.raises(SystemExit, match="false failed"):
+        chaos._run("false", tmp_path)
 
 
 class Dvc:
@@ -124,6 +135,8 @@ def test_an_experiment_is_killed_if_it_is_not_done_by_then(
 ) -> None:
     assert chaos_experiments._killed(["sleep", "60"], tmp_path, 0.1)
     assert not chaos_experiments._killed(["true"], tmp_path, 60)
+    with pytest.raises(SystemExit, match="false failed before it was killed"):
+        chaos_experiments._killed(["false"], tmp_path, 60)
     with subprocess.Popen(["sleep", "0.5"], cwd=tmp_path) as stage:
         chaos_experiments._wait_for_stages_in(tmp_path)
         assert stage.poll() == 0 or not Path(f"/proc/{stage.pid}/cwd").exists()

@@ -213,7 +213,7 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_were_not(
 
 
 def test_a_trainer_that_was_interrupted_can_train_on(
-    pretrain: Callable[..., History], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretrain: Callable[..., History], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     interrupted: list[int] = []
 
@@ -230,4 +230,5 @@ def test_a_trainer_that_was_interrupted_can_train_on(
     )
     with Checkpoints(tmp_path / "pretrain", "parameters", seconds=60) as checkpoints:
         assert pretrain(8, before_step=interrupt, checkpoints=checkpoints) == list(values(whole))
-    assert len(of_steps) in (0, 2)  # 0 on a GPU; what is recorded reads the optimizer's tensors of its time
+    # What is recorded reads the optimizer's tensors of its time, which are others after the interruption.
+    assert len(of_steps) == (2 if device == "cpu" else 0)
