@@ -19,7 +19,8 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import pandas as pd
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.cli import positive as positive  # options that are whole numbers, as in the command
