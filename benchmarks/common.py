@@ -24,7 +24,8 @@ from ruamel.yaml.error import YAMLError
 
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.cli import positive as positive  # options that are whole numbers, as in the command
-from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, fold, held_out_too, read_corpus
+from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
+from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.errors import UserError, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.params import Params, TokenizerParams, load_params
@@ -174,7 +175,7 @@ def read_archive(archive: Path) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as scratch:
         extract_corpus(archive, Path(scratch))
         corpus = read_corpus(Path(scratch) / DATA_NAME)
-    return corpus[~held_out_too(corpus, fold(corpus[TEXT]))]
+    return corpus[~held_out_too(corpus, number_texts(corpus[TEXT]))]
 
 
 def write_archive(corpus: pd.DataFrame, path: Path) -> None:

@@ -11,17 +11,19 @@ from receiptbert.corpus import (
     TRAIN,
     UNSUPERVISED,
     VAL,
-    describe,
-    describe_classes,
-    fold,
-    held_out_too,
     label_list,
     read_categories,
     read_corpus,
     require_quotes,
     require_splits,
 )
-from receiptbert.corpus_warnings import warnings_of_counts, warnings_of_labels
+from receiptbert.corpus_report import (
+    describe,
+    describe_classes,
+    warnings_of_counts,
+    warnings_of_labels,
+)
+from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.progress import say
@@ -38,9 +40,9 @@ def unzip(params: Params) -> None:
         corpus = read_corpus(folder / DATA_NAME, called[DATA_NAME])
         require_quotes(folder / DATA_NAME, called[DATA_NAME])
         categories = read_categories(folder / CATEGORIES_NAME, called.get(CATEGORIES_NAME))
-        folded = fold(corpus[TEXT])
-        counts = describe(corpus, folded)
-        leaked = held_out_too(corpus, folded)
+        texts = number_texts(corpus[TEXT])
+        counts = describe(corpus, texts)
+        leaked = held_out_too(corpus, texts)
         if params.data.train_on_held_out_texts:
             leaked[:] = False
         counts["rows_left_out"] = {

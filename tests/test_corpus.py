@@ -4,14 +4,14 @@ import pandas as pd
 import pytest
 
 from receiptbert.corpus import (
-    describe,
-    fold,
     label_list,
     label_names,
     read_categories,
     read_corpus,
     strings,
 )
+from receiptbert.corpus_report import describe
+from receiptbert.equal_texts import BLANK, fold, number_texts
 from receiptbert.errors import UserError
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -92,7 +92,7 @@ def test_category_labels_are_read_as_the_corpus_labels_are(tmp_path: Path) -> No
 def test_description_counts_what_goes_wrong_silently(tmp_path: Path) -> None:
     extra = "MILK,1,test\n tea ,1,unsupervised\nsoda,7,test\nrye  bread,1,train\n,1,train\n ,2,test\n"
     corpus = read_corpus(corpus_file(tmp_path, GOOD + extra))
-    described = describe(corpus, fold(corpus["text"]))
+    described = describe(corpus, number_texts(corpus["text"]))
     assert described["rows"] == {"train": 4, "val": 1, "test": 4, "unsupervised": 2}
     assert described["distinct_texts"]["train"] == 3
     assert described["blank_texts"] == 2
@@ -118,3 +118,11 @@ def test_texts_alike_to_the_tokenizer_are_one_text(tokenizer: WordpieceTokenizer
     folded = fold(pd.Series(texts))
     assert folded.tolist() == ["семга с / с"] * 4 + ["cafe и"] * 2 + ["茶 葉 3 , 2 %"] * 2 + ["i", "ß"]
     assert folded.tolist() == [words(text) for text in texts]
+
+
+def test_texts_are_numbered_by_what_is_one_text_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiptbert.equal_texts.ROWS_AT_ONCE", 2)
+    texts = pd.Series(["ЧАЙ", " ", "сыр", "чай", "", "Сыр "], index=range(3, 9))
+    numbers = number_texts(texts)
+    assert numbers.tolist() == [0, BLANK, 2, 0, BLANK, 2]
+    assert numbers.index.equals(texts.index)

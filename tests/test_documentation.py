@@ -14,7 +14,8 @@ from dvc.cli.parser import get_main_parser
 import common
 from receiptbert import cli
 from receiptbert.archive import extract_corpus
-from receiptbert.corpus import SPLIT, TEXT, fold, held_out_too, read_corpus
+from receiptbert.corpus import SPLIT, TEXT, read_corpus
+from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.params import load_params
 from tests.conftest import ROOT
 
@@ -60,7 +61,7 @@ def test_the_corpus_of_the_snippet_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     extract_corpus(Path("my_receipts.zip"), tmp_path / "raw")
     corpus = read_corpus(tmp_path / "raw/data.csv")
     assert corpus[SPLIT].value_counts().to_dict() == {"train": 14, "test": 4, "val": 2, "unsupervised": 2}
-    assert not held_out_too(corpus, fold(corpus[TEXT])).any()
+    assert not held_out_too(corpus, number_texts(corpus[TEXT])).any()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

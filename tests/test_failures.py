@@ -239,7 +239,7 @@ PRETRAIN = (
             NUMPY,
             "finetune",
             "out of memory (7.28 TiB were asked for); finetune.batch_size is 32: try finetune.batch_size=16, "
-            "or runtime.activation_checkpointing=true, or a smaller model",
+            "or runtime.activation_checkpointing=true, or finetune.teachers=0, or a smaller model",
         ),
         (RuntimeError("CUDA error: out of memory"), "pretrain", f"out of memory; {PRETRAIN}"),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when"), "pretrain", f"out of memory; {PRETRAIN}"),

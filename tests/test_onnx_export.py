@@ -20,7 +20,7 @@ from receiptbert.inference import inference_loader
 from receiptbert.onnx_export import export_onnx
 from tests.conftest import SHAPE
 
-NAMES = ["Чай", "Сыр", "Мыло"]
+NAMES, LABELS = ["Чай", "Сыр", "Мыло"], ["7", "10", "11"]
 TEMPERATURE = 0.5
 
 
@@ -36,7 +36,7 @@ def checkpoint(
         logits = torch.cat([model(batch) for batch in inference_loader(texts, tokenizer, 12)])
         model._classifier_head._output.bias.sub_(logits.mean(dim=0))  # no class may get all the answers
     folder: Path = tmp_path_factory.mktemp("checkpoint")
-    save_pretrained(model, tokenizer, folder, NAMES, temperature=TEMPERATURE)
+    save_pretrained(model, tokenizer, folder, NAMES, LABELS, TEMPERATURE)
     return folder
 
 
@@ -82,7 +82,8 @@ def test_any_batch_and_length_gives_calibrated_probabilities(
 
 def test_the_file_tells_its_labels_and_not_where_it_was_made(exported: Path) -> None:
     metadata = onnxruntime.InferenceSession(exported).get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["labels"]) == NAMES
+    assert json.loads(metadata["labels"]) == LABELS
+    assert json.loads(metadata["categories"]) == NAMES
     content = exported.read_bytes()
     for path in (Path(onnx_export.__file__).parent, Path(torch.__file__).parent):
         assert str(path).encode() not in content

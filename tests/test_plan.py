@@ -264,6 +264,9 @@ def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
         require_memory(replace(PLAN, texts=20), int(replace(PLAN, texts=0).total_memory) + 1, "finetune", 32)
     with pytest.raises(UserError, match=r"set a smaller house, or take"):
         require_memory(PLAN, 1, "finetune", 32, smaller_model="a smaller house")
+    taught = replace(FINETUNING, soft_targets=10**9)  # which no smaller batch or model makes fewer
+    with pytest.raises(UserError, match=r"set finetune.teachers=0$"):
+        require_memory(taught, int(FINETUNING.total_memory) + 1, "finetune", 32)
 
 
 def test_the_plan_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,13 +33,12 @@ from receiptbert.corpus import (
     TEXT,
     TRAIN,
     UNSUPERVISED,
-    describe,
-    fold,
-    held_out_too,
     label_list,
     read_corpus,
 )
+from receiptbert.corpus_report import describe
 from receiptbert.csv_faults import RUSSIAN_ENCODINGS, guess_encoding
+from receiptbert.equal_texts import fold, held_out_too, number_texts
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
 from tests.conftest import SHAPE
@@ -100,10 +99,10 @@ def check_corpus(corpus: pd.DataFrame) -> None:
     labels = label_list(corpus)
     assert len(set(labels)) == len(labels)
     assert set(corpus.loc[corpus[SPLIT].isin(LABELLED), LABEL]) == set(labels)
-    folded = fold(corpus[TEXT])
-    assert sum(describe(corpus, folded)["rows"].values()) == len(corpus)
-    left = corpus[~held_out_too(corpus, folded)]
-    assert not held_out_too(left, fold(left[TEXT])).any()
+    texts = number_texts(corpus[TEXT])
+    assert sum(describe(corpus, texts)["rows"].values()) == len(corpus)
+    left = corpus[~held_out_too(corpus, texts)]
+    assert not held_out_too(left, number_texts(left[TEXT])).any()
 
 
 @examples(1500)

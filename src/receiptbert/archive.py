@@ -140,6 +140,7 @@ def _copy_capped(what: str, source: IO[bytes], sink: IO[bytes], compressed: int)
         if written > limit:
             raise UserError(
                 f"{what} expands to more than {limit:,} bytes from {compressed:,}; "
-                f"the limits are {MAX_RATIO} times and {MAX_BYTES:,} bytes"
+                f"the limits are {MAX_RATIO} times and {MAX_BYTES:,} bytes; "
+                "create it again, of plain text"
             )
         sink.write(chunk)

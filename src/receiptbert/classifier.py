@@ -161,8 +161,8 @@ class Classifier:
             )
             raise UserError(f"the model's answers are not finite numbers; {mend}")
         # A stable sort ranks equally probable classes by their ids, as argmax does.
-        ranked, order = (logits / self._temperature).sort(dim=1, descending=True, stable=True)
-        confidences = ranked.softmax(dim=1)[:, :top_k].tolist()
+        ranked, order = logits.sort(dim=1, descending=True, stable=True)
+        confidences = (ranked / self._temperature).softmax(dim=1)[:, :top_k].tolist()
         predictions = []
         for numbers, row in zip(order[:, :top_k].tolist(), confidences, strict=True):
             best, *others = map(self._candidate, numbers, row)

@@ -4,11 +4,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from receiptbert.csv_faults import (
     check_bytes,
@@ -151,85 +148,6 @@ def label_names(labels: list[str], categories: dict[str, str]) -> list[str]:
             for name, label in zip(names, labels, strict=True)
         ]
     return names
-
-
-def fold(texts: "pd.Series[str]") -> "pd.Series[str]":
-    """Texts as the words that the tokenizer cuts into pieces, a space between them: in lower case, without
-    accents (``ё`` is ``е``) and invisible characters, each punctuation mark a word. Texts that are equal
-    then are one text to the model."""
-    return texts.map(lambda text: " ".join(text.translate(PLAIN).split()))
-
-
-NORMALIZER, PRE_TOKENIZER = BertNormalizer(), BertPreTokenizer()
-
-
-class _Plain(dict[int, str]):
-    """What ``fold`` makes of each character, by its code point; each computed once, as corpora have few."""
-
-    def __missing__(self, code: int) -> str:
-        # Tested between two letters, which a punctuation mark separates and a letter joins.
-        words = PRE_TOKENIZER.pre_tokenize_str(f"a{NORMALIZER.normalize_str(chr(code))}a")
-        self[code] = plain = " ".join(word for word, _ in words)[1:-1]
-        return plain
-
-
-PLAIN = _Plain()
-
-
-def held_out_too(corpus: pd.DataFrame, folded: "pd.Series[str]") -> "pd.Series[bool]":
-    """Which rows have a text that is held out from their split.
-
-    From train and unsupervised, texts of val and test: a model trained on them has seen what is to judge it.
-    From val, texts of test: what is chosen on val would have been chosen on test.
-    """
-    split = corpus[SPLIT]
-
-    def has_text_of(*judges: str) -> "pd.Series[bool]":
-        return folded.isin(folded[split.isin(judges) & (folded != "")].unique())
-
-    learned = split.isin([TRAIN, UNSUPERVISED])
-    return (learned & has_text_of(VAL, TEST)) | ((split == VAL) & has_text_of(TEST))
-
-
-def describe(corpus: pd.DataFrame, folded: "pd.Series[str]") -> dict[str, Any]:
-    """Counts that tell whether the corpus is what its owner thinks it is (``metrics/data.json``).
-
-    Args:
-        corpus: as ``read_corpus`` gives it.
-        folded: what ``fold`` makes of the texts; those that are equal then count as one text.
-    """
-    split, labels, blank = corpus[SPLIT], corpus[LABEL], folded == ""
-    splits_per_text = split[~blank].groupby(folded).nunique()
-    shared = set(splits_per_text.index[splits_per_text > 1])
-    labels_per_text = labels[(labels != "") & ~blank].groupby(folded).nunique()
-    return {
-        "rows": {name: int((split == name).sum()) for name in SPLITS},
-        "distinct_texts": {name: int(folded[split == name].nunique()) for name in SPLITS},
-        "blank_texts": int(blank.sum()),
-        "texts_in_several_splits": len(shared),
-        "test_rows_seen_elsewhere": int(folded[split == TEST].isin(shared).sum()),
-        "texts_with_several_labels": int((labels_per_text > 1).sum()),
-        IGNORED_LABELS: corpus.attrs[IGNORED_LABELS],
-        **describe_classes(corpus),
-    }
-
-
-def describe_classes(corpus: pd.DataFrame) -> dict[str, Any]:
-    """What ``describe`` says about the classes of ``corpus``."""
-    split = corpus[SPLIT]
-    train_labels = corpus.loc[split == TRAIN, LABEL]
-    counts = train_labels.value_counts()
-    unseen = set(corpus.loc[corpus[LABEL] != "", LABEL]) - set(train_labels)
-    return {
-        "classes": {name: int(corpus.loc[split == name, LABEL].nunique()) for name in LABELLED},
-        "classes_absent_from_train": len(unseen),
-        "train_rows_per_class": {
-            "largest": int(counts.max()),
-            "median": float(counts.median()),
-            "smallest": int(counts.min()),
-        },
-        "largest_class_share": float(counts.max() / counts.sum()),
-    }
 
 
 def _read_table(path: Path, called: str, columns: list[str]) -> pd.DataFrame:

@@ -95,4 +95,6 @@ def _smaller_batches(stage: str, params: "Params | None") -> str:
         advice.append(smaller)
     if not params.runtime.activation_checkpointing:
         advice.append("runtime.activation_checkpointing=true")
+    if stage == "finetune" and params.finetune.teachers:  # the linear one's features may be what is too large
+        advice.append("finetune.teachers=0")
     return ", or ".join([*advice, "a smaller model"])

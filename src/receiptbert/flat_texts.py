@@ -20,7 +20,8 @@ def padding_mask(input_ids: Tensor, pad_token_id: int) -> Tensor | None:
     """(B, S) ids -> (B, S) mask, 1 for tokens and 0 for padding; None if nothing is padded.
 
     Attention without a mask is faster, and batches of texts of similar length often need none. Looking at
-    values on a GPU would mean waiting for it to finish its work, so there the mask is always given.
+    values on a GPU would mean waiting for it to finish its work, so there the mask is always given. Where a
+    text spells ``[PAD]``, that is masked, too.
     """
     is_token = input_ids != pad_token_id
     return None if input_ids.device.type == "cpu" and bool(is_token.all()) else is_token.long()

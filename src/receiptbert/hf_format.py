@@ -99,14 +99,18 @@ def read_shape(folder: Path) -> BertShape:
     if missing := [name for name in SHAPE.values() if name not in config]:
         raise UserError(f"{folder / CONFIG} lacks {missing[0]}; name a BERT checkpoint folder")
     if str(config["hidden_act"]) not in ACTIVATIONS:
-        raise UserError(f"{folder}: activation {config['hidden_act']} is not among {', '.join(ACTIVATIONS)}")
+        raise UserError(
+            f"{folder}: activation {config['hidden_act']} is not among {', '.join(ACTIVATIONS)}; name another"
+        )
     if (kind := config["position_embedding_type"]) != "absolute":
-        raise UserError(f"{folder}: positions are {kind!r}; only 'absolute' ones can be used")
+        raise UserError(f"{folder}: positions are {kind!r}; only 'absolute' ones can be used; name another")
     if type(config["layer_norm_eps"]) is not float:
         eps = config["layer_norm_eps"]
         raise UserError(f"{folder / CONFIG}: layer_norm_eps is {eps!r}; it must be a number such as 1e-12")
     if config["type_vocab_size"] != 2:
-        raise UserError(f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used")
+        raise UserError(
+            f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used; name another"
+        )
     shape = BertShape(**{ours: config[theirs] for ours, theirs in SHAPE.items()})
     for ours, size in shape.kwargs().items():
         if ours not in ("act_func", "eps") and (type(size) is not int or size < 1):
@@ -247,7 +251,7 @@ def _require_all(model: nn.Module, found: list[str], folder: Path, spared: tuple
         theirs = their_names(model.state_dict())[min(missing)]
         raise UserError(
             f"{folder / WEIGHTS} lacks {len(missing)} weights of the shape that {CONFIG} promises, "
-            f"{theirs} among them"
+            f"{theirs} among them; {TAKE_AGAIN}"
         )
 
 

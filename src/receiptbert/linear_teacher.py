@@ -43,7 +43,7 @@ class LinearTeacher:
         num_classes: C; a class that train lacks gets the probability 0.
 
     Raises:
-        UserError: the train texts have no characters in common.
+        UserError: fewer than two train texts have anything to read.
     """
 
     def __init__(

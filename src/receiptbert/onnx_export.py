@@ -1,8 +1,9 @@
 """A finetuned model for ONNX Runtime, without torch; needs the extra ``onnx``.
 
 Inputs: ``input_ids`` and ``attention_mask``, (B, S) int64, of any B and any S up to the model's positions.
-Output: ``probabilities``, (B, C), at the checkpoint's temperature. Metadata: ``labels``, a JSON list of the C
-classes, and ``max_length``, the greatest S. The tokenizer is the checkpoint's ``tokenizer.json``.
+Output: ``probabilities``, (B, C), at the checkpoint's temperature. Metadata: ``labels`` and ``categories``,
+JSON lists of the C labels and their names, and ``max_length``, the greatest S. The tokenizer is the
+checkpoint's ``tokenizer.json``.
 """
 
 import json
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from receiptbert.errors import UserError
-from receiptbert.hf_format import load_classifier
+from receiptbert.hf_format import SavedClassifier, load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.tokenization import WordpieceTokenizer
@@ -96,11 +97,11 @@ def export_onnx(
             another class or a probability that is off by more than ``TOLERANCE``. Nothing is written then.
     """
     saved = load_classifier(model_folder)
-    model, tokenizer, names = saved.model, saved.tokenizer, saved.names
+    model, tokenizer = saved.model, saved.tokenizer
     calibrated = CalibratedModel(model, saved.temperature).eval()
     texts = random_lines(tokenizer, model.shape.max_seqlen) if texts is None else texts
     if not texts:
-        raise UserError("there are no lines to compare the answers on")
+        raise UserError("there are no lines to compare the answers on; name a file that has some")
     if out_path.is_dir():
         raise UserError(f"{out_path} is a folder; name a file")
     out_path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ def export_onnx(
         exported, prepared, quantized = (
             Path(scratch) / name for name in ("exported", "prepared", "quantized")
         )
-        _export(calibrated, model.shape.max_seqlen, names, exported)
+        _export(calibrated, model.shape.max_seqlen, saved, exported)
         agreement = agree(calibrated, exported, texts, tokenizer, model.shape.maxlen)
         if agreement.same_labels < 1 or not agreement.difference <= TOLERANCE:
             raise UserError(
@@ -145,7 +146,7 @@ def random_lines(tokenizer: WordpieceTokenizer, longest: int) -> list[str]:
     return [" ".join(generator.choices(words, k=k)) for k in lengths]
 
 
-def _export(model: CalibratedModel, max_seqlen: int, names: Sequence[str], path: Path) -> None:
+def _export(model: CalibratedModel, max_seqlen: int, saved: SavedClassifier, path: Path) -> None:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=max_seqlen)
     example = torch.zeros(2, min(8, max_seqlen), dtype=torch.int64)
     with _quiet():
@@ -162,7 +163,9 @@ def _export(model: CalibratedModel, max_seqlen: int, names: Sequence[str], path:
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, which hold the paths of this machine
     program.model.metadata_props.update(
-        labels=json.dumps(names, ensure_ascii=False), max_length=str(max_seqlen)
+        labels=json.dumps(saved.labels, ensure_ascii=False),
+        categories=json.dumps(saved.names, ensure_ascii=False),
+        max_length=str(max_seqlen),
     )
     program.save(path)
 

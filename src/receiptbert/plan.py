@@ -249,6 +249,8 @@ def require_memory(
     last_resort = f"{smaller_model}, or take a machine with more memory"
     if in_fp32.total_memory < plan.total_memory and in_fp32.total_memory <= free:
         advice += [f"{stage}.precision=fp32"]
+    if plan.soft_targets and replace(plan, soft_targets=0).total_memory <= free:
+        advice += [f"{stage}.teachers=0"]
     fitting = ", or ".join(filter(None, advice)) or last_resort
     raise UserError(
         f"the training would take about {_gib(plan.total_memory)} of memory, but only {_gib(free)} are free; "

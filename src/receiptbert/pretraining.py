@@ -124,7 +124,8 @@ class Pretraining:
         if not len(dataset):
             raise UserError(
                 f"too few unsupervised texts have {used.shortest} tokens or more: "
-                "pretraining needs at least ten, at least one of which occurs only once"
+                "pretraining needs at least ten, at least one of which occurs only once; add some, or raise "
+                "pretrain.mask_prob, from which that length follows"
             )
         lengths = dataset.lengths.clamp(max=used.longest)
         return make_loader(

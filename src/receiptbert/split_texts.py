@@ -1,4 +1,7 @@
-"""The raw texts of a split, in the order of the corpus, beside their token ids."""
+"""The raw texts of a split, in the order of the corpus, beside their token ids.
+
+The token ids of the unsupervised texts are in another order, by length.
+"""
 
 import json
 from collections.abc import Iterable

@@ -104,14 +104,15 @@ class TokenStore:
 
     def take(self, index: npt.NDArray[Any]) -> "TokenStore":
         """The texts ``index`` (indices, or a mask of shape (n,)), in that order, with their labels."""
+        index = np.flatnonzero(index) if index.dtype == bool else index
         lengths = self.lengths[index]
         offsets = _offsets(lengths)
-        # Where a token comes from: its new place, shifted by how far its text has moved.
-        shifts = self.offsets[:-1][index] - offsets[:-1]
         ids = np.empty(offsets[-1], self.ids.dtype)
         for texts in _chunks(len(lengths)):
+            # Where a token comes from: its new place, shifted by how far its text has moved.
+            shifts = self.offsets[:-1][index[texts]] - offsets[texts]
             first, last = offsets[texts.start], offsets[texts.stop]
-            ids[first:last] = self.ids[np.repeat(shifts[texts], lengths[texts]) + np.arange(first, last)]
+            ids[first:last] = self.ids[np.repeat(shifts, lengths[texts]) + np.arange(first, last)]
         return TokenStore(
             ids=ids,
             offsets=offsets,

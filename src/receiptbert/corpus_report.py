@@ -1,10 +1,62 @@
-"""What may be wrong with a corpus that can be used."""
+"""What a corpus is like, and what may be wrong with it although it can be used."""
 
 from typing import Any
 
 import pandas as pd
 
-from receiptbert.corpus import IGNORED_LABELS, TRAIN, UNSUPERVISED, VAL, fold
+from receiptbert.corpus import (
+    IGNORED_LABELS,
+    LABEL,
+    LABELLED,
+    SPLIT,
+    SPLITS,
+    TEST,
+    TRAIN,
+    UNSUPERVISED,
+    VAL,
+)
+from receiptbert.equal_texts import BLANK, fold
+
+
+def describe(corpus: pd.DataFrame, texts: "pd.Series[int]") -> dict[str, Any]:
+    """Counts that tell whether the corpus is what its owner thinks it is (``metrics/data.json``).
+
+    Args:
+        corpus: as ``read_corpus`` gives it.
+        texts: what ``number_texts`` makes of the texts; those of one number count as one text.
+    """
+    split, labels, blank = corpus[SPLIT], corpus[LABEL], texts == BLANK
+    splits_per_text = split[~blank].groupby(texts).nunique()
+    shared = splits_per_text.index[splits_per_text > 1]
+    labels_per_text = labels[(labels != "") & ~blank].groupby(texts).nunique()
+    return {
+        "rows": {name: int((split == name).sum()) for name in SPLITS},
+        "distinct_texts": {name: int(texts[split == name].nunique()) for name in SPLITS},
+        "blank_texts": int(blank.sum()),
+        "texts_in_several_splits": len(shared),
+        "test_rows_seen_elsewhere": int(texts[split == TEST].isin(shared).sum()),
+        "texts_with_several_labels": int((labels_per_text > 1).sum()),
+        IGNORED_LABELS: corpus.attrs[IGNORED_LABELS],
+        **describe_classes(corpus),
+    }
+
+
+def describe_classes(corpus: pd.DataFrame) -> dict[str, Any]:
+    """What ``describe`` says about the classes of ``corpus``."""
+    split = corpus[SPLIT]
+    train_labels = corpus.loc[split == TRAIN, LABEL]
+    counts = train_labels.value_counts()
+    unseen = set(corpus.loc[corpus[LABEL] != "", LABEL]) - set(train_labels)
+    return {
+        "classes": {name: int(corpus.loc[split == name, LABEL].nunique()) for name in LABELLED},
+        "classes_absent_from_train": len(unseen),
+        "train_rows_per_class": {
+            "largest": int(counts.max()),
+            "median": float(counts.median()),
+            "smallest": int(counts.min()),
+        },
+        "largest_class_share": float(counts.max() / counts.sum()),
+    }
 
 
 def warnings_of_counts(counts: dict[str, Any]) -> list[str]:
