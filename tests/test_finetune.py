@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import finetune
 import pipeline
@@ -28,7 +27,7 @@ from receiptbert.partial_embedding import tokens_in
 from receiptbert.plan import Plan
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
-from tests.conftest import ROOT, Cut, with_value
+from tests.conftest import ROOT, Cut, logged, with_value
 from tests.test_training import labelled
 
 SETTINGS = {
@@ -163,10 +162,7 @@ def test_the_stage_makes_the_steps_that_few_labels_want(
 ) -> None:
     run(teachers="0", min_steps="5")  # 2 epochs of 2 steps each are too few
     assert "few labels: 4 epochs instead of 2, for finetune.min_steps = 5" in capsys.readouterr().err
-    (log,) = Path("runs/finetune").iterdir()
-    events = EventAccumulator(str(log))
-    events.Reload()
-    rates = [event.value for event in events.Scalars("lr")]  # no warm-up: 0.06 of 8 steps is none
+    rates = logged(Path(), "finetune")["lr"]  # no warm-up: 0.06 of 8 steps is none
     assert rates == pytest.approx([1e-6 + (8e-4 - 1e-6) * (8 - step) / 8 for step in range(8)], rel=1e-4)
     judged = (pipeline.PLOTS / "finetune.csv").read_text().splitlines()[1:]
     assert [line.split(",")[0] for line in judged] == ["2", "4"]  # as often as with enough labels

@@ -26,7 +26,6 @@ from receiptbert.errors import UserError
 from receiptbert.hf_format import (
     load_classifier,
     load_encoder,
-    load_tokenizer,
     read_shape,
     save_pretrained,
 )
@@ -215,14 +214,11 @@ def test_tensorflow_names_of_layer_norms_are_understood(
         assert torch.equal(tensor, source._backbone.state_dict()[name]), name
 
 
-def test_load_weights_reads_a_state_dict_and_no_other_pickle(pretrain_model: Make, tmp_path: Path) -> None:
+def test_load_weights_reads_a_state_dict(pretrain_model: Make, tmp_path: Path) -> None:
     model = pretrain_model()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     randomize(model)
     assert sorted(load_weights(model, tmp_path / "weights.pt")) == sorted(model.state_dict())
-    torch.save({"x": print}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
-        load_weights(model, tmp_path / "evil.pt")
 
 
 def test_load_weights_skips_other_shapes(pretrained: tuple[BertModel, Path], finetune_model: Make) -> None:
@@ -233,23 +229,15 @@ def test_load_weights_skips_other_shapes(pretrained: tuple[BertModel, Path], fin
 
 
 def test_checkpoints_that_cannot_be_used_are_refused(
-    pretrained: tuple[BertModel, Path], finetune_model: Make, tmp_path: Path
+    pretrained: tuple[BertModel, Path], finetune_model: Make
 ) -> None:
+    """Besides those of test_refusals_of_settings.py."""
     _, folder = pretrained
-    with pytest.raises(UserError, match=r"holds no config\.json"):
-        read_shape(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"lacks 1 weights .* bert\.embeddings\.position_embeddings"):
         load_encoder(finetune_model(max_seqlen=20), folder)
-
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
-    with pytest.raises(UserError, match="the tokenizer has 60 tokens, the model 9"):
-        load_tokenizer(folder)
     for change, message in [
-        ({"model_type": "gpt2"}, "checkpoint of type gpt2"),
-        ({"hidden_act": "silu"}, "activation silu"),
         ({"hidden_act": ["gelu"]}, r"activation \['gelu'\]"),
-        ({"type_vocab_size": 3}, "3 segment embeddings"),
         ({"position_embedding_type": "relative_key"}, "positions are 'relative_key'; only 'absolute'"),
         ({"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12'; it must be a number"),
     ]:
@@ -259,19 +247,3 @@ def test_checkpoints_that_cannot_be_used_are_refused(
     (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 9}')
     with pytest.raises(UserError, match="lacks max_position_embeddings"):
         read_shape(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        read_shape(folder)
-
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = load_file(folder / "model.safetensors")
-    del weights["bert.embeddings.word_embeddings.weight"]
-    save_file(weights, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"lacks 1 weights .* bert\.embeddings\.word_embeddings"):
-        load_encoder(finetune_model(), folder)
-    (folder / "model.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(UserError, match="is damaged"):
-        load_weights(finetune_model(), folder)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
-        load_weights(finetune_model(), folder)
