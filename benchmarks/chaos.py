@@ -33,6 +33,7 @@ from common import (
     write_params,
     write_result,
 )
+from project import generate_corpus
 from receiptbert.checkpoints import REST, Checkpoints, State
 from receiptbert.encoder import BertShape
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
@@ -82,8 +83,7 @@ def main() -> None:
 
 def _kill_often(folder: Path, kills: int, moments: random.Random) -> Counter[str]:
     """How often a stage was killed, the outputs were equal, and there was a checkpoint."""
-    generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip", *CORPUS]
-    subprocess.run(generator, cwd=folder, check=True)
+    generate_corpus(folder / "corpus.zip", *CORPUS)
     for stage in ("unzip", "train_tokenizer", "pretokenize"):
         _run(stage, folder)
     seconds, whole = {}, {}

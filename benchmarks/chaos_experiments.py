@@ -18,35 +18,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from common import (
-    argument_parser,
-    commit,
-    environment,
-    make_project,
-    outputs,
-    positive,
-    run,
-    run_main,
-    write_result,
-)
+from common import argument_parser, positive, run_main, write_result
+from project import SMALL_CORPUS, SMALL_SETTINGS, commit, environment, make_project, outputs, run
 from receiptbert.errors import UserError
 from receiptbert.params import load_params
 from receiptbert.progress import say
 
-CORPUS = ["--unlabelled", "1000", "--train", "300", "--val", "60", "--test", "60"]
-SETTINGS = [
-    "tokenizer.vocab_size=1000",
-    "tokenizer.min_frequency=2",
-    "model.hidden_size=16",
-    "model.num_hidden_layers=1",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=32",
-    "pretrain.epochs=2",
-    "finetune.epochs=2",
-    "finetune.min_steps=0",
-    "runtime.device=cpu",
-    "runtime.checkpoint_seconds=0",
-]
+SETTINGS = [*SMALL_SETTINGS, "runtime.checkpoint_seconds=0"]
 CHANGES = {
     "tokenizer.vocab_size": ["900", "1000"],
     "pretokenize.max_length_quantile": ["0.9", "0.995"],
@@ -73,7 +51,7 @@ def main() -> None:
     dice = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as scratch:
         project, fresh = Path(scratch) / "project", Path(scratch) / "fresh"
-        make_project(project, CORPUS, SETTINGS)
+        make_project(project, SMALL_CORPUS, SETTINGS)
         seconds = _timed(["dvc", "repro"], project)
         commit(project)
         killed = cut = 0
@@ -96,7 +74,7 @@ def main() -> None:
             "up_to_date": "up to date" in run(["dvc", "status"], project),
             "unexpected_changes": _unexpected(run(["git", "status", "--porcelain"], project)),
         }
-        make_project(fresh, CORPUS, SETTINGS)
+        make_project(fresh, SMALL_CORPUS, SETTINGS)
         shutil.copy(project / "params.yaml", fresh)
         run(["dvc", "repro"], fresh)
         figures["equal"] = outputs(project) == outputs(fresh)

@@ -120,56 +120,6 @@ def deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def make_project(
-    folder: Path, corpus: Sequence[str], settings: Sequence[str], variables: dict[str, str] | None = None
-) -> None:
-    """The code and the pipeline in ``folder``, with a small corpus as ``data/corpus.zip``, in git and DVC.
-
-    Args:
-        folder: to create.
-        corpus: options of ``data/make_sample.py``.
-        settings: as for ``write_params``.
-        variables: as for ``run``.
-    """
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, folder / name)
-    (folder / "data").mkdir()
-    run([sys.executable, str(ROOT / "data/make_sample.py"), "data/corpus.zip", *corpus], folder, variables)
-    write_params(folder, ["data.archive=data/corpus.zip", *settings])
-    run(["git", "init", "-q"], folder, variables)
-    run(["dvc", "init", "-q"], folder, variables)
-    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
-
-
-def environment() -> dict[str, str]:
-    """Variables with which a command finds this Python's programs first."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
-
-
-def run(command: Sequence[str], folder: Path, variables: dict[str, str] | None = None) -> str:
-    """What a command prints, with more ``variables`` than those of ``environment``; it must succeed."""
-    variables = environment() | (variables or {})
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return done.stdout
-
-
-def commit(folder: Path, variables: dict[str, str] | None = None) -> None:
-    """Commit all that git does not ignore in ``folder``; ``variables`` as for ``run``."""
-    run(["git", "add", "-A"], folder, variables)
-    run(["git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "state"], folder, variables)
-
-
-def outputs(project: Path) -> dict[str, bytes]:
-    """The bytes of all outputs, metrics and the lock, by their paths in ``project``."""
-    tops = ("data/raw", "data/tokenized", "models", "metrics")
-    files = [path for top in tops for path in (project / top).rglob("*") if path.is_file()]
-    return {str(path.relative_to(project)): path.read_bytes() for path in [*files, project / "dvc.lock"]}
-
-
 def read_archive(archive: Path) -> pd.DataFrame:
     """The rows of a corpus zip that the pipeline uses: not those of ``held_out_too``."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,8 +9,6 @@ first optimizer. With ``--work DIR`` the prepared lines stay in DIR, for the nex
 the same settings of the stages that prepare them.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -18,16 +16,8 @@ from pathlib import Path
 
 import torch
 
-from common import (
-    ROOT,
-    STAGES,
-    add_overrides,
-    argument_parser,
-    positive,
-    run_main,
-    write_params,
-    write_result,
-)
+from common import STAGES, add_overrides, argument_parser, positive, run_main, write_params, write_result
+from project import generate_corpus
 from quality import run_stages
 from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus_facts import TextLengths
@@ -61,8 +51,7 @@ def prepare(folder: Path, lines: int) -> None:
             raise UserError(f"{folder} holds lines that were prepared otherwise; name another folder")
         return
     say(f"generating {lines:,} lines")
-    generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip"]
-    subprocess.run([*generator, "--unlabelled", str(lines)], cwd=folder, check=True)
+    generate_corpus(folder / "corpus.zip", "--unlabelled", str(lines))
     run_stages(folder, STAGES[: STAGES.index("pretrain")])
     write_json(record, made_with)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import run
+from project import run
 from receiptbert.errors import UserError
 
 SERVER_SECONDS = 10  # in which sshd must answer

@@ -13,7 +13,6 @@ alike: nothing is gained by computing equal ones once.
 import argparse
 import csv
 import filecmp
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pyarrow import parquet
 from transformers import pipeline
 
 from common import ROOT, argument_parser, measure, positive, run_main, write_result
+from project import generate_corpus
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.devices import choose_device
 from receiptbert.hf_format import load_classifier
@@ -93,8 +93,7 @@ def _generate(count: int) -> list[str]:
     sizes = ["--unlabelled", str(count), "--train", "0", "--val", "0", "--test", "0"]
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "lines.zip"
-        command = [sys.executable, str(ROOT / "data/make_sample.py"), str(archive), *sizes, "--seed", "1"]
-        subprocess.run(command, check=True)
+        generate_corpus(archive, *sizes, "--seed", "1")
         extract_corpus(archive, Path(folder))
         with (Path(folder) / DATA_NAME).open(encoding="utf-8", newline="") as file:
             return [row["text"] for row in csv.DictReader(file)]

@@ -24,25 +24,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common import STAGES, argument_parser, commit, make_project, outputs, run, run_main, write_result
+from common import STAGES, argument_parser, run_main, write_result
 from openssh import find_sshd, openssh_version, ssh_server, user_name
+from project import SMALL_CORPUS, SMALL_SETTINGS, commit, make_project, outputs, run
 from receiptbert.errors import UserError
 from receiptbert.progress import say
 
-CORPUS = ["--unlabelled", "1000", "--train", "300", "--val", "60", "--test", "60"]
-SETTINGS = [
-    "tokenizer.vocab_size=1000",
-    "tokenizer.min_frequency=2",
-    "model.hidden_size=16",
-    "model.num_hidden_layers=1",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=32",
-    "pretrain.epochs=2",
-    "finetune.epochs=2",
-    "finetune.min_steps=0",
-    "finetune.teachers=0",
-    "runtime.device=cpu",
-]
+SETTINGS = [*SMALL_SETTINGS, "finetune.teachers=0"]
 # In this order: after another way, the cache would leave git nothing to commit.
 WAYS = ("cache", "folder", "ssh")
 COLUMNS = ("push_seconds", "pushed_files", "pushed_bytes", "pull_seconds", "pulled_files", "pulled_bytes")
@@ -117,7 +105,7 @@ def share(scratch: Path, names: Sequence[str], sshd: str) -> dict[str, Figures]:
     """Make a project and share it in each way of ``names``; the figures of each."""
     author = Machine(scratch / "author")
     cache = cache_way(scratch / "cache")
-    make_project(author.project, CORPUS, SETTINGS, author.variables)
+    make_project(author.project, SMALL_CORPUS, SETTINGS, author.variables)
     say("the author's project runs its six stages")
     for command in [["dvc", "add", "data/corpus.zip"], *cache.local]:
         author.run(command)

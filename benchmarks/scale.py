@@ -7,14 +7,11 @@ epoch of each teacher and of the final model over a fixed number of labelled lin
 the corpus alone costs them.
 """
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from common import (
-    ROOT,
     STAGES,
     add_overrides,
     argument_parser,
@@ -25,6 +22,7 @@ from common import (
     write_params,
     write_result,
 )
+from project import generate_corpus
 from receiptbert.progress import say
 
 
@@ -55,8 +53,7 @@ def main() -> None:
 def _run_stages(folder: Path, lines: int, train: int, settings: Sequence[str]) -> dict[str, dict[str, float]]:
     """Generate a corpus in ``folder`` and run each stage's script there, as DVC would."""
     say(f"generating {lines:,} lines")
-    generator = [sys.executable, str(ROOT / "data/make_sample.py"), "corpus.zip"]
-    subprocess.run([*generator, "--unlabelled", str(lines), "--train", str(train)], cwd=folder, check=True)
+    generate_corpus(folder / "corpus.zip", "--unlabelled", str(lines), "--train", str(train))
     one_pass = ["finetune.epochs=1", "finetune.min_steps=0"]
     write_params(folder, ["data.archive=corpus.zip", *one_pass, *settings])
     return {stage: measure(stage_command(stage), folder) for stage in STAGES}

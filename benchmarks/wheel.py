@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, argument_parser, run, run_main, write_result
+from common import ROOT, argument_parser, run_main, write_result
+from project import run
 from receiptbert.progress import say
 
 ROUNDS = 5

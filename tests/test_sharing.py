@@ -15,6 +15,7 @@ from dvc.cli.parser import get_main_parser
 
 import common
 import openssh
+import project
 import remotes
 from receiptbert.errors import UserError
 from tests.conftest import ROOT
@@ -112,7 +113,7 @@ def share(team: Team, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
         yield 2222
 
     monkeypatch.setattr(remotes, "run", team.run)
-    monkeypatch.setattr(common, "run", team.run)
+    monkeypatch.setattr(project, "run", team.run)
     monkeypatch.setattr(remotes, "make_project", team.make_project)
     monkeypatch.setattr(remotes, "ssh_server", server)
     monkeypatch.setattr(remotes, "find_sshd", lambda: "an sshd")

@@ -139,6 +139,7 @@ class MultiHeadSelfAttention(nn.Module):
         """(B, S, d) -> queries (B, h, Q, d/h), keys and values (B, h, S, d/h); Q is 1 if ``only_first``."""
         if not only_first:
             return self._split_heads(self._qkv(embeddings))
+        # The wide matrix in two parts: all tokens have keys and values, the first alone needs a query.
         sizes = [self._qkv.in_features, 2 * self._qkv.in_features]
         weights, biases = torch.split(self._qkv.weight, sizes), torch.split(self._qkv.bias, sizes)
         query = self._split_heads(F.linear(embeddings[:, :1], weights[0], biases[0]))
