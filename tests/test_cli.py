@@ -372,8 +372,11 @@ def test_a_run_that_fails_leaves_what_was_there(
 def test_with_stderr_closed_ctrl_c_says_nothing_among_the_answers(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
     write("in.csv", ["а"])
-    monkeypatch.setattr(Classifier, "__call__", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(Classifier, "__call__", interrupt)
     monkeypatch.setattr("sys.stderr", None)
     with pytest.raises(SystemExit) as end:
         run("in.csv")
