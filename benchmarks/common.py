@@ -107,11 +107,11 @@ def write_params(folder: Path, overrides: Sequence[str]) -> None:
         key, _, value = override.partition("=")
         section, _, name = key.partition(".")
         if name not in params.get(section, {}):
-            raise UserError(f"-S {override}: no such setting in params.yaml; write section.key=value")
+            raise UserError(f"{override!r}: no such setting in params.yaml; write section.key=value")
         try:
             params[section][name] = yaml.load(value)
         except YAMLError:
-            raise UserError(f"-S {override}: the value is not valid YAML; mend or quote it") from None
+            raise UserError(f"{override!r}: the value is not valid YAML; mend or quote it") from None
     yaml.dump(params, folder / "params.yaml")
 
 

@@ -188,8 +188,8 @@ def run_stage(stage: str, folder: Path, jobs: int) -> int:
         return subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
 
 
-def sweep(trials: Sequence[Trial], corpus: pd.DataFrame, jobs: int, report: Callable[[], None]) -> int:
-    """Make all folders, each once, ``jobs`` at the same time; return how many of them failed.
+def sweep(trials: Sequence[Trial], corpus: pd.DataFrame, jobs: int, report: Callable[[], None]) -> None:
+    """Make all folders, each once, ``jobs`` at the same time.
 
     A level is begun when the one before is done, so that no run blocks a job while it waits for another.
     ``report`` is called after each finetuning.
@@ -210,7 +210,6 @@ def sweep(trials: Sequence[Trial], corpus: pd.DataFrame, jobs: int, report: Call
                     report()
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is begun
-    return len(failed)
 
 
 def read_run(trial: Trial) -> Run:

@@ -313,7 +313,7 @@ def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
 def test_a_setting_that_params_yaml_lacks_or_yaml_cannot_read_is_refused(
     tmp_path: Path, override: str
 ) -> None:
-    with pytest.raises(UserError, match=f"^-S {re.escape(override)}: (no such setting|.* not valid YAML)"):
+    with pytest.raises(UserError, match=f"^{re.escape(repr(override))}: (no such setting|.* not valid YAML)"):
         common.write_params(tmp_path, [override])
 
 
