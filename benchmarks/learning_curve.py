@@ -171,6 +171,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
     parser.add_argument("--plot", type=Path, help="draw the curves there")
     args = parser.parse_args()
+    if args.seeds < 0:
+        parser.error("--seeds cannot be negative; 0 scores the SVMs alone")
     corpus = read_archive(args.corpus)
     done_series = Curves(args.corpus.name, corpus, args.json, args.plot)
     of_svms: Scores = {series: {} for series in SVMS}

@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=_numbers, default="256,2048", help="in texts")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--seconds", type=seconds, default=1.0, help="of each pretraining in each round")
-    parser.add_argument("--warm-up", type=float, default=1.5, help="seconds before that")
+    parser.add_argument("--warm-up", type=seconds, default=1.5, help="seconds before that")
     parser.add_argument("--device", default="auto")
     parser.set_defaults(vocab_size=30_000, overrides=[])  # as a corpus of millions of lines fills it
     return parser.parse_args()

@@ -48,6 +48,9 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Modules with fixtures of a few test modules each.
+pytest_plugins = ["tests.benchmark_runs", "tests.predict_runs"]
+
 # A pipeline of seconds.
 TINY = {
     "data.archive": "data/tiny.zip",
@@ -83,13 +86,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST_FIRST = [
     "test_pipeline.py",
     "test_benchmarks.py",
+    "test_benchmarks_of_training.py",
+    "test_benchmarks_of_models.py",
     "test_distributed.py",
     "test_properties.py",
     "test_stages.py",
     "test_failures.py",
     "test_resumption.py",
     "test_cli.py",
+    "test_trainer.py",
     "test_training.py",
+    "test_quality.py",
+    "test_learning_curve.py",
     "test_documentation.py",
     "test_onnx_export.py",
     "test_chaos.py",
@@ -240,6 +248,9 @@ def refusal(stage: Callable[[Params], None], folder: Path) -> str:
     assert line.startswith(f"{stage.__name__}: error: ")
     assert line.isprintable()
     return line
+
+
+CSV = "text,label,split\nmilk,1,train\nrye bread,2,train\ntea,2,val\nsoap,1,test\nkvass,,unsupervised\n"
 
 
 def make_zip(path: Path, members: dict[str, str | bytes]) -> Path:

@@ -14,7 +14,7 @@ from receiptbert import BertModel, WordpieceTokenizer
 from receiptbert.amp import check_amp_backend
 from receiptbert.errors import UserError
 from tests.conftest import STAGES, overflow, run_here
-from tests.test_training import finetune_parts, pretrain_loader, pretrain_trainer
+from tests.small_trainings import finetune_parts, pretrain_loader, pretrain_trainer
 
 Make = Callable[..., Any]
 FP16_ENGINES = ["torch", "apex"]

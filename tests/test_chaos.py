@@ -13,8 +13,8 @@ import chaos
 import chaos_experiments
 import common
 from receiptbert.descent import Descent
+from tests.benchmark_runs import run_benchmark
 from tests.conftest import STAGES, Cut, run_here, set_params
-from tests.test_benchmarks import run_benchmark
 
 
 @pytest.mark.parametrize("different", [False, True])

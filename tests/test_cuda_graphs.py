@@ -30,7 +30,7 @@ from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
 from tests.conftest import Cut
-from tests.test_training import labelled
+from tests.small_trainings import labelled
 
 Make = Callable[..., Any]
 History = list[dict[str, float]]

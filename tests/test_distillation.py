@@ -12,7 +12,7 @@ from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn
 from receiptbert.distillation import distillation_pool, draw_unlabelled, teacher_seed
 from receiptbert.labelled import TrainingSet
 from receiptbert.token_store import TokenStore
-from tests.test_training import finetune_parts, labelled
+from tests.small_trainings import finetune_parts, labelled
 
 
 def training_set(num_texts: int, epochs: int) -> TrainingSet:

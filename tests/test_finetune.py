@@ -28,7 +28,7 @@ from receiptbert.plan import Plan
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, Cut, logged, with_value
-from tests.test_training import labelled
+from tests.small_trainings import labelled
 
 SETTINGS = {
     "finetune.epochs": "2",

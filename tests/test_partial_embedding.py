@@ -11,7 +11,7 @@ from torch import Tensor
 from receiptbert import BertFinetuneModel, WordpieceTokenizer, get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.token_store import TokenStore
-from tests.test_training import finetune_parts, labelled
+from tests.small_trainings import finetune_parts, labelled
 
 Make = Callable[..., BertFinetuneModel]
 

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import finetune
-import make_sample
+from project import make_project
 from tests import conftest
 from tests.conftest import ROOT, TINY, contents, run_here, set_params
 
@@ -125,16 +125,9 @@ def stages_run(output: str) -> list[str]:
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A copy of the project with a tiny corpus and model, reproduced once and committed."""
     folder = tmp_path_factory.mktemp("project") / "project"
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, folder / name)
-    (folder / "data").mkdir()
     sizes = ["--unlabelled", "300", "--train", "300", "--val", "40", "--test", "60"]
-    make_sample.main([str(folder / "data/tiny.zip"), *sizes])
-    set_params(folder, TINY)
-    run(["git", "init", "-q"], folder)
-    run(["dvc", "init", "-q"], folder)
-    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
+    settings = [f"{key}={value}" for key, value in TINY.items() if key != "data.archive"]
+    make_project(folder, sizes, settings)
     commit(folder)
     ran = stages_run(run(["dvc", "repro"], folder).stdout)
     commit(folder)
@@ -203,9 +196,9 @@ def test_same_inputs_give_the_same_bytes(project: Path) -> None:
 
 def test_only_what_uses_a_change_runs_again(project: Path) -> None:
     # New archive bytes around the same CSV: unzip alone. A comment in a module: the stages that import it.
-    with zipfile.ZipFile(project / "data/tiny.zip") as old:
+    with zipfile.ZipFile(project / "data/corpus.zip") as old:
         members = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(project / "data/tiny.zip", "w") as new:
+    with zipfile.ZipFile(project / "data/corpus.zip", "w") as new:
         for name, content in members.items():
             new.writestr(f"other_folder/{name}", content)
     with (project / "src/receiptbert/evaluation.py").open("a") as module:

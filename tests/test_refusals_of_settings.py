@@ -1,6 +1,6 @@
 """Bad settings and bad outputs of earlier stages, each with the line that a stage must end with.
 
-The tables are read as in test_refusals.py.
+The tables are read as in test_refusals_of_archives.py.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ from receiptbert.params import Params, load_params
 from receiptbert.plan import parameters
 from receiptbert.sizes import SIZES
 from tests.conftest import ROOT, with_value
-from tests.test_training import pretrain_loader, pretrain_trainer
+from tests.small_trainings import pretrain_loader, pretrain_trainer
 
 VOCABULARY, POSITIONS = 30_522, 512  # of the published models
 

@@ -90,7 +90,7 @@ OTHER = {
     "finetune.label_smoothing": "0.5",
     "finetune.teachers": "1",
 }
-# The archive is read by all tests here, the next is in test_refusals.py, and a CPU may have fp32 alone.
+# The archive is read by all tests here, the next is in test_corpus_warnings.py; a CPU may have fp32 alone.
 ELSEWHERE = {"data.archive", "data.train_on_held_out_texts", "pretrain.precision", "finetune.precision"}
 STAGE_OF = {
     "tokenizer": "train_tokenizer",

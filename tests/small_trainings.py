@@ -1,0 +1,57 @@
+"""Trainers and loaders for trainings of a few small batches."""
+
+from functools import partial
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from receiptbert import (
+    BertFinetuneModel,
+    BertModel,
+    Collator,
+    FinetuneDataset,
+    FinetuneTrainer,
+    PretrainDataset,
+    Scheduler,
+    Trainer,
+    WordpieceTokenizer,
+    collate_fn,
+    get_optimizer,
+)
+from receiptbert.sampling import LengthGroupedBatchSampler
+
+
+def pretrain_trainer(
+    model: BertModel, tokenizer: WordpieceTokenizer, steps: int = 20, **kwargs: Any
+) -> Trainer:
+    optimizer = get_optimizer(model)
+    schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, steps)
+    return Trainer(model, optimizer, schedule, tokenizer.pad_token_id, "cpu", **kwargs)
+
+
+def pretrain_loader(texts: list[str], tokenizer: WordpieceTokenizer) -> DataLoader[Any]:
+    dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12)
+    sampler = LengthGroupedBatchSampler(dataset.lengths, 40)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=Collator(tokenizer))
+
+
+def labelled(texts: list[str]) -> tuple[list[str], list[int]]:
+    """Texts with a class that one word of each gives away."""
+    targets = [len(text) % 3 for text in texts]
+    return [f"{'абв'[target]} {text}" for text, target in zip(texts, targets, strict=True)], targets
+
+
+def finetune_parts(
+    texts: list[str], tokenizer: WordpieceTokenizer, model: BertFinetuneModel, **kwargs: Any
+) -> tuple[FinetuneTrainer, dict[str, Any]]:
+    lines, targets = labelled(texts)
+    dataset = FinetuneDataset(lines, targets, tokenizer, maxlen=12)
+    collate = partial(collate_fn, pad_idx=tokenizer.pad_token_id)
+    sampler = LengthGroupedBatchSampler(dataset.lengths, 40)
+    loaders = {
+        "train": DataLoader(dataset, batch_sampler=sampler, collate_fn=collate),
+        "eval": DataLoader(dataset, batch_size=33, collate_fn=collate),
+    }
+    optimizer = get_optimizer(model)
+    schedule = Scheduler(optimizer, 0.0, 5e-3, 0.0, 2, 40)
+    return FinetuneTrainer(model, optimizer, schedule, tokenizer.pad_token_id, "cpu", **kwargs), loaders

@@ -1,0 +1,180 @@
+"""The files that a training goes on from: whole or not there, and found by the same training alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from receiptbert.checkpoints import Checkpoints, State, _code, conditions, training_fingerprint
+from receiptbert.errors import UserError
+from tests.conftest import ROOT
+
+
+def state(value: float) -> State:
+    return State({"weights": torch.full((4,), value)}, {"step": value, "epochs": [{"f1": 0.5}]})
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
+    with Checkpoints(tmp_path / "stage", "a", seconds=60) as made:
+        yield made
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_the_newest_state_comes_back(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    assert checkpoints.load() is None
+    for step in (1, 2, 10):
+        checkpoints.save(step, state(step))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.tensors["weights"].tolist() == [10.0] * 4
+    assert loaded.values == state(10).values
+    assert len(files(tmp_path)) == 2
+    checkpoints.remove()
+    assert checkpoints.load() is None
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    newest = files(tmp_path)[-1]
+    content = bytearray(newest.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+    newest.write_bytes({"cut": content[:-1], "flip": content, "empty": b""}[damage])
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.values["step"] == 1
+    assert f"{newest} was damaged and has been removed" in capsys.readouterr().err
+    checkpoints.save(3, state(3))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.values["step"] == 3
+
+
+def test_damaged_checkpoints_do_not_outlive_new_ones(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    for step in (8, 9):
+        checkpoints.save(step, state(step))
+    for path in files(tmp_path):
+        path.write_bytes(b"")
+    assert checkpoints.load() is None
+    checkpoints.save(1, state(1))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.values["step"] == 1
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.save(1, state(1))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(2, state(2))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.values["step"] == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("kind", ["inputs", "code"])
+def test_with_other_inputs_or_other_code_there_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    file = tmp_path / "file"
+    if kind == "code":
+        monkeypatch.setattr("receiptbert.checkpoints._code", lambda: [file])
+    found = []
+    for content in ("as it was", "as it was", "changed"):
+        file.write_text(content)
+        own = training_fingerprint(["a"], [file] if kind == "inputs" else [])
+        with Checkpoints(tmp_path / "stage", own, 60) as checkpoints:
+            found.append(checkpoints.load() is not None)
+            checkpoints.save(1, state(1))
+    assert found == [False, True, False]
+
+
+def test_the_code_that_a_checkpoint_depends_on_is_that_of_the_project() -> None:
+    source = ROOT / "src"
+    assert source / "receiptbert/checkpoints.py" in _code()
+    assert all(file.is_relative_to(source) for file in _code())
+
+
+def test_another_trainer_is_refused_by_name(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "pretrain", "a", 60):
+        with pytest.raises(UserError, match="another pretrain is training"), make_other(tmp_path):
+            pass
+        with Checkpoints(tmp_path / "finetune", "a", 60):
+            pass
+    with make_other(tmp_path):
+        pass
+
+
+def make_other(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "pretrain", "b", 60)
+
+
+def test_only_the_same_parameters_inputs_and_names_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("a")
+    first = training_fingerprint(["x"], [tmp_path / "in"])
+    assert training_fingerprint(["x"], [tmp_path / "in"]) == first
+    assert training_fingerprint(["y"], [tmp_path / "in"]) != first
+    (tmp_path / "in/a.txt").write_text("b")
+    assert training_fingerprint(["x"], [tmp_path / "in"]) != first
+    (tmp_path / "in/a.txt").write_text("a")
+    (tmp_path / "in/a.txt").rename(tmp_path / "in/b.txt")
+    assert training_fingerprint(["x"], [tmp_path / "in"]) != first
+
+    with Checkpoints(tmp_path / "stage", "x", 60) as one:
+        one.save(1, state(1))
+    with Checkpoints(tmp_path / "stage", "y", 60) as other:
+        assert other.load() is None
+    assert "1 other" in capsys.readouterr().err
+
+
+def test_conditions_are_what_decides_the_last_bits() -> None:
+    now = conditions(torch.device("cpu"), "fp32", "torch")
+    assert now == {
+        "device": "cpu",
+        "precision": "fp32",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def test_checkpoints_rest_between_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr("receiptbert.checkpoints.REST", 60)
+    checkpoints = Checkpoints(tmp_path / "stage", "x", seconds=10)
+    assert not checkpoints.due
+    now = 10.0
+    assert checkpoints.due
+
+    def take_a_second(*_: Any, **__: Any) -> bytes:
+        nonlocal now
+        now += 1.0
+        return b""
+
+    monkeypatch.setattr("receiptbert.checkpoints.save", take_a_second)
+    checkpoints.save(1, state(1))
+    now = 11.0 + 59.0
+    assert not checkpoints.due
+    now = 11.0 + 60.0
+    assert checkpoints.due

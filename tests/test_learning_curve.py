@@ -1,0 +1,113 @@
+"""learning_curve.py: its points, what is drawn of them, and how it goes on after it was cut off."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import common
+import learning_curve
+import quality
+from receiptbert.errors import UserError
+from tests.benchmark_runs import pretend_scores, run_benchmark
+
+
+def test_points_of_a_learning_curve_side_by_side(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretend(_corpus: Any, unlabelled: float, seed: int, *_: Any) -> dict[float, float]:
+        return {labels: unlabelled / 2 + labels / 10 + seed / 100 for labels in learning_curve.LABELS}
+
+    # A tenth of so few labels is too little for a linear model.
+    monkeypatch.setattr(quality.Contest, "svm", lambda *_: {"weighted_f1": 0.5})
+    monkeypatch.setattr(learning_curve, "bert_scores", pretend)
+    drawn = []
+    monkeypatch.setattr(learning_curve, "plot", lambda scores, *_: drawn.append(list(scores)))
+    options = ["--corpus", str(archive), "--seeds", "2", "--jobs", "3"]
+    first = run_benchmark("learning_curve", [*options, "--plot", "curve.svg"], tmp_path)
+    found = first["weighted_f1"]
+    assert list(found) == [
+        "linear SVM",
+        "linear SVM, words too",
+        "BERT, 100% of the unlabelled lines",
+        "BERT, 30% of the unlabelled lines",
+        "BERT, 10% of the unlabelled lines",
+        "BERT from scratch",
+    ]
+    assert [len(series) for series in drawn] == [2, 3, 4, 5, 6]  # as each is done
+    assert drawn[-1] == list(found)
+
+    # The SVMs alone, and the rest stays.
+    again = run_benchmark("learning_curve", [*options, "--seeds", "0"], tmp_path)
+    assert again["weighted_f1"] == found
+    assert "--seeds 0" in again["made"]["linear SVM"]["command"]
+    assert again["made"]["BERT from scratch"] == first["made"]["BERT from scratch"]
+    assert found["BERT, 30% of the unlabelled lines"]["0.1"] == pytest.approx([0.16, 0.17])
+    assert found["BERT from scratch"]["1.0"] == pytest.approx([0.1, 0.11])
+
+
+def test_a_learning_curve_of_less_than_no_seed_is_refused(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_benchmark("learning_curve", ["--corpus", str(archive), "--seeds", "-3"], tmp_path)
+    assert "error: --seeds cannot be negative; 0 scores the SVMs alone" in capsys.readouterr().err
+
+
+def test_a_learning_curve_that_fails_begins_nothing_more(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def fail(*_: Any) -> dict[float, float]:
+        begun.append(1)
+        if len(begun) > 1:
+            time.sleep(0.2)  # another one may have begun before it is called off
+        raise UserError("no room")
+
+    def slow_svm(*_: Any) -> dict[str, float]:
+        time.sleep(0.2)
+        return {"weighted_f1": 0.5}
+
+    monkeypatch.setattr(quality.Contest, "svm", slow_svm)  # six times, while the runs fail
+    monkeypatch.setattr(learning_curve, "bert_scores", fail)
+    with pytest.raises(UserError, match="no room"):
+        run_benchmark("learning_curve", ["--corpus", str(archive), "--seeds", "5"], tmp_path)
+    assert len(begun) < 4  # of twenty
+
+
+def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = common.read_archive(archive)
+    drawn = [learning_curve.draw(corpus, "train", share) for share in (0.1, 0.3)]
+    assert [(part["split"] == "train").sum() for part in drawn] == [30, 90]
+    assert set(drawn[0].index) < set(drawn[1].index)
+    assert (drawn[0]["split"] != "train").sum() == (corpus["split"] != "train").sum()
+
+    calls = []
+
+    def pretend(folder: Path, stages: Sequence[str], jobs: int) -> None:
+        splits = common.read_archive(folder / "corpus.zip")["split"]
+        calls.append((tuple(stages), (splits == "unsupervised").sum()))
+        assert jobs == 2
+        pretend_scores(folder, (splits == "train").mean())
+
+    monkeypatch.setattr(learning_curve, "run_stages", pretend)
+    f1 = learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2)
+    stages = [learning_curve.PRETRAINING, *[learning_curve.AFTER_LABELS] * 3]
+    assert calls == [(tuple(some), 90) for some in stages]
+    assert f1[1.0] > f1[0.3] > f1[0.1] > 0
+
+    (tmp_path / "0.3-0/scores.json").write_text(json.dumps({"1.0": 0.5, "0.3": 0.4}))  # cut off there
+    calls.clear()
+    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2) == {1.0: 0.5, 0.3: 0.4, 0.1: f1[0.1]}
+    assert calls == [(tuple(learning_curve.AFTER_LABELS), 90)]
+
+    figures = []
+    for name in ("one.svg", "other.svg"):
+        scores = {"BERT": {share: [value] for share, value in f1.items()}}
+        learning_curve.plot(scores, "tiny", tmp_path / name)
+        figures.append((tmp_path / name).read_bytes())
+    assert figures[0] == figures[1]

@@ -1,0 +1,147 @@
+"""quality.py: a table that grows seed by seed, each row with settings of its own."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import common
+import quality
+from receiptbert.params import load_params
+from tests.benchmark_runs import pretend_scores, run_benchmark
+from tests.conftest import ROOT
+
+
+def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:
+    options = ["--corpus", str(archive), "--seeds", "1", "--only"]
+    first = run_benchmark("quality", [*options, "majority"], tmp_path)
+    figures = run_benchmark("quality", [*options, "svm_char"], tmp_path)
+    assert figures["majority"] == first["majority"]
+    assert figures["svm_char"]["mean"] > figures["majority"]["mean"]
+    table = quality.Table(archive, tmp_path / "result.json")
+    assert table.runs("svm_char", quality.settings_digest("svm_char")) == figures["svm_char"]["runs"]
+    of_another_corpus = quality.Table(ROOT / "data/sample.zip", tmp_path / "result.json")
+    assert not of_another_corpus.runs("svm_char", quality.settings_digest("svm_char"))
+
+
+def test_quality_of_several_seeds_side_by_side(archive: Path, tmp_path: Path) -> None:
+    options = ["--corpus", str(archive), "--seeds", "3", "--jobs", "2", "--only", "majority,svm_word"]
+    figures = run_benchmark("quality", options, tmp_path)
+    assert [figures[name]["seeds"] for name in ("majority", "svm_word")] == [3, 3]
+
+
+def test_a_table_keeps_seeds_that_lack_none_before_them(archive: Path, tmp_path: Path) -> None:
+    table = quality.Table(archive, tmp_path / "result.json")
+    run = {"weighted_f1": 0.5, "macro_f1": 0.4}
+    table.write("svm_word", "settings", {1: run})
+    assert not (tmp_path / "result.json").exists()
+    table.write("svm_word", "settings", {0: run, 1: run, 3: run})
+    assert len(quality.Table(archive, tmp_path / "result.json").runs("svm_word", "settings")) == 2
+
+
+def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def pretend(folder: Path, stages: Sequence[str], _jobs: int) -> None:
+        params = load_params(folder / "params.yaml")
+        assert params.pretrain.seed == params.finetune.seed
+        assert params.finetune.epochs == 3
+        assert Path(params.data.archive) == archive
+        calls.append((stages[-1], params.finetune.seed, params.finetune.teachers, params.finetune.init))
+        pretend_scores(folder, 0.5)
+
+    monkeypatch.setattr(quality, "run_stages", pretend)
+    contest = quality.Contest(archive, common.read_archive(archive), ["finetune.epochs=3"])
+    for name, seed in (("default", 7), ("undistilled", 7), ("undistilled", 8), ("scratch", 8)):
+        run = contest.run(name, seed, tmp_path)
+    assert calls == [
+        ("pretrain", 7, 2, "pretrained"),
+        ("evaluate", 7, 2, "pretrained"),
+        ("evaluate", 7, 0, "pretrained"),
+        ("pretrain", 8, 0, "pretrained"),
+        ("evaluate", 8, 0, "pretrained"),
+        ("pretrain", 8, 0, "scratch"),
+        ("evaluate", 8, 0, "scratch"),
+    ]
+    assert run.pop("seconds") >= 0
+    assert run == {
+        "weighted_f1": 0.5,
+        "macro_f1": 0.4,
+        "calibration_error": 0.02,
+        "val_weighted_f1": 0.6,
+        "megabytes": 2,
+    }
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_after_a_seed_that_failed_no_other_begins(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str
+) -> None:
+    begun = []
+
+    def fail(_contest: Any, name: str, seed: int, _work: Path) -> dict[str, float]:
+        begun.append((name, seed))
+        time.sleep(0.1)
+        sys.exit("pretrain ended with exit code 1")
+
+    monkeypatch.setattr(quality.Contest, "run", fail)
+    options = ["--corpus", str(archive), "--seeds", "4", "--jobs", jobs, "--only", "scratch,default"]
+    with pytest.raises(SystemExit, match="exit code 1"):
+        run_benchmark("quality", options, tmp_path)
+    assert sorted(begun) == [("scratch", seed) for seed in range(int(jobs))]
+
+
+def test_a_summary_of_seeds() -> None:
+    runs = [{"weighted_f1": f1, "macro_f1": f1 / 2, "seconds": 3.0} for f1 in (0.5, 0.6, 0.7)]
+    row = quality.summary(runs)
+    assert row.pop("runs") == runs
+    assert row == pytest.approx(
+        {"mean": 0.6, "std": 0.1, "seeds": 3, "macro_f1": 0.3, "macro_std": 0.05, "seconds": 3}
+    )
+
+
+def test_a_digest_is_of_settings_and_not_of_how_they_are_written() -> None:
+    def digest(*overrides: str) -> str:
+        return quality.settings_digest("default", overrides)
+
+    assert digest("pretrain.lr=3e-5", "model.size=small") == digest("model.size=small", "pretrain.lr=0.00003")
+    assert digest("runtime.device=cuda", "data.archive=x.zip") == digest()
+    assert digest("pretrain.lr=3e-5") != digest()
+    assert digest("data.train_on_held_out_texts=true") != digest()
+    assert quality.settings_digest("svm_char", ["pretrain.lr=3e-5"]) == quality.settings_digest("svm_word")
+
+
+def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [{"weighted_f1": f1, "macro_f1": 0.5} for f1 in (0.5, 0.6)]
+    settings = quality.settings_digest("default")
+    table = quality.Table(archive, tmp_path / "result.json")
+    table.write("default", settings, dict(enumerate(runs)))
+    assert table.runs("default", settings) == runs
+    assert table.runs("undistilled", settings) == []
+    assert quality.settings_digest("undistilled") != settings
+    assert table.runs("default", quality.settings_digest("default", ["model.size=small"])) == []
+
+    monkeypatch.setattr(quality, "provenance", lambda: {"processor": "another", "commit": "1234567"})
+    table.write("default", settings, dict(enumerate([*runs, runs[0]])))
+    row = json.loads((tmp_path / "result.json").read_text())["default"]
+    assert row["seeds"] == 3
+    assert row["processor"].endswith("; another")  # the first two are of this one
+    assert row["commit"].endswith("; 1234567")
+
+
+def test_the_assignments_settings_are_those_of_the_readme() -> None:
+    line = next(
+        line for line in (ROOT / "README.md").read_text().splitlines() if "assignment's settings" in line
+    )
+    command = line.split("`")[1]
+    assert command == "dvc exp run " + " ".join(
+        f"-S {override}" for override in quality.OVERRIDES["assignment"]
+    )

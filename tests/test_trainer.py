@@ -1,0 +1,146 @@
+"""The loop of pretraining: what it computes in each precision, when it ends, what it learns and scores."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from receiptbert import Collator, PretrainDataset, WordpieceTokenizer
+from tests.small_trainings import pretrain_loader, pretrain_trainer
+
+Make = Callable[..., Any]
+
+
+def test_a_budget_of_steps_ends_the_training(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    loader = pretrain_loader(texts, tokenizer)
+    budget = len(loader) + 1  # into the second epoch
+    trainer = pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2)
+    trainer.train(loader, 9, max_steps=budget)
+    assert len(trainer.history) == budget
+    for steps in (budget, 1):  # as many were made, or more
+        trainer.train(loader, 1, max_steps=steps)
+        assert len(trainer.history) == budget
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, precision: str
+) -> None:
+    results = []
+    for active in (False, True):
+        model = pretrain_model(
+            input_dropout_prob=0.1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
+        )
+        model.checkpoint_activations(active)
+        computed: list[str] = []
+        model._backbone._layers[0].register_forward_pre_hook(lambda *_, log=computed: log.append("layer"))
+        trainer = pretrain_trainer(model, tokenizer, max_grad_norm=1.0, precision=precision)
+        loader = pretrain_loader(texts, tokenizer)
+        torch.manual_seed(1)
+        trainer.train(loader, 1)
+        assert len(computed) == len(loader) * (2 if active else 1)
+        scores = trainer.evaluate(loader)  # which keeps no activations anyway
+        assert len(computed) == len(loader) * (3 if active else 2)
+        results.append((trainer.history, scores, [p.tolist() for p in model.parameters()]))
+    assert results[0] == results[1]
+
+
+def test_mixed_precision_trains_like_fp32(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        trainer = pretrain_trainer(pretrain_model(), tokenizer, precision=precision)
+        torch.manual_seed(1)
+        trainer.train(pretrain_loader(texts, tokenizer), 2)
+        losses[precision] = [record["MLM"] for record in trainer.history]
+        assert all(parameter.dtype == torch.float32 for parameter in trainer._model.parameters())
+    for precision in ("bf16", "fp16"):
+        assert losses[precision] != losses["fp32"]
+        np.testing.assert_allclose(losses[precision], losses["fp32"], rtol=0.02)
+
+
+def test_in_bf16_few_numbers_of_targets_are_computed(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each new one would be compiled; the rows that are too many change no loss."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    losses = []
+    for precision, multiple in (("fp32", 16), ("bf16", 16), ("bf16", 1)):
+        monkeypatch.setattr("receiptbert.trainer.ROWS_MULTIPLE", multiple)
+        model = pretrain_model()
+        given = rows[precision, multiple] = []
+        count = partial(lambda given, _, inputs: given.append(len(inputs[0])), given)
+        model._mlm_head._dense.register_forward_pre_hook(count)
+        trainer = pretrain_trainer(model, tokenizer, precision=precision)
+        torch.manual_seed(1)
+        trainer.train(pretrain_loader(texts, tokenizer), 1)
+        losses.append([record["MLM"] for record in trainer.history])
+    exact = rows["fp32", 16]
+    assert rows["bf16", 1] == exact
+    assert rows["bf16", 16] == [-(-number // 16) * 16 for number in exact] != exact
+    assert losses[1] != losses[0]
+    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-3)
+
+
+def test_pretraining_learns(texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make) -> None:
+    model = pretrain_model()
+    loader = pretrain_loader(texts, tokenizer)
+    trainer = pretrain_trainer(model, tokenizer, steps=60 * len(loader))
+    torch.manual_seed(0)
+    before = trainer.evaluate(loader)
+    trainer.train(loader, 60)
+    after = trainer.evaluate(loader)
+    assert before["mlm_loss"] == pytest.approx(math.log(tokenizer.vocab_size), abs=0.5)
+    assert after["mlm_loss"] < before["mlm_loss"] - 0.5
+
+
+def test_tokens_seen_are_counted_without_padding(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    trainer = pretrain_trainer(pretrain_model(), tokenizer)
+    trainer.train(pretrain_loader(texts, tokenizer), 2)
+    lengths = [len(tokenizer(text)) for text in texts]
+    assert trainer.tokens_seen == 2 * sum(min(length, 12) + 2 for length in lengths if length >= 3)
+
+
+@pytest.mark.parametrize("permute_prob", [0.0, 1.0])
+def test_accuracy_of_sentence_order(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, permute_prob: float
+) -> None:
+    model = pretrain_model()
+    with torch.no_grad():  # "swapped" is all that it says
+        model._classifier_head._output.weight.zero_()
+        model._classifier_head._output.bias.fill_(5)
+    dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12, permute_prob=permute_prob)
+    loader = DataLoader(dataset, 40, collate_fn=Collator(tokenizer))
+    assert pretrain_trainer(model, tokenizer).evaluate(loader)["sop_accuracy"] == permute_prob
+
+
+def test_scores_of_pretraining_are_means_over_targets_and_texts_without_dropout(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    torch.manual_seed(0)
+    dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12)
+    collate = Collator(tokenizer, mask_prob=0.5)
+    few, many = (collate(dataset.__getitems__(range(count))) for count in (3, 50))
+    trainer = pretrain_trainer(pretrain_model(hidden_dropout_prob=0.5), tokenizer)
+    both, of_few, of_many = (trainer.evaluate(batches) for batches in ([few, many], [few], [many]))
+    assert both == trainer.evaluate([few, many])
+    weights = {
+        "mlm_loss": [int((labels != -100).sum()) for _, _, labels, _ in (few, many)],
+        "sop_accuracy": [3, 50],
+    }
+    for name, by in weights.items():
+        assert both[name] == pytest.approx(np.average([of_few[name], of_many[name]], weights=by))
+        assert of_few[name] != of_many[name]
