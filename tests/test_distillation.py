@@ -1,6 +1,7 @@
 """The pool that the final model is trained on, and training on probabilities."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn
-from receiptbert.distillation import distillation_pool, draw_unlabelled, teacher_seed
-from receiptbert.labelled import TrainingSet
+from receiptbert.distillation import distillation_pool, read_teaching_texts, teacher_seed
+from receiptbert.labelled import Labelled, TrainingSet
+from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
 from tests.small_trainings import finetune_parts, labelled
 
@@ -39,14 +41,19 @@ def test_the_pool_holds_all_texts_each_with_its_own_target() -> None:
     assert (pool.targets[10:] == probabilities).all()
 
 
-def test_no_more_unlabelled_texts_are_drawn_than_there_is_time_for() -> None:
-    texts = [str(i) for i in range(1000)]
-    drawn = draw_unlabelled(texts, training_set(10, 12), seed=0)
-    assert len(drawn) == len(set(drawn)) == 2 * 10 * 12
-    assert set(drawn) <= set(texts)
-    assert drawn == draw_unlabelled(texts, training_set(10, 12), seed=0)
-    assert drawn != draw_unlabelled(texts, training_set(10, 12), seed=1)
-    assert sorted(draw_unlabelled(texts, training_set(50, 12), seed=0)) == sorted(texts)
+@pytest.mark.parametrize(("epochs", "number"), [(12, 2 * 10 * 12), (60, 1000)])
+def test_no_more_unlabelled_texts_are_drawn_than_there_is_time_for(
+    tokenizer: WordpieceTokenizer, tmp_path: Path, epochs: int, number: int
+) -> None:
+    texts = {"train": ["чай"] * 10, "val": ["сыр"], "unsupervised": [f"мёд {i}" for i in range(1000)]}
+    for split, of_split in texts.items():
+        save_texts(tmp_path, split, of_split)
+    val = Labelled(store(1, 1), np.zeros(1, np.int64))
+    teaching = read_teaching_texts(tmp_path, training_set(10, epochs), val, tokenizer, seed=0)
+    assert (teaching.train, teaching.val) == (texts["train"], texts["val"])
+    assert len(set(teaching.unlabelled)) == len(teaching.unlabelled) == number
+    ids = [teaching.unlabelled_ids[i].tolist() for i in range(number)]
+    assert ids == [tokenizer(text) for text in teaching.unlabelled]
 
 
 def test_neighbouring_seeds_share_no_teacher() -> None:

@@ -10,7 +10,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from receiptbert import WordpieceTokenizer
 from receiptbert.errors import UserError
-from receiptbert.split_texts import load_texts, save_texts
 from receiptbert.token_store import TokenStore
 
 
@@ -159,12 +158,6 @@ def test_a_saved_store_loads_equal_and_equal_stores_are_equal_bytes(rows: list[l
 def test_a_store_without_labels_has_none(tmp_path: Path) -> None:
     store_of([[1], [2, 3]]).save(tmp_path / "s")
     assert TokenStore.load(tmp_path / "s").labels is None
-
-
-def test_texts_come_back_as_they_are(tmp_path: Path) -> None:
-    texts = ["", "чай", 'a "b"\\', "две\r\nстроки\r", "\u2028\x85\x1c", "[1]"]
-    save_texts(tmp_path, "train", texts)
-    assert load_texts(tmp_path, "train") == texts
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:

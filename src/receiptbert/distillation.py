@@ -19,7 +19,7 @@ from receiptbert.labelled import UNLABELLED_PER_LABEL, Labelled, TrainingSet
 from receiptbert.linear_teacher import LinearTeacher, Probabilities
 from receiptbert.metrics import f1
 from receiptbert.progress import say
-from receiptbert.split_texts import load_texts
+from receiptbert.split_texts import draw_texts, load_texts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -43,7 +43,9 @@ def read_teaching_texts(
     Raises:
         UserError: their files cannot be read, or differ in the number of texts from ``train`` and ``val``.
     """
-    unlabelled = draw_unlabelled(load_texts(tokenized, UNSUPERVISED), train, seed)
+    # As many as training has time for, each once.
+    number = UNLABELLED_PER_LABEL * train.num_labelled * train.epochs
+    unlabelled = draw_texts(tokenized, UNSUPERVISED, number, seed)
     return TeachingTexts(
         load_texts(tokenized, TRAIN, len(train.texts)),
         load_texts(tokenized, VAL, len(val.texts)),
@@ -104,12 +106,6 @@ def teacher_seed(seed: int, number: int) -> int:
     """The seed of teacher ``number`` of the student with ``seed``: far from it, so that neighbouring seeds,
     common in runs to be compared, share no teacher."""
     return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
-
-
-def draw_unlabelled(texts: Sequence[str], labelled: TrainingSet, seed: int) -> list[str]:
-    """As many of ``texts``, chosen at random, as training on ``labelled`` has time for, or all of them."""
-    order = np.random.default_rng(seed).permutation(len(texts))
-    return [texts[i] for i in order[: UNLABELLED_PER_LABEL * labelled.num_labelled * labelled.epochs]]
 
 
 def distillation_pool(

@@ -4,8 +4,11 @@ The token ids of the unsupervised texts are in another order, by length.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
+
+import numpy as np
 
 from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.files import whole
@@ -29,19 +32,43 @@ def load_texts(tokenized: Path, split: str, count: int | None = None) -> list[st
         UserError: there is no such file, it is damaged, or it has a different number of texts.
     """
     path = tokenized / f"{split}.jsonl"
-    texts: list[str] = []
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for line in file:
-                texts.append(json.loads(line))
-                if not isinstance(texts[-1], str):
-                    raise ValueError("no text")
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged (after {len(texts)} lines: {error}); {PRETOKENIZE_AGAIN}"
-        ) from None
+    texts = list(_read(path))
     if count is not None and len(texts) != count:
         raise UserError(f"{path} has {len(texts):,} texts, but {count:,} are tokenized; {PRETOKENIZE_AGAIN}")
     return texts
+
+
+def draw_texts(tokenized: Path, split: str, number: int, seed: int) -> list[str]:
+    """``number`` of the texts of a split, or all if there are fewer, chosen at random and in random order.
+
+    Only these are held in memory.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    path = tokenized / f"{split}.jsonl"
+    total = sum(1 for _ in _lines(path))
+    drawn = np.random.default_rng(seed).permutation(total)[:number]
+    is_drawn = np.zeros(total, dtype=bool)
+    is_drawn[drawn] = True
+    texts = list(compress(_read(path), is_drawn))  # in the order of the file
+    return [texts[place] for place in np.argsort(np.argsort(drawn))]
+
+
+def _read(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            text = json.loads(line.decode())
+            if not isinstance(text, str):
+                raise ValueError("no text")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is damaged (line {number}: {error}); {PRETOKENIZE_AGAIN}") from None
+        yield text
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
