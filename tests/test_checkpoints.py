@@ -1,15 +1,17 @@
 """The files that a training goes on from: whole or not there, and found by the same training alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from receiptbert.checkpoints import Checkpoints, State, _code, conditions, training_fingerprint
 from receiptbert.errors import UserError
-from tests.conftest import ROOT
+from receiptbert.params import load_params
+from tests.conftest import ROOT, STAGES, Cut, run_here
 
 
 def state(value: float) -> State:
@@ -90,6 +92,17 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_what_a_killed_write_left_is_removed(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    left = tmp_path / "stage/a/step-000000001-0123456789abcdef.safetensors.part"
+    left.parent.mkdir()
+    left.write_text("half")
+    checkpoints.save(2, state(2))
+    assert not left.exists()
+    left.write_text("half")
+    checkpoints.remove()
+    assert not left.parent.exists()
+
+
 @pytest.mark.parametrize("kind", ["inputs", "code"])
 def test_with_other_inputs_or_other_code_there_is_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -140,12 +153,33 @@ def test_only_the_same_parameters_inputs_and_names_resume(
     (tmp_path / "in/a.txt").write_text("a")
     (tmp_path / "in/a.txt").rename(tmp_path / "in/b.txt")
     assert training_fingerprint(["x"], [tmp_path / "in"]) != first
+    (tmp_path / "in/b.txt").rename(tmp_path / "in/a.txt")
+    (tmp_path / "in/deeper").mkdir()
+    (tmp_path / "in/deeper/c.txt").write_text("c")
+    assert training_fingerprint(["x"], [tmp_path / "in"]) != first
 
     with Checkpoints(tmp_path / "stage", "x", 60) as one:
         one.save(1, state(1))
     with Checkpoints(tmp_path / "stage", "y", 60) as other:
         assert other.load() is None
     assert "1 other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_checkpoints_depend_on_what_their_stage_depends_on(
+    tiny_project: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def compare(parameters: Sequence[object], inputs: Iterable[Path]) -> str:
+        spec = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+        params = load_params(Path("params.yaml"))
+        sections = [name for name in spec["params"] if "." not in name]
+        assert list(parameters) == [getattr(params, section) for section in sections]
+        assert sorted(map(str, inputs)) == sorted(dep for dep in spec["deps"] if not dep.startswith("src/"))
+        raise Cut
+
+    monkeypatch.setattr(f"{stage}.training_fingerprint", compare)
+    with pytest.raises(Cut):
+        run_here(STAGES[stage], tiny_project)
 
 
 def test_conditions_are_what_decides_the_last_bits() -> None:
@@ -156,15 +190,20 @@ def test_conditions_are_what_decides_the_last_bits() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    assert conditions(torch.device("cpu"), "bf16", "torch").keys() == now.keys()
+    assert conditions(torch.device("cpu"), "fp16", "torch")["amp_backend"] == "torch"
 
 
 def test_checkpoints_rest_between_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     monkeypatch.setattr("receiptbert.checkpoints.REST", 60)
-    checkpoints = Checkpoints(tmp_path / "stage", "x", seconds=10)
-    assert not checkpoints.due
+    checkpoints = Checkpoints(tmp_path, "x", seconds=10)
+    now = 5.0
+    checkpoints.load()  # here the training begins
     now = 10.0
+    assert not checkpoints.due
+    now = 15.0
     assert checkpoints.due
 
     def take_a_second(*_: Any, **__: Any) -> bytes:
@@ -174,7 +213,7 @@ def test_checkpoints_rest_between_writes(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("receiptbert.checkpoints.save", take_a_second)
     checkpoints.save(1, state(1))
-    now = 11.0 + 59.0
+    now = 16.0 + 59.0
     assert not checkpoints.due
-    now = 11.0 + 60.0
+    now = 16.0 + 60.0
     assert checkpoints.due

@@ -1,6 +1,7 @@
 """The classifier agrees with transformers, with itself, and with what its documentation says."""
 
 import json
+import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,6 +64,14 @@ def test_runners_up_follow_in_order(classifier: Classifier, texts: list[str]) ->
     assert classifier(texts[:1])[0].runners_up == ()
 
 
+def test_confidences_do_not_depend_on_how_many_are_asked_for(
+    classifier: Classifier, texts: list[str]
+) -> None:
+    one, two, all_three = (classifier(texts, top_k=number) for number in (1, 2, 3))
+    assert [answer[:3] for answer in one] == [answer[:3] for answer in all_three]
+    assert [answer.runners_up for answer in two] == [answer.runners_up[:1] for answer in all_three]
+
+
 def test_order_and_repeats_are_kept(classifier: Classifier, texts: list[str]) -> None:
     expected = {text: classifier([text])[0] for text in texts[:20]}
     lines = [*texts[:20], *reversed(texts[:20])]
@@ -119,11 +128,21 @@ def test_batch_size_and_precision_are_used(
     checkpoint: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = Classifier.from_pretrained(checkpoint)(texts)
-    small = Classifier.from_pretrained(checkpoint, batch_size=3)(texts)
+    in_threes, sizes = Classifier.from_pretrained(checkpoint, batch_size=3), []
+    forward = in_threes._model.forward
+    monkeypatch.setattr(
+        in_threes._model, "forward", lambda ids, mask: (sizes.append(len(ids)), forward(ids, mask))[1]
+    )
+    small = in_threes(texts)
     assert [answer.label for answer in small] == [answer.label for answer in expected]
+    assert len(sizes) == math.ceil(len(set(texts)) / 3)
     monkeypatch.setattr("receiptbert.precision.has_bf16", lambda _: True)
-    rounded = Classifier.from_pretrained(checkpoint, precision="bf16")(texts)
+    in_bf16 = Classifier.from_pretrained(checkpoint, precision="bf16")
+    rounded = in_bf16(texts)
     assert rounded != expected
+    for answer in in_bf16(texts, top_k=3):  # only the products are in bf16
+        total = answer.confidence + sum(other.confidence for other in answer.runners_up)
+        assert total == pytest.approx(1, abs=1e-6)
     assert [a.confidence for a in rounded] == pytest.approx([a.confidence for a in expected], abs=0.1)
 
 

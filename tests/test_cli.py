@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from receiptbert import Classifier, cli
+from receiptbert.classifier import Prediction
 from receiptbert.errors import UserError
 from receiptbert.failures import explain
 from receiptbert.onednn import KEPT_SHAPES
+from receiptbert.predicting import answer_columns
 from tests.conftest import ROOT
 from tests.predict_runs import Run, files, give_stdin, read, write
 
@@ -48,6 +50,23 @@ def test_the_code_of_few_shapes_is_kept(run: Run, monkeypatch: pytest.MonkeyPatc
     assert os.environ[KEPT_SHAPES] == "16"
 
 
+def test_what_is_shown_as_sure_enough_is_sure_enough() -> None:
+    assert answer_columns([Prediction("7", "Чай", 0.69996)], 1, 0.7) == [["7"], ["Чай"], [0.7]]
+
+
+def test_options_reach_the_classifier(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, given = Classifier.from_pretrained, []
+
+    def note(model: str, *options: Any) -> Classifier:
+        given.append(options)
+        return make(model, *options)
+
+    monkeypatch.setattr(Classifier, "from_pretrained", note)
+    write("in.csv", ["чай"])
+    run("in.csv", "--precision", "auto", "--batch-size", "3", "-o", "out.csv")
+    assert given == [("cpu", "auto", 3)]
+
+
 def test_doubtful_lines_are_left_to_a_person(
     run: Run, texts: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,10 +99,10 @@ def test_shards_are_the_whole(
     run("in.csv", "-o", f"in.{ending}", "--column", "text")
     run(f"in.{ending}", "-o", "whole.csv")
     parts: list[dict[str, str]] = []
-    for number in (1, 2, 3):
+    for number, rows in ((1, 6), (2, 7), (3, 7)):
         run(f"in.{ending}", "--shard", f"{number}/3", "-o", "part.csv")
         part = read("part.csv")
-        assert 6 <= len(part) <= 7
+        assert len(part) == rows
         parts += part
     assert parts == read("whole.csv")
 

@@ -63,6 +63,18 @@ def test_a_header_on_stdin_may_be_a_line(run: Run, monkeypatch: pytest.MonkeyPat
     assert [row["text"] for row in read("out.csv")] == ["text", "чай"]
 
 
+def test_extensions_may_be_in_capitals(run: Run) -> None:
+    write("IN.CSV", ["чай"])
+    run("IN.CSV", "-o", "OUT.TSV")
+    assert [row["text"] for row in read("OUT.TSV", "\t")] == ["чай"]
+
+
+def test_plain_lines_keep_their_spaces(run: Run) -> None:
+    Path("in.txt").write_bytes(" чай \t\r\nсыр\n".encode())
+    run("in.txt", "-o", "out.csv")
+    assert [row["text"] for row in read("out.csv")] == [" чай \t", "сыр"]
+
+
 def test_stdout_and_its_format(
     run: Run, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,10 +104,12 @@ def test_all_columns_are_kept(run: Run) -> None:
 def test_types_of_parquet_are_kept(run: Run) -> None:
     day = pa.array([10**18 + 1, None], pa.timestamp("ns"))  # no Python datetime holds that nanosecond
     table = pa.table({"id": [1, None], "text": ["а б", None], "day": day, "tags": [["x"], []]})
+    table = table.replace_schema_metadata({"made by": "us"})
     parquet.write_table(table, "in.parquet")
     run("in.parquet", "-o", "out.parquet")
     written = parquet.read_table("out.parquet")
     assert written.select(table.column_names) == table
+    assert written.schema.metadata == table.schema.metadata
     assert [written[name].type for name in ("label", "category", "confidence")] == [
         pa.string(),
         pa.string(),

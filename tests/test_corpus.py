@@ -29,6 +29,11 @@ def test_reads_texts_that_look_like_missing_values(tmp_path: Path) -> None:
     assert corpus["text"].tolist()[-3:] == ["NA", "null", ""]
 
 
+def test_reads_the_longest_text_that_is_allowed(tmp_path: Path) -> None:
+    corpus = read_corpus(corpus_file(tmp_path, GOOD.replace("kvass", "x" * 10_000)))
+    assert corpus["text"].iloc[-1] == "x" * 10_000
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -36,6 +41,7 @@ def test_reads_texts_that_look_like_missing_values(tmp_path: Path) -> None:
         pytest.param(GOOD.replace("\n", "\r\n"), id="Windows line ends"),
         pytest.param(GOOD.replace("1,", "1.0,").replace("2,", "2.00,"), id="labels of a column with gaps"),
         pytest.param(GOOD.replace("1,", " 1 ,"), id="spaces around labels"),
+        pytest.param(GOOD.replace("train", " train "), id="spaces around splits"),
         pytest.param(GOOD.replace("kvass,,", "kvass,nan,"), id="a label where there is none"),
         pytest.param(
             "\n".join(f"{line},x{i}" for i, line in enumerate(GOOD.splitlines())), id="a column more"
@@ -77,6 +83,7 @@ def test_names_are_distinct_and_fall_back_to_labels(tmp_path: Path) -> None:
         "A (1) (3)",
     ]
     assert label_names(["1", "2", "3", "4"], categories) == ["Tea (1)", "Tea (2)", "Soap", "4"]
+    assert label_names(["1", "2"], {"1": "", "2": "Tea"}) == ["1", "Tea"]
     assert read_categories(tmp_path / "none.csv") == {}
 
 

@@ -27,6 +27,12 @@ WARNINGS: list[tuple[str, str, str]] = [
         "(data.train_on_held_out_texts=true keeps them)",
     ),
     (
+        "a test text in a tenth of train",
+        "soap,1,train\n" + "".join(f"bread {i},2,train\n" for i in range(7)),
+        "rows left out because their text is held out in val or test: 1 train, 0 val, 0 unsupervised "
+        "(data.train_on_held_out_texts=true keeps them)",
+    ),
+    (
         "several labels of a text",
         "milk,2,train\n",
         "texts with several labels, at most one of which can be right: 1",
@@ -107,7 +113,12 @@ def test_labels_that_differ_in_spelling_alone_are_told(
         "unzip: warning: labels 'СЫР' and 'Сыр' are two classes, but differ only in case, spaces or accents"
     )
     content = "text,label,split\na,Tea,train\nb,Сыр,train\nc,Soap,val\nd,СЫР,test\ne,,unsupervised\n"
-    for more, expected in (("", told), ("f,сыр ,test\n", f"{told}; so do 1 more")):
+    more_of_it, another = "f,сыр ,test\n", "g,чай,test\nh,ЧАЙ,test\n"
+    for more, expected in (
+        ("", told),
+        (more_of_it, f"{told}; so do 1 more"),
+        (more_of_it + another, f"{told}; so do 3 more"),
+    ):
         make_zip(bare_project / "in.zip", {"data.csv": content + more})
         run_here(STAGES["unzip"], bare_project)
         assert expected in capsys.readouterr().err.splitlines()

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -56,6 +58,14 @@ def test_fp16_is_computed_in_full() -> None:
     loss, gradient, expected, expected_gradient = in_half_precision(torch.float16)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_small_probabilities_have_gradients_in_fp16() -> None:
+    """They would be 0 in fp16, but not after the scaling of the loss."""
+    logits = torch.tensor([[19.0, 0.0]], dtype=torch.float16, requires_grad=True)
+    loss = 2**16 * cross_entropy_in_place(logits.clone(), torch.tensor([0]), IGNORED)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[0, 1].item() == pytest.approx(2**16 * math.exp(-19), rel=1e-3)
 
 
 def test_bf16_rounds_the_loss_and_the_gradient() -> None:

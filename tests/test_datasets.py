@@ -51,6 +51,10 @@ def test_a_batch_is_its_texts_padded(texts: list[str], tokenizer: WordpieceToken
         assert batch.token_type_ids[row, length:].sum() == 0
 
 
+def test_a_text_without_tokens_is_left_out(tokenizer: WordpieceTokenizer) -> None:
+    assert len(PretrainDataset(["", "а", " "], tokenizer, minlen=0, maxlen=100)) == 1
+
+
 def test_order_cannot_be_told_from_the_lengths_of_the_halves(tokenizer: WordpieceTokenizer) -> None:
     """Of an odd text, a fixed rule for the odd token would give the label away."""
     torch.manual_seed(0)
@@ -218,3 +222,15 @@ def test_an_index_counts_from_either_end_and_not_beyond(
 def test_nothing_is_cut_where_no_length_is_given(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
     dataset = InferenceDataset(texts, None, tokenizer)
     assert [len(ids) for ids in dataset] == [len(tokenizer(text)) + 2 for text in texts]
+
+
+@pytest.mark.parametrize("unlabelled", [0, 30])
+def test_batches_are_those_of_the_seed(unlabelled: int) -> None:
+    lengths = torch.arange(60) % 7
+
+    def batches(seed: int) -> list[list[int]]:
+        if unlabelled:
+            return list(MixtureBatchSampler(lengths, 60 - unlabelled, 10, 8, seed))
+        return list(LengthGroupedBatchSampler(lengths, 8, seed))
+
+    assert batches(1) == batches(1) != batches(0)

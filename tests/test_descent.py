@@ -105,6 +105,23 @@ def test_gradients_are_clipped_and_their_norm_logged(
     assert all(record["grad_norm"] > 1e-3 for record in trainer.history)
 
 
+def test_without_a_limit_gradients_stay_as_they_are(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = pretrain_trainer(pretrain_model(), tokenizer)
+    backward = trainer._backward
+    monkeypatch.setattr(trainer, "_backward", lambda loss: backward(1000 * loss))
+    norms = []
+    step = trainer._optimizer.step
+    trainer._optimizer.step = lambda: (  # type: ignore[method-assign]
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in trainer._model.parameters()]).item()),
+        step(),
+    )
+    trainer.train(pretrain_loader(texts, tokenizer), 1)
+    assert norms == pytest.approx([record["grad_norm"] for record in trainer.history])
+    assert min(norms) > 10
+
+
 @pytest.mark.parametrize("left", [0, 1])
 def test_the_history_is_whole_however_late_the_device_sends_it(
     texts: list[str],

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 import finetune
 import pipeline
-from receiptbert import WordpieceTokenizer, distillation
+from receiptbert import BertFinetuneModel, WordpieceTokenizer, distillation
 from receiptbert.calibration import fit_temperature
 from receiptbert.corpus_facts import Classes
 from receiptbert.descent import Descent
 from receiptbert.distillation import teacher_seed
+from receiptbert.finetuning import Finetuning
 from receiptbert.hf_format import load_classifier, save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import TrainingSet, training_set
@@ -25,6 +26,7 @@ from receiptbert.linear_teacher import LinearTeacher
 from receiptbert.params import load_params
 from receiptbert.partial_embedding import tokens_in
 from receiptbert.plan import Plan
+from receiptbert.sampling import MixtureBatchSampler
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, Cut, logged, with_value
@@ -145,6 +147,25 @@ def test_each_unsupervised_text_has_the_answer_of_both_kinds_of_teachers(
     assert bert > 0.6
     np.testing.assert_allclose(totals, 1, rtol=1e-5)
     np.testing.assert_allclose(halves, 0.5, rtol=1e-5)
+
+
+def test_each_model_has_a_seed_of_its_own(
+    run: Callable[..., dict[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, of_weights, of_batches = Finetuning._make_model, [], []
+
+    def make_model(finetuning: Finetuning, seed: int) -> BertFinetuneModel:
+        of_weights.append(seed)
+        return make(finetuning, seed)
+
+    def make_batches(*arguments: Any) -> MixtureBatchSampler:
+        of_batches.append(arguments[-1])
+        return MixtureBatchSampler(*arguments)
+
+    monkeypatch.setattr(Finetuning, "_make_model", make_model)
+    monkeypatch.setattr("receiptbert.finetuning.MixtureBatchSampler", make_batches)
+    run(teachers="2", epochs="1", seed="5")
+    assert of_weights == of_batches == [teacher_seed(5, 1), teacher_seed(5, 2), 5]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from receiptbert import FinetuneDataset, FinetuneTrainer, InferenceDataset, WordpieceTokenizer, make_scorer
 from receiptbert.flat_texts import padding_mask
-from receiptbert.inference import inference_loader
+from receiptbert.inference import inference_loader, predict_logits
+from receiptbert.metrics import f1
 from tests.small_trainings import finetune_parts, labelled
 
 Make = Callable[..., Any]
@@ -42,6 +43,16 @@ def test_finetuning_learns(texts: list[str], tokenizer: WordpieceTokenizer, fine
     trainer.train(loaders, 8, scorer)
     assert name == "f1"
     assert scorer(trainer)[1] > max(before, 0.9)
+
+
+def test_the_score_is_the_weighted_f1(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    trainer, _ = finetune_parts(texts, tokenizer, finetune_model())
+    lines, targets = labelled(texts)
+    _, score = make_scorer(lines, targets, tokenizer, 12)(trainer)
+    predicted = trainer.predict(inference_loader(lines, tokenizer, 12))
+    assert score == f1(targets, predicted, "weighted") != f1(targets, predicted, "macro")
 
 
 def test_the_best_epoch_is_kept(
@@ -89,6 +100,17 @@ def test_without_a_scorer_the_last_epoch_stays(
     trainer.train(loaders, 2)
     assert trainer.best_epoch == 2
     assert list(trainer.epochs[-1]) == ["epoch", "train_loss", "eval_loss"]
+
+
+def test_predictions_are_made_without_dropout(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    model, loader = finetune_model(hidden_dropout_prob=0.5), inference_loader(texts, tokenizer, 12)
+    logits = [
+        predict_logits(model.train(training), loader, tokenizer.pad_token_id, torch.device("cpu"))
+        for training in (True, False)
+    ]
+    assert (logits[0] == logits[1]).all()
 
 
 def test_labels_are_smoothed_in_training_alone(

@@ -34,6 +34,10 @@ def test_the_linear_teacher_is_as_sure_as_val_lets_it_be() -> None:
     unsure = LinearTeacher(lines(train), np.array(train), lines([0, 2, 3] * 4), np.array(wrong), 4)
     assert unsure._inverse_temperature == min(INVERSE_TEMPERATURES)
     assert teacher([0, 2, 3])._inverse_temperature == max(INVERSE_TEMPERATURES)
+    right = [0, 2, 3] * 4
+    sure = LinearTeacher(lines(train), np.array(train), lines(right), np.array(right), 4)
+    odds = [np.log(of.probabilities(["сыр"])[0, [3, 0]]) @ [1, -1] for of in (sure, unsure)]
+    assert odds[0] / odds[1] == pytest.approx(max(INVERSE_TEMPERATURES) / min(INVERSE_TEMPERATURES), rel=1e-3)
     # A class of val that train lacks tells nothing, and a val of such classes alone is no error.
     unseen = LinearTeacher(lines(train), np.array(train), lines([0, 2]), np.array([1, 1]), 4)
     np.testing.assert_allclose(unseen.probabilities(["сыр"]).sum(), 1, rtol=1e-5)

@@ -11,6 +11,7 @@ from scipy.special import softmax
 
 from receiptbert.corpus import SPLITS
 from receiptbert.evaluation import Evaluation
+from receiptbert.metrics import f1
 from receiptbert.model_card import count_parameters, model_card
 
 Make = Callable[..., Any]
@@ -120,6 +121,12 @@ def test_plots_are_drawn_of_the_answers() -> None:
     assert before == after
     assert [row[1:] for row in tables["reliability"] if row[0] == "before"] == before
     assert [row[1:] for row in tables["reliability"] if row[0] == "after"] != before
+
+
+def test_scores_are_those_of_the_answers() -> None:
+    found = evaluation()
+    weighted = f1(found.true, found.predicted, "weighted")
+    assert found.scores["weighted_f1"] == weighted != f1(found.predicted, found.true, "weighted")
 
 
 def test_coverage_is_told_at_the_temperature() -> None:

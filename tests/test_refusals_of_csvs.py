@@ -96,6 +96,7 @@ CSVS: list[tuple[str, str | bytes, str]] = [
         ": a name in its header is longer than 131,072 characters, or its quote does not close; the header …",
     ),
     ("an open quote", CSV + '"tea,1,train\n', f", row 7: {QUOTE}"),
+    ("a text that goes on after its quote", CSV.replace("milk", '"milk" 3%'), f", row 2: {QUOTE}"),
     ("an open quote far up", CSV.replace("milk", '"milk') + "tea,1,train\n" * 99, f", row 2: {QUOTE}"),
     ("a quote that swallows rows", CSV.replace("milk", '"milk').replace("tea", 'tea"'), f", row 2: {QUOTE}"),
     ("the same, without a last line end", 'text,label,split\n"a,1,train\nb",2,train', f", row 2: {QUOTE}"),
@@ -140,6 +141,16 @@ CSVS: list[tuple[str, str | bytes, str]] = [
         "fractional labels",
         CSV + "a,1.5,train\n",
         ", row 7, column label: '1.5' is a fraction; make labels whole …",
+    ),
+    (
+        "fractions without a whole part",
+        CSV + "milk,.5,train\n",
+        ", row 7, column label: '.5' is a fraction; make labels …",
+    ),
+    (
+        "fractions with an exponent",
+        CSV + "milk,1.5e-3,train\n",
+        ", row 7, column label: '1.5e-3' is a fraction; make labels …",
     ),
     (
         "fractions, of Excel",

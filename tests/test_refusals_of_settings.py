@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from receiptbert import load_weights
+from receiptbert.corpus_facts import Classes
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, STAGES, contents, matches, refusal, run_here, set_params
@@ -216,7 +217,9 @@ def classes_added(folder: Path) -> None:
     path = folder / "data/tokenized/test.safetensors"
     store = TokenStore.load(path)
     assert store.labels is not None
-    dataclasses.replace(store, labels=store.labels + 1000).save(path)
+    labels = store.labels.copy()
+    labels[0] = len(Classes.load(folder / "data/tokenized/classes.json").names)  # one class more
+    dataclasses.replace(store, labels=labels).save(path)
 
 
 def texts_of_teachers(split: str, replaced: str | None) -> Callable[[Path], None]:

@@ -82,6 +82,8 @@ def test_scores_by_hand() -> None:
     assert result["accuracy"] == pytest.approx(0.5)
     assert result["majority_weighted_f1"] == pytest.approx(0.5 * 2 * 3 / 9)
     assert result["rows"] == 6
+    # The most frequent class of train need not be that of the rows scored.
+    assert scores(TRUE, PREDICTED, majority=1)["majority_weighted_f1"] == pytest.approx(1 / 3 * 2 * 2 / 8)
 
 
 def test_intervals_come_from_the_confusion_matrix() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from receiptbert import WordpieceTokenizer, make_scorer
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.errors import Interrupted, UserError
+from receiptbert.history import History
 from tests.conftest import Cut, overflow
 from tests.small_trainings import finetune_parts, labelled, pretrain_loader, pretrain_trainer
 
@@ -182,7 +184,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step(
 ) -> None:
     whole = run_finetune()
     before = signal.getsignal(number)
-    for where, step in (("before_step", 2), ("before_score", 10)):
+    for where, step in (("before_step", 0), ("before_step", 2), ("before_score", 10), ("before_step", 10)):
         with pytest.raises(Interrupted) as caught:
             run_finetune(**{where: at(step, lambda _: os.kill(os.getpid(), number))})
         assert caught.value.number == number
@@ -190,6 +192,19 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step(
     begun: list[int] = []
     assert_equal(run_finetune(lambda trainer: begun.append(trainer._step)), whole)
     assert begun == list(range(10, 15))
+
+
+def test_an_epoch_evaluated_just_before_a_signal_is_noted_once(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, tmp_path: Path
+) -> None:
+    for stop in (True, False):
+        with Checkpoints(tmp_path / "finetune", "parameters", seconds=3600) as checkpoints:
+            trainer, loaders = finetune_parts(texts, tokenizer, finetune_model(), checkpoints=checkpoints)
+            if stop:
+                watch(trainer, at(5, lambda _: os.kill(os.getpid(), signal.SIGINT)))
+            with pytest.raises(Interrupted) if stop else nullcontext():
+                trainer.train(loaders, 2)
+    assert [record["epoch"] for record in trainer.epochs] == [1, 2]
 
 
 def test_a_training_that_was_interrupted_can_go_on_in_the_same_process(
@@ -206,12 +221,41 @@ def test_a_training_that_was_interrupted_can_go_on_in_the_same_process(
     assert len(trainer.history) == 5
 
 
+def test_a_training_that_has_ended_is_not_done_again(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
+) -> None:
+    """If what comes after it is cut off; a checkpoint was not due."""
+    begun: list[int] = []
+    for _ in range(2):
+        with Checkpoints(tmp_path / "pretrain", "parameters", seconds=3600) as checkpoints:
+            trainer = pretrain_trainer(pretrain_model(), tokenizer, checkpoints=checkpoints)
+            watch(trainer, lambda trainer: begun.append(trainer._step))
+            trainer.train(pretrain_loader(texts, tokenizer), 1)
+    assert begun == list(range(len(trainer.history)))
+
+
 def test_a_training_under_nohup_outlives_its_terminal(run_finetune: Callable[..., Result]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         run_finetune(at(2, lambda _: os.kill(os.getpid(), signal.SIGHUP)))
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_progress_goes_on_where_it_was(
+    run_finetune: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, int]] = []
+
+    def track(batches: Any, _: str, total: int, before: int) -> Any:
+        shown.append((before, total))
+        return batches
+
+    monkeypatch.setattr("receiptbert.resumption.track", track)
+    with pytest.raises(Cut):
+        run_finetune(before_step=at(4, cut))
+    run_finetune()
+    assert shown == [(0, 15), (4, 15), (5, 15), (10, 15)]
 
 
 def test_the_event_log_has_every_step_once(run_pretrain: Callable[..., Result], tmp_path: Path) -> None:
@@ -222,6 +266,21 @@ def test_the_event_log_has_every_step_once(run_pretrain: Callable[..., Result], 
     events.Reload()
     assert [event.step for event in events.Scalars("MLM")] == list(range(1, 12))
     assert not (tmp_path / "second").exists()
+
+
+def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path: Path) -> None:
+    device, losses = torch.device("cpu"), {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6}
+    interrupted, resumed = History(device, str(tmp_path)), History(device, None)
+    for step, loss in losses.items():
+        interrupted.log({"loss": loss}, step)
+    interrupted.close()
+    resumed.resume([{"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.8}], str(tmp_path))
+    resumed.log({"loss": 0.5}, 3)
+    resumed.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    seen = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert seen == [(step, pytest.approx(loss)) for step, loss in [(1, 0.9), (2, 0.8), (3, 0.5)]]
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_spares_the_checkpoint(

@@ -16,7 +16,6 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finetune import READ
 from receiptbert import Classifier, WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
@@ -176,6 +175,29 @@ def test_evaluate_takes_the_temperature_of_the_checkpoint(project: Path) -> None
     assert "the temperature 0.01," in (project / "metrics/MODEL_CARD.md").read_text()
 
 
+def test_evaluate_cuts_texts_that_are_too_long_for_the_model(project: Path) -> None:
+    corpus = pd.read_csv(project / "data/raw/data.csv", dtype=str, keep_default_na=False)
+    corpus.loc[corpus[SPLIT] == TEST, TEXT] = "молоко " * 99
+    corpus.to_csv(project / "data/raw/data.csv", index=False)
+    for stage in ("pretokenize", "evaluate"):
+        run_here(STAGES[stage], project)
+    predicted = pd.read_csv(project / "metrics/plots/confusion.csv")["predicted"]
+    assert len(predicted) == (corpus[SPLIT] == TEST).sum()
+    assert predicted.nunique() == 1
+
+
+def test_evaluate_compares_with_the_majority_class(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = TokenStore.load(project / "data/tokenized/test.safetensors").labels
+    assert labels is not None
+    counts = np.bincount(labels)
+    one = int(np.flatnonzero((counts > 0) & (counts != counts[0]))[0])
+    monkeypatch.setattr("evaluate.majority_class", lambda _: one)
+    run_here(STAGES["evaluate"], project)
+    share = counts[one] / len(labels)
+    scores = json.loads((project / "metrics/test.json").read_text())
+    assert scores["majority_weighted_f1"] == pytest.approx(share * 2 * share / (1 + share), abs=1e-5)
+
+
 def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
     tokenizer = WordpieceTokenizer.from_pretrained(tiny_project / "models/tokenizer")
     pretraining = Pretraining(
@@ -230,11 +252,6 @@ def test_a_corrected_label_of_test_changes_nothing_that_finetuning_reads(project
     after = contents(project)
     changed = {path for path in after if after[path] != before[path]}
     assert changed == {"data/raw/data.csv", "data/tokenized/test.safetensors"}
-
-
-def test_finetuning_depends_on_what_its_checkpoints_depend_on() -> None:
-    deps = DVC_YAML["stages"]["finetune"]["deps"]
-    assert {dep for dep in deps if dep.startswith("data/")} == {f"data/tokenized/{name}" for name in READ}
 
 
 def run_to_the_end(stage: str, folder: Path) -> None:
