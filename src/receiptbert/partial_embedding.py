@@ -30,7 +30,7 @@ class PartialEmbedding(nn.Module):
     def __init__(self, embedding: nn.Embedding, ids: Tensor) -> None:
         super().__init__()
         all_rows = embedding.weight.detach()
-        self.weight = nn.Parameter(all_rows[ids].clone())  # (R, d)
+        self.weight = nn.Parameter(all_rows[ids])  # (R, d), a copy
         # The tensors below never change. As buffers, they would be sent between processes in each step.
         self._all_rows = all_rows  # (V, d), as they were before training
         # (V,), the index of a token's row among those trained; -1 for the other tokens
