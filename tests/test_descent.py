@@ -112,11 +112,12 @@ def test_without_a_limit_gradients_stay_as_they_are(
     backward = trainer._backward
     monkeypatch.setattr(trainer, "_backward", lambda loss: backward(1000 * loss))
     norms = []
-    step = trainer._optimizer.step
-    trainer._optimizer.step = lambda: (  # type: ignore[method-assign]
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in trainer._model.parameters()]).item()),
-        step(),
-    )
+
+    def note_norm(*_: Any) -> None:
+        gradients = [parameter.grad for parameter in trainer._model.parameters()]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    trainer._optimizer.register_step_pre_hook(note_norm)
     trainer.train(pretrain_loader(texts, tokenizer), 1)
     assert norms == pytest.approx([record["grad_norm"] for record in trainer.history])
     assert min(norms) > 10

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import finetune
-from project import make_project
+from project import commit, make_project
 from tests import conftest
 from tests.conftest import ROOT, TINY, contents, run_here, set_params
 
@@ -110,11 +110,6 @@ def test_outputs_are_ignored_by_git_and_metrics_are_not() -> None:
 
 
 # --- A tiny DAG through dvc ---
-
-
-def commit(folder: Path) -> None:
-    run(["git", "add", "-A"], folder)
-    run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "state"], folder)
 
 
 def stages_run(output: str) -> list[str]:
