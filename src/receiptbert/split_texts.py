@@ -52,7 +52,8 @@ def draw_texts(tokenized: Path, split: str, number: int, seed: int) -> list[str]
     is_drawn = np.zeros(total, dtype=bool)
     is_drawn[drawn] = True
     texts = list(compress(_read(path), is_drawn))  # in the order of the file
-    return [texts[place] for place in np.argsort(np.argsort(drawn))]
+    places = np.argsort(np.argsort(drawn))  # of each drawn row among the others
+    return [texts[place] for place in places]
 
 
 def _read(path: Path) -> Iterator[str]:
