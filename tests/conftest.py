@@ -90,6 +90,7 @@ LONGEST_FIRST = [
     "test_benchmarks_of_models.py",
     "test_distributed.py",
     "test_properties.py",
+    "test_settings.py",
     "test_stages.py",
     "test_failures.py",
     "test_resumption.py",

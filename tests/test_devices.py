@@ -1,12 +1,15 @@
-"""Memory that a training keeps."""
+"""Memory: how much is free, and what a training keeps."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from receiptbert import onednn
+from receiptbert.devices import free_memory
 from receiptbert.onednn import KEPT_SHAPES, keep_shapes
 
 # How much memory (KiB) a process has more after a tensor of 64 MiB has come and gone.
@@ -55,3 +58,17 @@ def test_more_shapes_are_kept_where_each_product_is_compiled(
     monkeypatch.delenv(KEPT_SHAPES)
     keep_shapes(precision)
     assert os.environ[KEPT_SHAPES] == expected
+
+
+def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("receiptbert.devices.MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("receiptbert.devices.CGROUP", tmp_path)
+    assert free_memory(cpu) is None  # not Linux
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
+    assert free_memory(cpu) == 5000 * 1024
+    for name, text in {"max": "3000000", "current": "2500000", "stat": "anon 500000\nfile 2000000\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_memory(cpu) == 2_500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(cpu) == 5000 * 1024

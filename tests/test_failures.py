@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from receiptbert.failures import explain
-from receiptbert.files import naming, whole
+from receiptbert.files import naming
 from receiptbert.params import Params, load_params
 from receiptbert.progress import say
 from tests.conftest import ROOT, STAGES, contents, refusal, run_here, set_params
@@ -73,59 +73,6 @@ def test_a_full_disk_ends_a_stage_by_name_and_costs_nothing(project: Path, stage
     assert contents(project) == done
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a descriptor tells its file")
-def test_contents_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    monkeypatch.setattr(
-        "os.fsync", lambda number: done.append(str(Path(f"/proc/self/fd/{number}").readlink()))
-    )
-    replace = os.replace
-    monkeypatch.setattr("os.replace", lambda *names: (done.append("replace"), replace(*names)))
-    with whole(tmp_path / "models") as partial:
-        (partial / "inner").mkdir(parents=True)
-        (partial / "inner/weights").write_text("x")
-    written = [f"{partial}{name}" for name in ("", "/inner", "/inner/weights")]
-    assert sorted(done[:3]) == written
-    assert done[3:] == ["replace", str(tmp_path)]
-
-
-def test_copies_that_the_user_made_stay(tmp_path: Path) -> None:
-    for name in ("models.old", "models.replaced", "models.bak"):
-        (tmp_path / name).write_text("a copy")
-    before = contents(tmp_path)
-    for _ in range(2):
-        with whole(tmp_path / "models") as partial:
-            partial.mkdir()
-    assert contents(tmp_path) == before
-
-
-def test_a_folder_ended_between_its_two_renames_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, replace = tmp_path / "models", os.replace
-
-    def write(content: str) -> None:
-        with whole(path) as partial:
-            partial.mkdir()
-            (partial / "weights").write_text(content)
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    write("old")
-    monkeypatch.setattr("os.replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write("new")
-    assert contents(tmp_path) == {"models/weights": b"old"}
-    path.rename(tmp_path / ".models.replaced")  # as kill -9 in that moment leaves it
-    with pytest.raises(KeyboardInterrupt):
-        write("new")
-    assert contents(tmp_path) == {"models/weights": b"old"}
-    monkeypatch.setattr("os.replace", replace)
-    write("new")
-    assert contents(tmp_path) == {"models/weights": b"new"}
-
-
 @pytest.mark.parametrize(
     "number",
     [
@@ -149,18 +96,6 @@ def test_what_the_system_says_of_a_file_is_one_line_with_advice(number: int) -> 
 def test_what_else_the_system_says_of_a_file_is_one_line(number: int) -> None:
     error = OSError(number, os.strerror(number), "models")
     assert explain(error, "pretrain", None) == f"models: {os.strerror(number)}"
-
-
-def test_a_folder_that_cannot_be_synced_is_written_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: int) -> None:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-    monkeypatch.setattr("os.fsync", refuse)
-    with whole(tmp_path / "x") as partial:
-        partial.write_text("whole")
-    assert contents(tmp_path) == {"x": b"whole"}
 
 
 def test_a_log_that_does_not_fit_ends_a_training_in_one_line(project: Path) -> None:
@@ -336,42 +271,6 @@ def test_a_log_that_cannot_be_written_fails_no_stage(
         assert re.fullmatch(
             r"a step\npretrain: warning: cannot write to stdout \(.+\); the files are complete\n", said.err
         )
-
-
-def test_a_file_appears_whole_or_keeps_its_old_content(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file"
-    for text in ("old", "new"):
-        with whole(path) as partial:
-            partial.write_text(text)
-            assert not path.exists() or path.read_text() == "old"
-        assert path.read_text() == text
-    with pytest.raises(RuntimeError, match="half way"), whole(path) as partial:  # noqa: PT012
-        partial.write_text("half")
-        raise RuntimeError("half way")
-    assert contents(tmp_path) == {"new/file": b"new"}
-
-
-def test_a_folder_appears_whole_and_without_files_of_before(tmp_path: Path) -> None:
-    path = tmp_path / "folder"
-    for name in ("a", "b"):
-        with whole(path) as partial:
-            partial.mkdir()
-            (partial / name).write_text(name)
-    assert contents(tmp_path) == {"folder/b": b"b"}
-    with pytest.raises(RuntimeError, match="half way"), whole(path) as partial:  # noqa: PT012
-        partial.mkdir()
-        (partial / "c").write_text("half")
-        raise RuntimeError("half way")
-    assert contents(tmp_path) == {"folder/b": b"b"}
-
-
-def test_what_a_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
-    (tmp_path / "folder.part").mkdir()
-    (tmp_path / "folder.part" / "half").write_text("half")
-    with whole(tmp_path / "folder") as partial:
-        partial.mkdir()
-        (partial / "a").write_text("a")
-    assert contents(tmp_path) == {"folder/a": b"a"}
 
 
 def test_settings_of_the_advice_exist(bare_project: Path) -> None:

@@ -231,7 +231,7 @@ def test_load_weights_skips_other_shapes(pretrained: tuple[BertModel, Path], fin
 def test_checkpoints_that_cannot_be_used_are_refused(
     pretrained: tuple[BertModel, Path], finetune_model: Make
 ) -> None:
-    """Besides those of test_refusals_of_settings.py."""
+    """Besides those of test_refusals_of_outputs.py."""
     _, folder = pretrained
     with pytest.raises(UserError, match=r"lacks 1 weights .* bert\.embeddings\.position_embeddings"):
         load_encoder(finetune_model(max_seqlen=20), folder)

@@ -1,56 +1,24 @@
-"""What is said before a training is true of it, and what cannot fit is refused with what would."""
+"""What is said before a training is true of it."""
 
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import memory
 from receiptbert import BertFinetuneModel, BertModel
-from receiptbert.devices import free_memory
 from receiptbert.encoder import BertShape
-from receiptbert.errors import UserError
-from receiptbert.plan import Plan, announce, parameters, require_memory
+from receiptbert.plan import Plan, announce, parameters
 from receiptbert.sizes import SIZES
-from tests.conftest import ROOT, STAGES, contents, refusal, run_here, set_params
+from tests.conftest import ROOT
+from tests.small_plans import FINETUNING, MASK_PROB, PLAN, SHAPE, B, S
 
-B, S, C, MASK_PROB = 64, 16, 7, 0.3
-SHAPE = BertShape(
-    vocab_size=500,
-    max_seqlen=S,
-    hidden_size=128,
-    num_hidden_layers=4,
-    intermediate_size=384,  # not 4d, so that nothing is mixed up
-    num_attention_heads=2,
-    act_func="gelu",
-    eps=1e-3,
-)
-PLAN = Plan(
-    shape=SHAPE,
-    num_classes=None,
-    trained_tokens=SHAPE.vocab_size,
-    soft_targets=0,
-    processes=1,
-    texts=B,
-    length=float(S),
-    longest=S,
-    mask_prob=MASK_PROB,
-    dropout=0.0,
-    precision="fp32",
-    on_cpu=True,
-    recorded=False,
-    activation_checkpointing=False,
-    steps=1_000,
-)
-FINETUNING = replace(PLAN, num_classes=C, mask_prob=0.0)
 PLANS = [
     pytest.param(PLAN, id="pretrain"),
     pytest.param(replace(PLAN, dropout=0.1), id="pretrain with dropout"),
@@ -217,58 +185,6 @@ def test_memory_of_a_gpu_is_about_what_was_measured(texts: int, measured: float)
     assert on_gpu.total_memory / 2**30 == pytest.approx(measured, rel=0.05)
 
 
-SWITCH = "runtime.activation_checkpointing=true"
-
-
-@pytest.mark.parametrize(
-    ("plan", "fits", "advice"),
-    [
-        (PLAN, {"texts": 32}, f"pretrain.batch_size=32 with pretrain.num_accum_steps=6, or {SWITCH}"),
-        (PLAN, {"texts": 16}, "pretrain.batch_size=16 with pretrain.num_accum_steps=12"),
-        (
-            PLAN,
-            {"activation_checkpointing": True},
-            f"pretrain.batch_size=16 with pretrain.num_accum_steps=12, or {SWITCH}",
-        ),
-        (
-            PLAN,
-            {"texts": 1, "activation_checkpointing": True},
-            f"{SWITCH} and pretrain.batch_size=1 with pretrain.num_accum_steps=192",
-        ),
-        (PLAN, {"texts": 0}, "a smaller model.size, or take a machine with more memory"),
-        (FINETUNING, {"texts": 8}, "finetune.batch_size=4"),
-    ],
-)
-def test_what_cannot_fit_is_refused_with_what_would(plan: Plan, fits: dict[str, Any], advice: str) -> None:
-    free = int(replace(plan, **fits).total_memory) + 1
-    settings: tuple[str, int, int | None] = ("pretrain", 64, 3)
-    if plan is FINETUNING:
-        settings = ("finetune", 32, None)  # twice as many texts in a batch as the setting says
-    with pytest.raises(UserError) as refused:
-        require_memory(plan, free, *settings)
-    expected = r"the training would take about [\d.]+ GiB of memory, but only [\d.]+ GiB are free; set (.*)"
-    match = re.fullmatch(expected, str(refused.value))
-    assert match is not None
-    assert match[1] == advice
-    require_memory(replace(plan, **fits), free, *settings)
-    require_memory(plan, None, *settings)
-
-
-def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
-    free = int(replace(PLAN, texts=2).total_memory) + 1
-    with pytest.raises(UserError, match=r"pretrain.batch_size=2 with pretrain.num_accum_steps=24"):
-        require_memory(replace(PLAN, texts=48), free, "pretrain", 48, 1)
-    with pytest.raises(UserError, match=r"set finetune.batch_size=15,"):  # nothing accumulates: any will do
-        require_memory(replace(PLAN, texts=31), int(replace(PLAN, texts=16).total_memory) + 1, "finetune", 31)
-    with pytest.raises(UserError, match=r"set a smaller model.size"):  # where texts // 32 would be none
-        require_memory(replace(PLAN, texts=20), int(replace(PLAN, texts=0).total_memory) + 1, "finetune", 32)
-    with pytest.raises(UserError, match=r"set a smaller house, or take"):
-        require_memory(PLAN, 1, "finetune", 32, smaller_model="a smaller house")
-    taught = replace(FINETUNING, soft_targets=10**9)  # which no smaller batch or model makes fewer
-    with pytest.raises(UserError, match=r"set finetune.teachers=0$"):
-        require_memory(taught, int(FINETUNING.total_memory) + 1, "finetune", 32)
-
-
 def test_the_plan_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     announce(replace(PLAN, on_cpu=False), 3 * 2**30)
     announce(FINETUNING, None)
@@ -286,55 +202,3 @@ def test_the_plan_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "free" not in lines[-1]
     assert re.search(r", gaps between blocks [\d.]+ GiB, a checkpoint while it is written", lines[-1])
-
-
-@pytest.mark.parametrize(
-    ("stage", "where"), [("pretrain", "receiptbert.pretraining"), ("finetune", "receiptbert.finetuning")]
-)
-def test_a_stage_refuses_before_it_trains(
-    project: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    stage: str,
-    where: str,
-) -> None:
-    before = contents(project)
-    monkeypatch.setattr(f"{where}.free_memory", lambda _: 1000)
-    line = refusal(STAGES[stage], project)
-    assert line.endswith("set a smaller model.size, or take a machine with more memory")
-    assert contents(project) == before
-    monkeypatch.setattr(f"{where}.free_memory", lambda _: 2**30)
-    run_here(STAGES[stage], project)
-    assert "plan: about 0.0" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_stage_checkpoints_activations_and_makes_the_same_bytes(
-    project: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    before = contents(project)
-    params = (project / "params.yaml").read_text()
-    set_params(project, {"runtime.activation_checkpointing": "true"})
-    calls = []
-    monkeypatch.setattr(
-        "receiptbert.encoder.checkpoint",
-        lambda *arguments, **options: (calls.append(stage), checkpoint(*arguments, **options))[1],
-    )
-    run_here(STAGES[stage], project)
-    assert calls
-    (project / "params.yaml").write_text(params)
-    assert contents(project) == before
-
-
-def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    monkeypatch.setattr("receiptbert.devices.MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr("receiptbert.devices.CGROUP", tmp_path)
-    assert free_memory(cpu) is None  # not Linux
-    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
-    assert free_memory(cpu) == 5000 * 1024
-    for name, text in {"max": "3000000", "current": "2500000", "stat": "anon 500000\nfile 2000000\n"}.items():
-        (tmp_path / f"memory.{name}").write_text(text)
-    assert free_memory(cpu) == 2_500_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory(cpu) == 5000 * 1024

@@ -1,8 +1,7 @@
-"""Each stage in this process: what it makes of its inputs; that it heeds all its settings, and no other."""
+"""Each stage in this process: what it makes of its inputs."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from receiptbert import Classifier, WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
@@ -22,11 +19,10 @@ from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.labelled import majority_class
 from receiptbert.onednn import KEPT_SHAPES
 from receiptbert.params import load_params
-from receiptbert.plan import Plan
 from receiptbert.pretraining import Pretraining
 from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
-from tests.conftest import ROOT, STAGES, contents, run_here, set_params
+from tests.conftest import ROOT, STAGES, contents, run_here
 
 # 2 is PR_GET_PDEATHSIG of linux/prctl.h.
 SIGNAL_OF_PARENT = """
@@ -35,75 +31,6 @@ asked = ctypes.c_int()
 ctypes.CDLL(None).prctl(2, ctypes.byref(asked))
 print(asked.value, "torch" in sys.modules)
 """
-DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-# Steps enough for every setting to tell.
-BASE = {
-    "pretrain.batch_size": "10",
-    "pretrain.epochs": "3",
-    "pretrain.warmup": "0.3",
-    "finetune.batch_size": "20",
-    "finetune.epochs": "3",
-    "finetune.warmup": "0.3",
-}
-OTHER = {
-    "tokenizer.vocab_size": "500",
-    "tokenizer.min_frequency": "4",
-    "pretokenize.max_length_quantile": "0.5",
-    "model.size": "medium",
-    "model.hidden_size": "12",
-    "model.num_hidden_layers": "2",
-    "model.num_attention_heads": "4",
-    "model.intermediate_size": "24",
-    "model.act_func": "relu",
-    "pretrain.seed": "1",
-    "pretrain.max_steps": "2",
-    "pretrain.epochs": "2",
-    "pretrain.batch_size": "12",
-    "pretrain.num_accum_steps": "2",
-    "pretrain.lr": "1e-3",
-    "pretrain.final_lr": "1e-4",
-    "pretrain.warmup": "0.6",
-    "pretrain.weight_decay": "0.9",
-    "pretrain.max_grad_norm": "0.01",
-    "pretrain.dropout": "0.5",
-    "pretrain.mask_prob": "0.6",
-    "pretrain.random_prob": "0.5",
-    "pretrain.keep_unchanged_prob": "0.5",
-    "pretrain.whole_words": "false",
-    "pretrain.letters_only": "false",
-    "pretrain.permute_prob": "0.1",
-    "pretrain.sop_weight": "0.8",
-    "pretrain.holdout": "3",
-    "finetune.seed": "1",
-    "finetune.init": "scratch",
-    "finetune.epochs": "2",
-    "finetune.min_steps": "20",
-    "finetune.batch_size": "10",
-    "finetune.lr": "1e-3",
-    "finetune.final_lr": "1e-4",
-    "finetune.layer_lr_decay": "0.9",
-    "finetune.warmup": "0.6",
-    "finetune.weight_decay": "0.9",
-    "finetune.max_grad_norm": "0.01",
-    "finetune.dropout": "0.5",
-    "finetune.label_smoothing": "0.5",
-    "finetune.teachers": "1",
-}
-# The archive is read by all tests here, the next is in test_corpus_warnings.py; a CPU may have fp32 alone.
-ELSEWHERE = {"data.archive", "data.train_on_held_out_texts", "pretrain.precision", "finetune.precision"}
-STAGE_OF = {
-    "tokenizer": "train_tokenizer",
-    "pretokenize": "pretokenize",
-    "model": "pretrain",
-    "pretrain": "pretrain",
-    "finetune": "finetune",
-}
-MADE = {
-    "train_tokenizer": "models/tokenizer/vocab.txt",
-    "pretokenize": "data/tokenized/lengths.json",
-    "pretrain": "models/pretrained/model.safetensors",
-    "finetune": "models/finetuned/model.safetensors",
-}
 
 
 def test_a_class_id_is_the_place_of_its_label_and_each_text_has_its_tokens(tiny_project: Path) -> None:
@@ -254,60 +181,6 @@ def test_a_corrected_label_of_test_changes_nothing_that_finetuning_reads(project
     assert changed == {"data/raw/data.csv", "data/tokenized/test.safetensors"}
 
 
-def run_to_the_end(stage: str, folder: Path) -> None:
-    """The weights of the last epoch stay, whose score so short a finetuning need not raise."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "receiptbert.finetuning.make_scorer",
-            lambda *_: lambda trainer: ("f1", float(len(trainer.epochs))),
-        )
-        run_here(STAGES[stage], folder)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project with the settings ``BASE``."""
-    folder = tmp_path_factory.mktemp("base") / "project"
-    shutil.copytree(tiny_project, folder)
-    set_params(folder, BASE)
-    for stage in ("pretrain", "finetune"):
-        run_to_the_end(stage, folder)
-    return folder
-
-
-@pytest.mark.parametrize(("key", "value"), OTHER.items())
-def test_every_setting_tells(base: Path, tmp_path: Path, key: str, value: str) -> None:
-    stage = STAGE_OF[key.split(".")[0]]
-    folder = tmp_path / "project"
-    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("runs"))
-    set_params(folder, {key: value})
-    run_to_the_end(stage, folder)
-    assert (folder / MADE[stage]).read_bytes() != (base / MADE[stage]).read_bytes()
-
-
-def test_every_setting_has_a_test() -> None:
-    """A new parameter needs a row above."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    keys = {f"{section}.{name}" for section, values in params.items() for name in values}
-    assert {key for key in keys if not key.startswith("runtime.")} == OTHER.keys() | ELSEWHERE
-
-
-def test_the_rate_falls_within_the_steps_that_are_made(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plans: list[Plan] = []
-    monkeypatch.setattr("receiptbert.pretraining.announce", lambda plan, _: plans.append(plan))
-    set_params(project, BASE | {"pretrain.max_steps": "8", "pretrain.warmup": "0.25", "pretrain.lr": "6e-4"})
-    set_params(project, {"pretrain.final_lr": "0.0"})
-    run_here(STAGES["pretrain"], project)
-    events = EventAccumulator(str(max((project / "runs/pretrain").iterdir())))
-    events.Reload()
-    rates = [event.value for event in events.Scalars("lr")]
-    assert rates == pytest.approx([0, 3e-4, 6e-4, 5e-4, 4e-4, 3e-4, 2e-4, 1e-4])
-    (plan,) = plans
-    assert (plan.steps, plan.texts) == (8, 10)
-
-
 def test_what_is_scored_is_what_the_classifier_answers(tiny_project: Path) -> None:
     corpus = read_corpus(tiny_project / "data/raw/data.csv")
     test = corpus[corpus[SPLIT] == TEST]
@@ -317,33 +190,6 @@ def test_what_is_scored_is_what_the_classifier_answers(tiny_project: Path) -> No
     confusion = pd.read_csv(tiny_project / "metrics/plots/confusion.csv", dtype=str)
     assert confusion["actual"].tolist() == [names[label] for label in test[LABEL]]
     assert confusion["predicted"].tolist() == [answer.category for answer in classify(test[TEXT].tolist())]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_reads_nothing_that_dvc_yaml_does_not_name(
-    tiny_project: Path, tmp_path: Path, stage: str
-) -> None:
-    """DVC would take its outputs for up to date when that changes."""
-    spec = DVC_YAML["stages"][stage]
-    shutil.copy(tiny_project / "params.yaml", tmp_path)
-    for dep in spec["deps"]:
-        source = tiny_project / dep.replace("${data.archive}", "data/tiny.zip")
-        if dep.startswith("src/"):
-            continue
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        (tmp_path / source.relative_to(tiny_project)).parent.mkdir(parents=True, exist_ok=True)
-        copy(source, tmp_path / source.relative_to(tiny_project))
-    named = tuple(spec.get("params", []))
-    set_params(tmp_path, {key: value for key, value in OTHER.items() if not key.startswith(named)})
-    before = set(tmp_path.rglob("*"))
-    run_here(STAGES[stage], tmp_path)
-    made = [
-        path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path not in before and path.is_file()
-    ]
-    made = [path for path in made if path.parts[0] in ("data", "models", "metrics")]
-    assert made
-    for path in made:
-        assert (tmp_path / path).read_bytes() == (tiny_project / path).read_bytes(), path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a process hears of its parent's end")

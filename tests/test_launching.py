@@ -1,0 +1,146 @@
+"""How many processes are started, and how they end: a failure is told once, a killed one ends the others."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig
+
+from receiptbert import distributed, launching
+from receiptbert.errors import UserError
+from receiptbert.params import RuntimeParams, load_params
+from tests.conftest import ROOT
+
+
+def runtime(device: str, processes: int | None) -> RuntimeParams:
+    return replace(load_params(ROOT / "params.yaml").runtime, device=device, processes=processes)
+
+
+@pytest.fixture
+def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+
+
+@pytest.mark.usefixtures("_two_gpus")
+@pytest.mark.parametrize(
+    ("device", "processes", "expected"),
+    [
+        ("auto", None, 2),
+        ("auto", 1, 1),
+        ("cuda", 2, 2),
+        ("cuda:1", None, 1),
+        ("cpu", None, 1),
+        ("cpu", 3, 3),
+        ("auto", 3, "params.yaml: runtime.processes = 3, but the GPUs that torch finds are 2; set auto"),
+        ("cuda:1", 2, "params.yaml: runtime.processes = 2, but runtime.device = cuda:1 is one GPU; set auto"),
+    ],
+)
+def test_there_are_as_many_processes_as_gpus(device: str, processes: int | None, expected: int | str) -> None:
+    if isinstance(expected, int):
+        assert launching.choose_processes(runtime(device, processes)) == expected
+    else:
+        with pytest.raises(UserError) as refused:
+            launching.choose_processes(runtime(device, processes))
+        assert str(refused.value) == expected
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_each_process_of_torchrun_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert launching.own_device(runtime("auto", None)).device == "cuda:1"
+    assert launching.own_device(runtime("cpu", None)).device == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"has started 4 processes here, .* 2; give it --nproc-per-node=2"):
+        launching.own_device(runtime("auto", None))
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    monkeypatch.setattr(
+        launching, "elastic_launch", lambda *_: lambda _: shares.append(os.environ["OMP_NUM_THREADS"])
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    for given in ("4", None):
+        monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+        if given is None:
+            monkeypatch.delenv("OMP_NUM_THREADS")
+        launching.launch("pretrain.py", 2)
+    assert shares == ["4", "2"]
+
+
+def test_of_processes_that_fail_the_first_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "meeting_place", lambda: (store, 0, 3))
+    monkeypatch.setattr("receiptbert.progress.quiet", False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+
+    def fail(rank: str, error: Exception) -> None:
+        monkeypatch.setenv("RANK", rank)
+        with launching.one_voice():
+            raise error
+
+    with pytest.raises(UserError, match="no such thing"):
+        fail("1", UserError("no such thing"))
+    for other in (UserError("no such thing"), RuntimeError("Connection closed by peer [127.0.0.1]")):
+        with pytest.raises(SystemExit) as ended:
+            fail("0", other)
+        assert ended.value.code == 1
+    store.delete_key("failures")
+    with pytest.raises(UserError, match="another process of the training is gone"):
+        fail("2", RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({0: 1, 1: -signal.SIGKILL}, "process 1 of 2 was ended by SIGKILL; run the same command …"),
+        ({0: 1, 1: -signal.SIGTERM}, 1),
+        (
+            {0: -signal.SIGTERM, 1: -signal.SIGTERM},
+            "process 0 of 2 was ended by SIGTERM; run the same command …",
+        ),
+        ({0: 143, 1: 143}, 143),
+    ],
+)
+def test_a_failure_ends_the_launcher_in_a_line_at_the_most(
+    monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], expected: int | str
+) -> None:
+    failures = {rank: ProcessFailure(rank, 0, code, "") for rank, code in codes.items()}
+
+    def fail(_: str) -> None:
+        raise ChildFailedError("pretrain", failures)
+
+    monkeypatch.setattr(launching, "elastic_launch", lambda *_: fail)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises((UserError, SystemExit)) as ended:
+        launching.launch("pretrain.py", 2)
+    if isinstance(expected, int):
+        assert ended.value.args == (expected,)
+    else:
+        assert str(ended.value).startswith(expected.removesuffix("…"))
+
+
+def test_the_launcher_heeds_a_closed_terminal_unless_nohup_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    heeded = []
+
+    def note(config: LaunchConfig, *_: object) -> Callable[[str], None]:
+        heeded.append(config.signals_to_handle)
+        return lambda _: None
+
+    monkeypatch.setattr(launching, "elastic_launch", note)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launching.launch("pretrain.py", 2)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        launching.launch("pretrain.py", 2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert heeded == ["SIGINT,SIGTERM,SIGHUP", "SIGINT,SIGTERM"]
