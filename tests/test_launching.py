@@ -128,7 +128,9 @@ def test_a_failure_ends_the_launcher_in_a_line_at_the_most(
         assert str(ended.value).startswith(expected.removesuffix("…"))
 
 
-def test_the_launcher_heeds_a_closed_terminal_unless_nohup_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_heeds_signals_that_it_was_not_started_to_ignore(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     heeded = []
 
     def note(config: LaunchConfig, *_: object) -> Callable[[str], None]:
@@ -138,9 +140,10 @@ def test_the_launcher_heeds_a_closed_terminal_unless_nohup_does_not(monkeypatch:
     monkeypatch.setattr(launching, "elastic_launch", note)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launching.launch("pretrain.py", 2)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        launching.launch("pretrain.py", 2)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert heeded == ["SIGINT,SIGTERM,SIGHUP", "SIGINT,SIGTERM"]
+    for number in (signal.SIGHUP, signal.SIGINT):
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            launching.launch("pretrain.py", 2)
+        finally:
+            signal.signal(number, before)
+    assert heeded == ["SIGINT,SIGTERM,SIGHUP", "SIGINT,SIGTERM", "SIGTERM,SIGHUP"]

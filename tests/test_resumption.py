@@ -234,12 +234,16 @@ def test_a_training_that_has_ended_is_not_done_again(
     assert begun == list(range(len(trainer.history)))
 
 
-def test_a_training_under_nohup_outlives_its_terminal(run_finetune: Callable[..., Result]) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_a_training_was_started_to_ignore_does_not_end_it(
+    run_finetune: Callable[..., Result], number: signal.Signals
+) -> None:
+    """A closed terminal under ``nohup``; Ctrl-C in a shell script that started it with ``&``."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        run_finetune(at(2, lambda _: os.kill(os.getpid(), signal.SIGHUP)))
+        run_finetune(at(2, lambda _: os.kill(os.getpid(), number)))
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 def test_progress_goes_on_where_it_was(

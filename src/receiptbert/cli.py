@@ -58,8 +58,9 @@ written only if it gives the classes that torch gives, and probabilities within 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; on bad input, end the process with one line and status 1."""
     args = make_parser().parse_args(argv)
-    for number in ending_signals():  # `kill`, too, leaves nothing half done
-        signal.signal(number, _terminated)
+    for number in ending_signals():
+        if number != signal.SIGINT:  # `kill`, too, leaves nothing half done
+            signal.signal(number, _terminated)
     try:
         with one_line_errors(PROGRAM, lambda error: _explain(error, args.run.__name__)):
             args.run(args)

@@ -14,8 +14,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Interrupts:
-    """Within ``raised()``, SIGINT and the ``ending_signals`` raise ``Interrupted``, but not during
-    ``held()``."""
+    """Within ``raised()`` the ``ending_signals`` raise ``Interrupted``, but not during ``held()``."""
 
     def __init__(self) -> None:
         self._depth = 0  # of nested `held()`
@@ -34,8 +33,7 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = [signal.SIGINT, *ending_signals()]
-        before = {number: signal.signal(number, self._handle) for number in numbers}
+        before = {number: signal.signal(number, self._handle) for number in ending_signals()}
         try:
             yield
         finally:
@@ -60,10 +58,10 @@ class Interrupts:
 
 
 def ending_signals() -> list[signal.Signals]:
-    """What asks a process to end, besides Ctrl-C: ``kill`` and, without ``nohup``, a closed terminal."""
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        return [signal.SIGTERM]
-    return [signal.SIGTERM, signal.SIGHUP]
+    """Ctrl-C, ``kill`` and a closed terminal, except those that this process was started to ignore: ``nohup``
+    has SIGHUP ignored, a shell script SIGINT by what it starts with ``&``."""
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def end_with_parent() -> None:

@@ -85,7 +85,7 @@ def launch(script: str, processes: int) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        signals_to_handle=",".join(number.name for number in (signal.SIGINT, *ending_signals())),
+        signals_to_handle=",".join(number.name for number in ending_signals()),
     )
     # Otherwise each would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
