@@ -246,9 +246,20 @@ def test_what_a_training_was_started_to_ignore_does_not_end_it(
         signal.signal(number, before)
 
 
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ("run_pretrain", [(0, 19), (5, 19), (7, 19), (10, 19), (15, 19)]),  # a third step is one batch
+        ("run_finetune", [(0, 15), (4, 15), (5, 15), (10, 15)]),
+    ],
+)
 def test_progress_goes_on_where_it_was(
-    run_finetune: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    training: str,
+    expected: list[tuple[int, int]],
 ) -> None:
+    run = request.getfixturevalue(training)
     shown: list[tuple[int, int]] = []
 
     def track(batches: Any, _: str, total: int, before: int) -> Any:
@@ -257,9 +268,9 @@ def test_progress_goes_on_where_it_was(
 
     monkeypatch.setattr("receiptbert.resumption.track", track)
     with pytest.raises(Cut):
-        run_finetune(before_step=at(4, cut))
-    run_finetune()
-    assert shown == [(0, 15), (4, 15), (5, 15), (10, 15)]
+        run(before_step=at(4, cut))
+    run()
+    assert shown == expected
 
 
 def test_the_event_log_has_every_step_once(run_pretrain: Callable[..., Result], tmp_path: Path) -> None:

@@ -85,16 +85,24 @@ class Trainer(ResumableDescent[BertModel]):
             while self._epoch < n_epochs:
                 if max_steps is not None and self._step >= max_steps:
                     break
-                limit = None if max_steps is None else (max_steps - self._step) * self._num_accum_steps
-                left = (n_epochs - self._epoch) * len(dataloader) - self._batch
-                left = left if limit is None else min(left, limit)
+                left = self._batches_left(len(dataloader), n_epochs, max_steps)
                 name = f"epoch {self._epoch + 1}"
-                self._train_step(islice(self._batches(dataloader, f"{name} of {n_epochs}", left), limit))
+                self._train_step(islice(self._batches(dataloader, f"{name} of {n_epochs}", left), left))
                 recent = self.history[-RECENT_STEPS:]
                 means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
                 say(f"{name}: {readable(means)} over the last {len(recent)} steps")
                 self._end_epoch()
         self._history.close()
+
+    def _batches_left(self, per_epoch: int, n_epochs: int, max_steps: int | None) -> int:
+        """How many batches there are until training ends."""
+        left = (n_epochs - self._epoch) * per_epoch - self._batch
+        if max_steps is None:
+            return left
+        # Counted from the start of this epoch. The last step of an epoch may be of fewer batches.
+        steps = self._batch // self._num_accum_steps + max_steps - self._step
+        epochs, rest = divmod(steps, math.ceil(per_epoch / self._num_accum_steps))
+        return min(left, epochs * per_epoch + rest * self._num_accum_steps - self._batch)
 
     def _train_step(self, batches: Iterable[Any]) -> None:
         """One epoch."""
