@@ -43,7 +43,8 @@ sample: .venv/ready  ## write data/sample.zip anew (the same bytes)
 	python data/make_sample.py data/sample.zip
 
 clean:  ## remove what the stages made and the caches of tools; the environment and DVC's cache stay
-	rm -rf data/raw data/tokenized models runs .checkpoints dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf data/raw data/tokenized models/tokenizer models/pretrained models/finetuned
+	rm -rf runs .checkpoints dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests data benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A marker file, so that the environment is made once, and again when the pinned versions change. Compiled on all
