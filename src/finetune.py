@@ -13,6 +13,7 @@ from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distillation import distil, read_teaching_texts
 from receiptbert.distributed import from_leader, is_leader
+from receiptbert.errors import UserError
 from receiptbert.files import whole
 from receiptbert.finetuning import Finetuned, Finetuning
 from receiptbert.hf_format import save_pretrained
@@ -21,7 +22,8 @@ from receiptbert.launching import in_processes, one_voice
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
 
-# Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing.
+# Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing
+# unless a class comes or goes.
 READ = [
     "classes.json",
     *(f"{split}.safetensors" for split in (TRAIN, VAL)),
@@ -37,6 +39,11 @@ def finetune(params: Params) -> None:
     classes = Classes.load(pipeline.TOKENIZED / "classes.json")
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.of_our_shape else Path(p.init)
+    if source.resolve() == pipeline.FINETUNED.resolve():
+        raise UserError(
+            f"finetune.init = {p.init}, which this stage replaces; copy it and name the copy (`dvc checkout "
+            f"{pipeline.FINETUNED}` brings it back if DVC has removed it)"
+        )
     finetuning = Finetuning(p, source, len(classes.names), device, runtime)
     train = training_set(*load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer), p)
     val = load_labelled(pipeline.TOKENIZED, VAL, finetuning.tokenizer)

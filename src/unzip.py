@@ -24,6 +24,7 @@ from receiptbert.corpus_report import (
     warnings_of_labels,
 )
 from receiptbert.equal_texts import held_out_too, number_texts
+from receiptbert.errors import UserError
 from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.progress import say
@@ -32,6 +33,8 @@ from receiptbert.reports import write_json
 
 def unzip(params: Params) -> None:
     archive = Path(params.data.archive)
+    if pipeline.RAW.resolve() in archive.resolve().parents:
+        raise UserError(f"{archive} is in {pipeline.RAW}, which this stage replaces; move it, to data/ say")
     say(f"unpacking {archive}")
     with whole(pipeline.RAW) as folder:
         # The user knows the file by its name in the archive.

@@ -1,3 +1,4 @@
+import errno
 import stat
 import zipfile
 from pathlib import Path
@@ -49,3 +50,29 @@ def test_methods_that_unpack_without_bound_are_refused(tmp_path: Path, method: i
         opened.writestr("data.csv", CSV)
     with pytest.raises(UserError, match=r"data\.csv is not compressed by plain deflate; create it again"):
         extract_corpus(tmp_path / "a.zip", tmp_path / "raw")
+
+
+def test_an_archive_may_not_claim_that_its_members_are_larger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the bytes that come out of them seem fewer in proportion."""
+    monkeypatch.setattr("receiptbert.archive.CHUNK", 1000)
+    path = tmp_path / "a.zip"
+    make_zip(path, {"data.csv": "a" * 10_000_000})
+    content = bytearray(path.read_bytes())
+    size = content.index(b"PK\x01\x02") + 20  # in the central directory
+    content[size : size + 4] = (1_000_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        extract_corpus(path, tmp_path / "raw")
+
+
+def test_an_archive_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = make_zip(tmp_path / "a.zip", {"data.csv": CSV})
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        extract_corpus(path, tmp_path / "raw")
+    assert raised.value.filename == str(path)

@@ -1,5 +1,6 @@
 """The files that a training goes on from: whole or not there, and found by the same training alone."""
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     loaded = checkpoints.load()
     assert loaded is not None
     assert loaded.values["step"] == 3
+
+
+def test_checkpoints_may_be_removed_before_the_training_begins(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """A teacher trains for long between the start of a stage and that of the final model's training."""
+    shutil.rmtree(tmp_path / "stage")
+    assert checkpoints.load() is None
+    checkpoints.save(1, state(1.0))
+    assert checkpoints.load() is not None
 
 
 def test_damaged_checkpoints_do_not_outlive_new_ones(checkpoints: Checkpoints, tmp_path: Path) -> None:

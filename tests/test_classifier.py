@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -148,6 +149,11 @@ def test_what_is_no_list_of_texts_is_refused(classifier: Classifier) -> None:
         classifier("чай")
     with pytest.raises(TypeError, match=r"texts\[1\] is nan, which is not a text"):
         classifier(["чай", float("nan")])  # type: ignore[list-item]
+    for table in (pd.DataFrame({"text": ["чай"]}), {"text": ["чай"]}):
+        with pytest.raises(TypeError, match="of a table, one column"):
+            classifier(table)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"texts\[1\] is 'чай \\ud83d', which has half of a surrogate pair"):
+        classifier(["чай", "чай \ud83d"])
     with pytest.raises(ValueError, match="top_k = 0"):
         classifier(["чай"], top_k=0)
 

@@ -123,6 +123,16 @@ def test_types_of_parquet_are_kept(run: Run) -> None:
     assert json.loads(second)["text"] is None
 
 
+def test_texts_that_parquet_has_as_bytes_are_written_as_texts(run: Run) -> None:
+    """As Impala and old versions of Spark and Hive write them."""
+    for of in (pa.binary(), pa.large_binary()):
+        parquet.write_table(pa.table({"text": pa.array(["а б".encode()], of)}), "in.parquet")
+        run("in.parquet", "-o", "out.csv")
+        assert Path("out.csv").read_text(encoding="utf-8").splitlines()[1].startswith("а б,")
+        run("in.parquet", "-o", "out.jsonl")
+        assert json.loads(Path("out.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"] == "а б"
+
+
 def test_json_has_no_nan(run: Run) -> None:
     prices = [float("nan"), float("-inf")]
     table = {"text": ["а", "б"], "price": prices, "more": [[price] for price in prices]}

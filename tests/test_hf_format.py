@@ -144,7 +144,7 @@ def test_a_checkpoint_without_temperature_and_labels_has_them(checkpoint: Path) 
     for bad in ("0", "-1", '"warm"', "null", "NaN", "true"):
         text = json.dumps(config)[:-1] + f', "softmax_temperature": {bad}}}'
         (checkpoint / "config.json").write_text(text)
-        with pytest.raises(UserError, match=r"softmax_temperature = .* must be a number above 0"):
+        with pytest.raises(UserError, match=r"softmax_temperature = .* must be a number between 0"):
             load_classifier(checkpoint)
 
 

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,3 +149,12 @@ def test_the_launcher_heeds_signals_that_it_was_not_started_to_ignore(
         finally:
             signal.signal(number, before)
     assert heeded == ["SIGINT,SIGTERM,SIGHUP", "SIGINT,SIGTERM", "SIGTERM,SIGHUP"]
+
+
+def test_the_launcher_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "script.py").write_text("")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launching.launch(str(tmp_path / "script.py"), 2)
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -131,12 +132,20 @@ def test_the_command(
     cli.main([*options, "small.onnx", "--int8"])
     assert Path("small.onnx").stat().st_size < Path("out.onnx").stat().st_size
 
+    Path("link.onnx").symlink_to("out.onnx")
+    Path("out.onnx").chmod(0o640)
+    cli.main([*options, "link.onnx"])
+    assert Path("link.onnx").is_symlink()
+    assert Path("out.onnx").stat().st_mode & 0o777 == 0o640
+
     Path("empty.txt").touch()
+    os.mkfifo("pipe")
     for arguments, message in [
         (["new.onnx", "--lines", "empty.txt"], "no lines to compare"),
         (["new.onnx", "--lines", "none.txt"], "none.txt not found"),
         (["new.onnx", "--lines", "."], r"\. is a folder; name a file in it"),
-        (["."], "is a folder"),
+        (["."], "is not a file; name one"),
+        (["pipe"], "pipe is not a file; name one"),
         (["new.onnx", "--model", "nowhere"], "nowhere is not a folder; name that of a finetuned model"),
     ]:
         with pytest.raises(SystemExit, match=message):

@@ -159,6 +159,17 @@ def test_other_names_of_archives(bare_project: Path, name: str, expected: str) -
     assert matches(f"unzip: error: {expected}", line), line
 
 
+@pytest.mark.parametrize("folder", ["data/raw", "data/raw/deep"])
+def test_an_archive_in_the_folder_that_is_replaced_stays(bare_project: Path, folder: str) -> None:
+    (bare_project / folder).mkdir(parents=True)
+    path = f"{folder}/in.zip"
+    make_zip(bare_project / path, {"a.csv": CSV})
+    set_params(bare_project, {"data.archive": path})
+    line = refusal(STAGES["unzip"], bare_project)
+    assert line == f"unzip: error: {path} is in data/raw, which this stage replaces; move it, to data/ say"
+    assert (bare_project / path).exists()
+
+
 def test_size_is_capped_by_what_comes_out(bare_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_BYTES", 1000)
     make_zip(bare_project / "in.zip", {"a.csv": CSV * 1000})

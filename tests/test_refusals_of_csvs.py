@@ -126,7 +126,9 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     ("a label of Python", CSV + "milk,None,val\n", f", row 7, column label: 'None' {NO_LABEL}"),
     ("a label of SQL", CSV + "milk,NULL,test\n", f", row 7, column label: 'NULL' {NO_LABEL}"),
     ("a label of pandas", CSV + "milk,<NA>,train\n", f", row 7, column label: '<NA>' {NO_LABEL}"),
-    ("a label of Excel", CSV + "milk,N/A,train\n", f", row 7, column label: 'N/A' {NO_LABEL}"),
+    ("a label of a table", CSV + "milk,N/A,train\n", f", row 7, column label: 'N/A' {NO_LABEL}"),
+    ("a label of Excel", CSV + "milk,#N/A,train\n", f", row 7, column label: '#N/A' {NO_LABEL}"),
+    ("a label of R", CSV + "milk,NA,train\n", f", row 7, column label: 'NA' {NO_LABEL}"),
     (
         "a number in two spellings",
         CSV + "a,01,train\nb,01,test\n",

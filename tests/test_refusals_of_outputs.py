@@ -95,6 +95,29 @@ def short_texts(folder: Path) -> None:
     run_here(STAGES["pretokenize"], folder)
 
 
+def texts_without_letters(folder: Path) -> None:
+    rows = (folder / "data/raw/data.csv").read_text().splitlines()
+    kept = [row for row in rows if not row.endswith("unsupervised")]
+    numbers = [f"{number} {number + 1} {number + 2},,unsupervised" for number in range(10, 40)]
+    (folder / "data/raw/data.csv").write_text("\n".join([*kept, *numbers]) + "\n")
+    for stage in ("train_tokenizer", "pretokenize"):
+        run_here(STAGES[stage], folder)
+
+
+def started_from_a_small_model(folder: Path) -> None:
+    config(vocab_size=9)(folder)
+    (folder / "models/finetuned").rename(folder / "base")
+    set_params(folder, {"finetune.init": "base"})
+
+
+def spoilt_weights(folder: Path) -> None:
+    path = folder / "models/finetuned/model.safetensors"
+    weights = load_file(path)
+    weights["classifier.bias"][0] = torch.nan
+    save_file(weights, path)
+
+
+NOT_FINITE = "the model's answers are not finite numbers: its training diverged, or its weights are damaged; finetune it anew (at a lower finetune.lr), or take it again from where it came"
 FINETUNED = "models/finetuned"
 OF_CONFIG = f"{FINETUNED}/config.json"
 AGAIN = "run its stage again (`dvc repro -f STAGE`), or download it again"
@@ -110,6 +133,10 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no store yet", "pretrain", content("data/tokenized/unsupervised.safetensors", None), "data/tokenized/unsupervised.safetensors not found; run `dvc repro pretokenize`"),
     ("a damaged store", "pretrain", content("data/tokenized/unsupervised.safetensors", "x" * 100), "data/tokenized/unsupervised.safetensors is not a token store (…); run `dvc repro -f pretokenize`"),
     ("a store of another tokenizer", "pretrain", other_tokenizer, "data/tokenized/unsupervised.safetensors was made with another tokenizer; run `dvc repro pretokenize`"),
+    ("texts without letters", "pretrain", texts_without_letters, "no unsupervised text has a letter, and tokens without letters are never predicted; set pretrain.letters_only to false"),
+    ("a last step that spoils the model", "finetune", params(finetune__weight_decay="1e300", finetune__epochs="1", finetune__batch_size="1000", finetune__min_steps="0"), NOT_FINITE),
+    ("weights that are no numbers", "evaluate", spoilt_weights, NOT_FINITE),
+    ("its own output as the start", "finetune", params(finetune__init=FINETUNED), "finetune.init = models/finetuned, which this stage replaces; copy it and name the copy (`dvc checkout models/finetuned` brings it back if DVC has removed it)"),
     ("texts too short", "pretrain", short_texts, "too few unsupervised texts have 2 tokens or more: pretraining needs at least ten, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
@@ -155,7 +182,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a folder for a tokenizer", "evaluate", folder_for(f"{FINETUNED}/tokenizer.json"), f"{FINETUNED}/tokenizer.json: Is a directory; {MOVE_AWAY}"),
     ("a folder for tokens", "evaluate", folder_for("data/tokenized/test.safetensors"), f"data/tokenized/test.safetensors: Is a directory; {MOVE_AWAY}"),
     ("damaged weights", "evaluate", content(f"{FINETUNED}/model.safetensors", "rubbish"), f"{FINETUNED}/model.safetensors is damaged (…); {AGAIN}"),
-    ("a larger tokenizer", "finetune", lambda folder: set_params(folder, {"finetune.init": FINETUNED}) or config(vocab_size=9)(folder), f"{FINETUNED}: the tokenizer has … tokens, the model 9; take both from one checkpoint"),
+    ("a larger tokenizer", "finetune", started_from_a_small_model, "base: the tokenizer has … tokens, the model 9; take both from one checkpoint"),
 ]  # fmt: skip
 
 
@@ -186,6 +213,15 @@ def test_outputs_and_checkpoints(
     line = refusal(STAGES[stage], project)
     assert matches(f"{stage}: error: {expected}", line), line
     assert contents(project) == before
+
+
+def test_a_pretraining_that_its_last_step_has_spoilt(project: Path) -> None:
+    """Losses are looked at before a step."""
+    weights = (project / "models/pretrained/model.safetensors").read_bytes()
+    set_params(project, {"pretrain.weight_decay": "1e300", "pretrain.max_steps": "1"})
+    line = refusal(STAGES["pretrain"], project)
+    assert line == "pretrain: error: the MLM loss of the held-out texts is nan; lower pretrain.lr"
+    assert (project / "models/pretrained/model.safetensors").read_bytes() == weights
 
 
 def test_a_vocabulary_larger_than_the_corpus_gives_is_told(

@@ -105,6 +105,11 @@ BAD: list[tuple[bytes, list[str], str]] = [
     ),
     (
         b"text\n",
+        ["in.csv", "-o", "/dev/stdout", "--to", "csv"],
+        "/dev/stdout is not a file; name one, or omit --output to write to stdout",
+    ),
+    (
+        b"text\n",
         ["in.dat"],
         "in.dat: unknown extension; known are .csv, .tsv, .tab, .parquet, .pq, .txt; if the file is "
         "one of them under another name, give the format with --from",
@@ -221,7 +226,7 @@ def test_what_the_device_refuses_is_told_in_terms_of_the_command(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "--top-k", "0"], "--top-k: 0 is not a whole number from 1"),
+        (["predict", "--top-k", "0"], "--top-k: 0 is not a whole number from 1 to 999,999"),
         (["predict", "--shard", "0/2"], "--shard: 0/2 is not a part such as 1/4"),
         (["predict", "--shard", "half"], "--shard: half is not a part such as 1/4"),
         (["predict", "--min-confidence", "80"], "--min-confidence: 80 is not a number from 0 to 1"),

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,14 +39,16 @@ def weights(model: torch.nn.Module) -> list[Tensor]:
 def run_pretrain(
     texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
 ) -> Callable[..., Result]:
-    def run(before_step: Callable[[Any], object] = lambda _: None, **kwargs: Any) -> Result:
+    def run(
+        before_step: Callable[[Any], object] = lambda _: None, max_steps: int = 11, **kwargs: Any
+    ) -> Result:
         model = pretrain_model(hidden_dropout_prob=0.1)
         loader = pretrain_loader(texts, tokenizer)
         torch.manual_seed(1)
         with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
             trainer = pretrain_trainer(model, tokenizer, num_accum_steps=2, checkpoints=checkpoints, **kwargs)
             watch(trainer, before_step)
-            trainer.train(loader, 4, max_steps=11)
+            trainer.train(loader, 4, max_steps=max_steps)
             checkpoints.remove()
         return weights(model), trainer.history, trainer.tokens_seen
 
@@ -95,11 +98,18 @@ def assert_equal(one: Result, other: Result) -> None:
     assert one[1:] == other[1:]
 
 
-@pytest.mark.parametrize(("run", "steps"), [("run_pretrain", 11), ("run_finetune", 15)])
+@pytest.mark.parametrize(
+    ("run", "kwargs", "steps"),
+    [
+        ("run_pretrain", {}, 11),
+        ("run_pretrain", {"max_steps": 10}, 10),  # the last step alone is of the last epoch
+        ("run_finetune", {}, 15),
+    ],
+)
 def test_a_training_cut_off_in_every_step_ends_as_if_it_were_not(
-    request: pytest.FixtureRequest, run: str, steps: int
+    request: pytest.FixtureRequest, run: str, kwargs: dict[str, int], steps: int
 ) -> None:
-    train = request.getfixturevalue(run)
+    train = partial(request.getfixturevalue(run), **kwargs)
     whole = train()
     assert [record["step"] for record in whole[1]] == list(range(1, steps + 1))
     for step in range(steps):

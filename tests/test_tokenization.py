@@ -126,6 +126,16 @@ def test_batches_give_the_ids_of_single_calls(
     assert lengths.tolist() == [len(tokenizer(text)) for text in texts]
 
 
+def test_a_line_that_a_vocabulary_has_twice_shifts_no_id(tmp_path: Path) -> None:
+    tokens = [*SPECIAL_TOKENS, "молоко", "сыр", "молоко", "хлеб"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+    ours = WordpieceTokenizer.from_pretrained(tmp_path)
+    assert ours.tokens[5:] == ["[gap5]", "сыр", "молоко", "хлеб"]
+    ours.save_pretrained(tmp_path / "saved")
+    lines = (tmp_path / "saved" / "vocab.txt").read_text().splitlines()
+    assert [lines[i] for i in ours("молоко хлеб")] == ["молоко", "хлеб"]
+
+
 def test_saved_tokenizer_loads_here_and_in_transformers(
     texts: list[str], tokenizer: WordpieceTokenizer, tmp_path: Path
 ) -> None:

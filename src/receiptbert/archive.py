@@ -10,7 +10,7 @@ from typing import IO
 from receiptbert.corpus import COLUMNS
 from receiptbert.csv_faults import kind_of
 from receiptbert.errors import UserError
-from receiptbert.files import whole
+from receiptbert.files import naming, whole
 
 # Far above any real corpus (30 million receipt lines are 2 GiB), far below a full disk.
 MAX_BYTES = 8 * 1024**3
@@ -128,18 +128,23 @@ def _copy_member(archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # Of the others, zipfile unpacks a megabyte at once, however much comes out of it.
         raise UserError(f"{archive}: {member.filename} is not compressed by plain deflate; create it again")
+    compressed = min(member.compress_size, archive.stat().st_size)  # the former is only claimed
     with opened.open(member) as source, whole(target) as partial, partial.open("wb") as sink:
-        _copy_capped(f"{archive}: {member.filename}", source, sink, member.compress_size)
+        _copy_capped(archive, member.filename, source, sink, compressed)
 
 
-def _copy_capped(what: str, source: IO[bytes], sink: IO[bytes], compressed: int) -> None:
+def _copy_capped(archive: Path, name: str, source: IO[bytes], sink: IO[bytes], compressed: int) -> None:
     limit = min(MAX_BYTES, CHUNK + compressed * MAX_RATIO)
     written = 0
-    while chunk := source.read(CHUNK):
+    while True:
+        with naming(archive):
+            chunk = source.read(CHUNK)
+        if not chunk:
+            return
         written += len(chunk)
         if written > limit:
             raise UserError(
-                f"{what} expands to more than {limit:,} bytes from {compressed:,}; "
+                f"{archive}: {name} expands to more than {limit:,} bytes from {compressed:,}; "
                 f"the limits are {MAX_RATIO} times and {MAX_BYTES:,} bytes; "
                 "create it again, of plain text"
             )

@@ -108,7 +108,7 @@ class Checkpoints:
                     return State(tensors, json.loads(file.metadata()["values"]))
             path.unlink()  # else a training that begins anew would remove its own, which have fewer steps
             say(f"{path} was damaged and has been removed; falling back to the one before, if there is one")
-        if others := sum(1 for other in self._parent.iterdir() if other != self._folder):
+        if others := sum(1 for other in self._parent.glob("*") if other != self._folder):
             say(
                 f"starting over: {self._parent} has checkpoints of {others} other combinations of "
                 "parameters, inputs and code; remove it if you do not need them"

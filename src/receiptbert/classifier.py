@@ -1,6 +1,7 @@
 """The finished classifier: texts in, labels with their confidence out."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from receiptbert.modeling import BertFinetuneModel
 from receiptbert.precision import choose_precision
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import TAKE_AGAIN, WordpieceTokenizer
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # which JSON may have without its other half
 
 
 class Candidate(NamedTuple):
@@ -126,8 +129,8 @@ class Classifier:
             a prediction for each text, in the same order.
 
         Raises:
-            TypeError: a bare string instead of a list, or something in the list that is not a string.
-            ValueError: ``top_k`` is below 1.
+            TypeError: a bare string or a table instead of a list, or something in it that is not a string.
+            ValueError: ``top_k`` is below 1, or a text has half of a surrogate pair.
             UserError: the model's answers are not finite numbers.
         """
         texts = _checked(texts)
@@ -177,8 +180,12 @@ class Classifier:
 def _checked(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, str):
         raise TypeError("texts must be a list of texts; of one text, classifier([text])[0]")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # iterating yields the names of its columns
+        raise TypeError("texts must be a list of texts; of a table, one column")
     checked = list(texts)
     for place, text in enumerate(checked):
         if not isinstance(text, str):
             raise TypeError(f"texts[{place}] is {text!r}, which is not a text")
+        if not text.isascii() and SURROGATE.search(text):
+            raise ValueError(f"texts[{place}] is {text!r}, which has half of a surrogate pair, no character")
     return checked

@@ -1,6 +1,7 @@
 """The command line, ``receiptbert COMMAND``: its arguments, and how it ends."""
 
 import argparse
+import math
 import re
 import signal
 import sys
@@ -230,12 +231,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 def positive(text: str) -> int:
     """The type of an option that is a positive integer."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 999,999")
     return int(text)
 
 
 def _probability(text: str) -> float:
-    if not re.fullmatch(r"0|1|[01]?\.\d+", text) or float(text) > 1:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return float(text)
+    return number

@@ -1,7 +1,10 @@
 """Collators: masked language modelling for pretraining, padding for finetuning."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -9,6 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from receiptbert.datasets import LabelledTexts, SegmentPairs
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.vocabulary import CONTINUATION
+
+AT_ONCE = 100_000  # tokens that are looked at together; the first of them nearly always decide
 
 
 class Collator:
@@ -67,6 +72,12 @@ class Collator:
         pairs = batch if isinstance(batch, SegmentPairs) else self._pad(batch)
         input_ids, labels = self._mask(pairs.input_ids)
         return input_ids, pairs.token_type_ids, labels, pairs.permuted
+
+    def may_mask(self, ids: npt.NDArray[np.integer[Any]]) -> bool:
+        """Whether any of the tokens ``ids`` may become a target."""
+        may_be_target = self._may_be_target.cpu().numpy()
+        parts = (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))
+        return any(may_be_target[part].any() for part in parts)
 
     def _pad(self, batch: Sequence[tuple[Tensor, Tensor, bool]]) -> SegmentPairs:
         input_ids, token_type_ids, permuted = zip(*batch, strict=True)

@@ -26,7 +26,7 @@ MAX_TEXT = 10_000
 ROWS_AT_ONCE = 100_000
 WHOLE_NUMBER = r"-?\d{1,1000}"  # the most repeats that pandas' regular expressions allow
 # How tables and their tools write a missing label; case does not matter.
-NO_LABEL = ["", "nan", "none", "null", "<na>", "n/a"]
+NO_LABEL = ["", "na", "n/a", "#n/a", "<na>", "nan", "nat", "none", "null"]
 # What `describe` calls the rows whose label was ignored; `read_corpus` counts them in `attrs`.
 IGNORED_LABELS = "unsupervised_rows_with_label"
 # A whole field of a CSV that names a split.

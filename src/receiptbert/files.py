@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from receiptbert.errors import UserError
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -36,6 +38,23 @@ def whole(path: Path) -> Iterator[Path]:
             if old.exists() and not path.exists():  # ended between the two renames, now or in an earlier run
                 old.rename(path)
             _remove(old)
+
+
+def output_file(path: Path, instead: str = "") -> Path:
+    """What the name of a file to write stands for: itself, or the target of a link. It need not exist.
+
+    Args:
+        instead: what else the user may do where it is refused.
+
+    Raises:
+        UserError: it is something that no file may replace: a folder, a device, a pipe, or (as
+            ``/dev/stdout``) a file that is already open.
+    """
+    parent, target = (Path(os.path.realpath(name)) for name in (path.parent, path))
+    is_open = parent == Path("/dev") or parent.is_relative_to("/proc")
+    if is_open or (target.exists() and not target.is_file()):
+        raise UserError(f"{path} is not a file; name one{instead}")
+    return target  # not by `resolve`, which raises for a link to itself
 
 
 @contextmanager

@@ -5,7 +5,6 @@ A folder written here loads with ``AutoModelForPreTraining``, ``AutoModelForMask
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,9 +126,9 @@ def load_tokenizer(folder: Path) -> WordpieceTokenizer:
         UserError: there is none, or it has ids for which the model has no embeddings.
     """
     tokenizer, shape = WordpieceTokenizer.from_pretrained(folder), read_shape(folder)
-    if tokenizer.vocab_size > shape.vocab_size:
+    if (size := len(tokenizer.tokens)) > shape.vocab_size:
         raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}; "
+            f"{folder}: the tokenizer has {size} tokens, the model {shape.vocab_size}; "
             "take both from one checkpoint"
         )
     return tokenizer
@@ -137,9 +136,9 @@ def load_tokenizer(folder: Path) -> WordpieceTokenizer:
 
 def _temperature(config: dict[str, Any], folder: Path) -> float:
     temperature = config.get(TEMPERATURE, 1.0)
-    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+    if type(temperature) not in (int, float) or not 0.001 <= temperature <= 1000:
         raise UserError(
-            f"{folder / CONFIG}: {TEMPERATURE} = {temperature!r} must be a number above 0; "
+            f"{folder / CONFIG}: {TEMPERATURE} = {temperature!r} must be a number between 0.001 and 1000; "
             "run `dvc repro -f finetune`, or take the line out for 1"
         )
     return float(temperature)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.datasets import InferenceDataset, Texts
+from receiptbert.errors import UserError
 from receiptbert.flat_texts import cut, padding_mask
 from receiptbert.precision import products_in
 from receiptbert.progress import track
@@ -60,6 +61,9 @@ def predict_logits(
     """The logits of each text in the order of the dataset, shape (n, C); for no texts, (0, 0).
 
     The arguments are those of ``logits_by_batch``.
+
+    Raises:
+        UserError: some are not finite.
     """
     logits = np.empty((len(dataloader.dataset), 0), dtype=np.float32)  # type: ignore[arg-type]
     batches = logits_by_batch(model, dataloader, pad_token_id, device)
@@ -67,6 +71,11 @@ def predict_logits(
         if not logits.size:
             logits = np.empty((len(logits), batch.shape[1]), dtype=np.float32)
         logits[index] = batch.cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "the model's answers are not finite numbers: its training diverged, or its weights are damaged; "
+            "finetune it anew (at a lower finetune.lr), or take it again from where it came"
+        )
     return logits
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
@@ -77,6 +77,7 @@ def launch(script: str, processes: int) -> None:
         SystemExit: one has failed and said why, or a signal has ended all of them.
     """
     config = LaunchConfig(
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # by default in a temporary folder that stays
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from receiptbert.errors import UserError
+from receiptbert.files import output_file
 from receiptbert.hf_format import SavedClassifier, load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel
@@ -93,7 +95,7 @@ def export_onnx(
         how well the file, quantized or not, agrees with torch.
 
     Raises:
-        UserError: no such model, no lines, or a folder of that name; or before quantization some line gets
+        UserError: no such model, no lines, or ``out_path`` is no file; or before quantization some line gets
             another class or a probability that is off by more than ``TOLERANCE``. Nothing is written then.
     """
     saved = load_classifier(model_folder)
@@ -102,8 +104,7 @@ def export_onnx(
     texts = random_lines(tokenizer, model.shape.max_seqlen) if texts is None else texts
     if not texts:
         raise UserError("there are no lines to compare the answers on; name a file that has some")
-    if out_path.is_dir():
-        raise UserError(f"{out_path} is a folder; name a file")
+    out_path = output_file(out_path)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as scratch:
         exported, prepared, quantized = (
@@ -121,7 +122,10 @@ def export_onnx(
             quant_pre_process(exported, prepared)
             quantize_dynamic(prepared, quantized, weight_type=QuantType.QInt8)
             agreement = agree(calibrated, quantized, texts, tokenizer, model.shape.maxlen)
-        os.replace(quantized if int8 else exported, out_path)
+        made = quantized if int8 else exported
+        if out_path.exists():
+            shutil.copymode(out_path, made)
+        os.replace(made, out_path)
     return agreement
 
 

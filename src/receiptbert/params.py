@@ -48,7 +48,7 @@ class TokenizerParams:
     min_frequency: int
 
     def __post_init__(self) -> None:
-        _require(self.vocab_size >= 10, "vocab_size", "at least 10")
+        _require(10 <= self.vocab_size <= 1_000_000, "vocab_size", "between 10 and 1,000,000")
         _require(self.min_frequency >= 1, "min_frequency", "at least 1")
 
 
@@ -117,7 +117,7 @@ class PretrainParams:
         _require_training_ranges(self)
         _require(self.max_steps >= 1, "max_steps", "at least 1")
         _require(self.num_accum_steps >= 1, "num_accum_steps", "at least 1")
-        _require(0 < self.mask_prob < 1, "mask_prob", "above 0 and below 1")
+        _require(0.001 <= self.mask_prob < 1, "mask_prob", "at least 0.001 and below 1")
         for name in ("random_prob", "keep_unchanged_prob", "permute_prob", "sop_weight"):
             _require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         _require(

@@ -23,8 +23,11 @@ class ParquetTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _damage_named(path):
-            self._file = parquet.ParquetFile(path)
+        try:
+            with _damage_named(path):
+                self._file = parquet.ParquetFile(path)
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: its name is not in UTF-8, as Parquet needs it; rename it") from None
         self.schema: pa.Schema = self._file.schema_arrow
         self.columns: list[str] = self.schema.names
 
@@ -65,9 +68,11 @@ class ParquetTable:
 
 def _value(scalar: pa.Scalar) -> Any:
     try:
-        return scalar.as_py()
+        value = scalar.as_py()
     except (ValueError, OverflowError, pa.ArrowException):
         return scalar.cast(pa.string()).as_py()
+    # Some programs write texts without saying that they are texts.
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Pretraining:
         device: where to train.
 
     Raises:
-        UserError: too few texts, or settings that this device does not support.
+        UserError: too few texts, none with a token to predict, or settings that this device does not support.
     """
 
     def __init__(
@@ -59,7 +59,20 @@ class Pretraining:
         self._tokenizer = tokenizer
         self._used = used
         self._device = device
+        self._collator = Collator(
+            tokenizer,
+            mask_prob=p.mask_prob,
+            random_prob=p.random_prob,
+            keep_unchanged_prob=p.keep_unchanged_prob,
+            whole_words=p.whole_words,
+            letters_only=p.letters_only,
+        )
         texts = texts.take(texts.lengths >= used.shortest)
+        if len(texts) and not self._collator.may_mask(texts.ids):
+            raise UserError(
+                "no unsupervised text has a letter, and tokens without letters are never predicted; set "
+                "pretrain.letters_only to false"
+            )
         held_out = texts.held_out(p.holdout)
         self._num_texts = int((~held_out).sum())  # to be trained on
         self._loader = self._make_loader(texts.take(~held_out))
@@ -101,9 +114,16 @@ class Pretraining:
         return model, trainer
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
-        """The scores of ``trainer`` on the held-out texts; see ``Trainer.evaluate``."""
+        """The scores of ``trainer`` on the held-out texts; see ``Trainer.evaluate``.
+
+        Raises:
+            UserError: the loss is not finite: the last step has spoilt the model.
+        """
         torch.manual_seed(self._params.pretrain.seed)  # the same masks and swaps whatever came before
-        return trainer.evaluate(self._held_out_loader)
+        scores = trainer.evaluate(self._held_out_loader)
+        if not math.isfinite(scores["mlm_loss"]):
+            raise UserError(f"the MLM loss of the held-out texts is {scores['mlm_loss']}; lower pretrain.lr")
+        return scores
 
     def require_memory(self) -> None:
         """Say what the training will take.
@@ -131,14 +151,7 @@ class Pretraining:
         return make_loader(
             dataset,
             LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
-            Collator(
-                self._tokenizer,
-                mask_prob=p.mask_prob,
-                random_prob=p.random_prob,
-                keep_unchanged_prob=p.keep_unchanged_prob,
-                whole_words=p.whole_words,
-                letters_only=p.letters_only,
-            ),
+            self._collator,
         )
 
     def _make_model(self) -> BertModel:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from receiptbert.csv_faults import is_blank, utf8_lines
 from receiptbert.errors import UserError
+from receiptbert.files import output_file
 
 # Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
 CHUNK = 20_000
@@ -191,9 +192,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = Path(os.path.realpath(path))  # for a link, its target; `resolve` raises for one to itself
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not a file; name one, or omit --output to write to stdout")
+    path = output_file(path, ", or omit --output to write to stdout")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder; create it, or name another")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")

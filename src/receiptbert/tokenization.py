@@ -180,9 +180,9 @@ class WordpieceTokenizer:
 
     @property
     def tokens(self) -> list[str]:
-        """The vocabulary in the order of its ids."""
-        vocabulary: dict[str, int] = self._backend.get_vocab()
-        return sorted(vocabulary, key=vocabulary.__getitem__)
+        """The token of each id. One without (its line of ``vocab.txt`` comes again later) is ``[gapN]``."""
+        of_id = {number: token for token, number in self._backend.get_vocab().items()}
+        return [of_id.get(number, f"[gap{number}]") for number in range(max(of_id) + 1)]
 
     @cached_property
     def fingerprint(self) -> str:

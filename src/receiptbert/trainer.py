@@ -87,7 +87,8 @@ class Trainer(ResumableDescent[BertModel]):
                     break
                 left = self._batches_left(len(dataloader), n_epochs, max_steps)
                 name = f"epoch {self._epoch + 1}"
-                self._train_step(islice(self._batches(dataloader, f"{name} of {n_epochs}", left), left))
+                steps = None if max_steps is None else max_steps - self._step
+                self._train_step(self._batches(dataloader, f"{name} of {n_epochs}", left), steps)
                 recent = self.history[-RECENT_STEPS:]
                 means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
                 say(f"{name}: {readable(means)} over the last {len(recent)} steps")
@@ -95,19 +96,19 @@ class Trainer(ResumableDescent[BertModel]):
         self._history.close()
 
     def _batches_left(self, per_epoch: int, n_epochs: int, max_steps: int | None) -> int:
-        """How many batches there are until training ends."""
+        """How many batches there are until training ends, for the progress alone."""
         left = (n_epochs - self._epoch) * per_epoch - self._batch
         if max_steps is None:
             return left
         # Counted from the start of this epoch. The last step of an epoch may be of fewer batches.
-        steps = self._batch // self._num_accum_steps + max_steps - self._step
+        steps = math.ceil(self._batch / self._num_accum_steps) + max_steps - self._step
         epochs, rest = divmod(steps, math.ceil(per_epoch / self._num_accum_steps))
         return min(left, epochs * per_epoch + rest * self._num_accum_steps - self._batch)
 
-    def _train_step(self, batches: Iterable[Any]) -> None:
-        """One epoch."""
+    def _train_step(self, batches: Iterable[Any], max_steps: int | None) -> None:
+        """One epoch, or as much of it as ``max_steps`` take."""
         self._model.train()
-        for group in _grouped(batches, self._num_accum_steps):
+        for group in islice(_grouped(batches, self._num_accum_steps), max_steps):
             noted: dict[str, Tensor] = {}
             for number, batch in enumerate(group, start=1):
                 inputs = tuple(tensor.to(self._device) for tensor in batch)
