@@ -133,6 +133,16 @@ def test_texts_that_parquet_has_as_bytes_are_written_as_texts(run: Run) -> None:
         assert json.loads(Path("out.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"] == "а б"
 
 
+def test_numbers_of_parquet_are_written_in_as_few_digits_as_they_need(run: Run) -> None:
+    prices = pa.array([9.99, float("nan"), None], pa.float32())
+    parquet.write_table(pa.table({"text": ["а", "б", "в"], "price": prices}), "in.parquet")
+    run("in.parquet", "-o", "out.csv")
+    assert [row.split(",")[1] for row in Path("out.csv").read_text().splitlines()[1:]] == ["9.99", "nan", ""]
+    run("in.parquet", "--column", "price", "-o", "out.jsonl")
+    labels = [json.loads(row)["label"] for row in Path("out.jsonl").read_text().splitlines()]
+    assert [label != "" for label in labels] == [True, False, False]
+
+
 def test_json_has_no_nan(run: Run) -> None:
     prices = [float("nan"), float("-inf")]
     table = {"text": ["а", "б"], "price": prices, "more": [[price] for price in prices]}

@@ -145,7 +145,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("apex without a GPU", "finetune", params(runtime__amp_backend="apex"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, but the device is cpu; set torch"),
     ("fp16 on a CPU", "pretrain", params(pretrain__precision="fp16"), "params.yaml: pretrain.precision = fp16, which this cpu does not support; set auto"),
     ("fp16 on a CPU", "finetune", params(finetune__precision="fp16"), "params.yaml: finetune.precision = fp16, which this cpu does not support; set auto"),
-    ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere holds no config.json; run `dvc repro`, or name a BERT checkpoint folder"),
+    ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere is not a folder; run `dvc repro`, or name a BERT checkpoint folder"),
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
     ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels is of another type); run `dvc repro -f pretokenize`"),
     ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"shortest": "2", "longest": 9}'), "data/tokenized/lengths.json is damaged (shortest is of another type); run `dvc repro -f pretokenize`"),

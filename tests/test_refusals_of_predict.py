@@ -1,6 +1,7 @@
 """Bad input, arguments and circumstances, each with the line that ``receiptbert predict`` must end with."""
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def test_values_of_parquet_that_are_no_texts(run: Run, column: Any, name: str, m
     with pytest.raises(SystemExit) as end:
         run("in.parquet", "-o", "out.csv")
     assert message in str(end.value.code)
+
+
+def test_parquet_in_a_pipe(run: Run) -> None:
+    os.mkfifo("in.parquet")
+    with pytest.raises(SystemExit, match=r"in\.parquet is a pipe, but Parquet is not read from its"):
+        run("in.parquet", "-o", "out.csv")
 
 
 def test_parquet_whose_rows_are_damaged(run: Run) -> None:

@@ -95,6 +95,6 @@ def test_no_stage_asks_the_network(project: Path, monkeypatch: pytest.MonkeyPatc
     assert asked == []
     # A name of the hub that is no project here is no reason to go and fetch it.
     set_params(project, {"finetune.init": "bert-base-uncased"})
-    with pytest.raises(SystemExit, match=r"bert-base-uncased holds no config\.json"):
+    with pytest.raises(SystemExit, match=r"bert-base-uncased is not a folder"):
         run_here(STAGES["finetune"], project)
     assert asked == []

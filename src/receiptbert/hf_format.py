@@ -260,6 +260,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is not a BERT's.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; run `dvc repro`, or name a BERT checkpoint folder")
     try:
         config = read_json_object(folder / CONFIG, TAKE_AGAIN)
     except (FileNotFoundError, NotADirectoryError):

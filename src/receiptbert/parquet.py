@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from receiptbert.errors import UserError
@@ -23,6 +24,8 @@ class ParquetTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if path.is_fifo():
+            raise UserError(f"{path} is a pipe, but Parquet is not read from its beginning; name a file")
         try:
             with _damage_named(path):
                 self._file = parquet.ParquetFile(path)
@@ -42,10 +45,11 @@ class ParquetTable:
                 yield batch.columns
 
     def texts(self, column: Column) -> list[str]:
-        """The column as strings, missing ones empty."""
+        """The column as strings, missing ones (in a column of numbers NaN, too) empty."""
         assert isinstance(column, pa.Array)
+        known = pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
         try:
-            return ["" if text is None else text for text in column.cast(pa.string()).to_pylist()]
+            return ["" if text is None else text for text in known.cast(pa.string()).to_pylist()]
         except (ValueError, pa.ArrowException) as error:
             raise UserError(
                 f"{self._path}: the column of texts is {column.type}: {error}; make it one of texts in UTF-8"
@@ -71,6 +75,8 @@ def _value(scalar: pa.Scalar) -> Any:
         value = scalar.as_py()
     except (ValueError, OverflowError, pa.ArrowException):
         return scalar.cast(pa.string()).as_py()
+    if isinstance(value, float) and scalar.type == pa.float32():
+        return float(scalar.cast(pa.string()).as_py())  # 9.99, where as a float of 64 bits it is 9.98999977
     # Some programs write texts without saying that they are texts.
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
 
