@@ -58,11 +58,15 @@ def test_an_archive_may_not_claim_that_its_members_are_larger(
     """So that the bytes that come out of them seem fewer in proportion."""
     monkeypatch.setattr("receiptbert.archive.CHUNK", 1000)
     path = tmp_path / "a.zip"
-    make_zip(path, {"data.csv": "a" * 10_000_000})
-    content = bytearray(path.read_bytes())
-    size = content.index(b"PK\x01\x02") + 20  # in the central directory
-    content[size : size + 4] = (1_000_000).to_bytes(4, "little")
-    path.write_bytes(content)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("data.csv", "a" * 10_000_000)
+    content = path.read_bytes()
+    directory, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    claimed, padding = (1_000_000).to_bytes(4, "little"), bytes(5_000)  # not to run into the archive's end
+    place = (directory + len(padding)).to_bytes(4, "little")
+    member, last = content[directory:end], content[end:]
+    parts = [content[:directory], padding, member[:20], claimed, member[24:], last[:16], place, last[20:]]
+    path.write_bytes(b"".join(parts))
     with pytest.raises(UserError):
         extract_corpus(path, tmp_path / "raw")
 

@@ -131,6 +131,7 @@ def test_a_line_that_a_vocabulary_has_twice_shifts_no_id(tmp_path: Path) -> None
     (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
     ours = WordpieceTokenizer.from_pretrained(tmp_path)
     assert ours.tokens[5:] == ["[gap5]", "сыр", "молоко", "хлеб"]
+    assert ours.vocab_size == 9
     ours.save_pretrained(tmp_path / "saved")
     lines = (tmp_path / "saved" / "vocab.txt").read_text().splitlines()
     assert [lines[i] for i in ours("молоко хлеб")] == ["молоко", "хлеб"]

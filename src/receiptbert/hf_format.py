@@ -126,9 +126,9 @@ def load_tokenizer(folder: Path) -> WordpieceTokenizer:
         UserError: there is none, or it has ids for which the model has no embeddings.
     """
     tokenizer, shape = WordpieceTokenizer.from_pretrained(folder), read_shape(folder)
-    if (size := len(tokenizer.tokens)) > shape.vocab_size:
+    if tokenizer.vocab_size > shape.vocab_size:
         raise UserError(
-            f"{folder}: the tokenizer has {size} tokens, the model {shape.vocab_size}; "
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}; "
             "take both from one checkpoint"
         )
     return tokenizer

@@ -227,8 +227,8 @@ class WordpieceTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, special ones included."""
-        return self._backend.get_vocab_size()
+        """How many embeddings a model needs: one for each token, special ones included, and for each gap."""
+        return len(self.tokens)
 
     def _special(self, name: str) -> int:
         return cast(int, self._backend.token_to_id(self._config[f"{name}_token"]))
