@@ -141,7 +141,7 @@ def test_a_checkpoint_without_temperature_and_labels_has_them(checkpoint: Path) 
     found = load_classifier(checkpoint)
     assert found.temperature == 1.0
     assert found.labels == found.names
-    for bad in ("0", "-1", '"warm"', "null", "NaN", "true"):
+    for bad in ("0", "1e-320", "1" + "0" * 400, "-1", '"warm"', "null", "NaN", "true"):
         text = json.dumps(config)[:-1] + f', "softmax_temperature": {bad}}}'
         (checkpoint / "config.json").write_text(text)
         with pytest.raises(UserError, match=r"softmax_temperature = .* must be a number between 0"):

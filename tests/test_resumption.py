@@ -257,16 +257,18 @@ def test_what_a_training_was_started_to_ignore_does_not_end_it(
 
 
 @pytest.mark.parametrize(
-    ("training", "expected"),
+    ("training", "step", "expected"),
     [
-        ("run_pretrain", [(0, 19), (5, 19), (7, 19), (10, 19), (15, 19)]),  # a third step is one batch
-        ("run_finetune", [(0, 15), (4, 15), (5, 15), (10, 15)]),
+        ("run_pretrain", 4, [(0, 19), (5, 19), (7, 19), (10, 19), (15, 19)]),  # a third step is one batch
+        ("run_pretrain", 3, [(0, 19), (5, 19), (5, 19), (5, 19), (10, 19), (15, 19)]),
+        ("run_finetune", 4, [(0, 15), (4, 15), (5, 15), (10, 15)]),
     ],
 )
 def test_progress_goes_on_where_it_was(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     training: str,
+    step: int,
     expected: list[tuple[int, int]],
 ) -> None:
     run = request.getfixturevalue(training)
@@ -278,7 +280,7 @@ def test_progress_goes_on_where_it_was(
 
     monkeypatch.setattr("receiptbert.resumption.track", track)
     with pytest.raises(Cut):
-        run(before_step=at(4, cut))
+        run(before_step=at(step, cut))
     run()
     assert shown == expected
 

@@ -20,7 +20,7 @@ def test_a_budget_of_steps_ends_the_training(
     texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
 ) -> None:
     loader = pretrain_loader(texts, tokenizer)
-    budget = len(loader) + 1  # into the second epoch
+    budget = len(loader)  # the second step of the second epoch, which has three
     trainer = pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2)
     trainer.train(loader, 9, max_steps=budget)
     assert len(trainer.history) == budget
