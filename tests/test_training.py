@@ -129,6 +129,33 @@ def test_tensorboard_has_every_step(
     assert set(threading.enumerate()) <= threads  # the logs are closed
 
 
+def test_a_training_that_fails_keeps_its_log(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    finetune_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Of what it had fetched from the device by then; here, of its first epoch."""
+
+    def fail(_: str) -> None:
+        raise OSError("no space left")
+
+    for module in ("trainer", "finetune_trainer"):
+        monkeypatch.setattr(f"receiptbert.{module}.say", fail)
+    threads = set(threading.enumerate())
+    trainer = pretrain_trainer(pretrain_model(), tokenizer, logdir=str(tmp_path / "pretrain"))
+    loader = pretrain_loader(texts, tokenizer)
+    finetuner, loaders = finetune_parts(texts, tokenizer, finetune_model(), logdir=str(tmp_path / "finetune"))
+    for train in (lambda: trainer.train(loader, 2), lambda: finetuner.train(loaders, 2)):
+        with pytest.raises(OSError, match="no space left"):
+            train()
+    assert set(threading.enumerate()) <= threads
+    assert scalars(tmp_path / "pretrain")["MLM"] == list(range(1, len(loader) + 1))
+    assert scalars(tmp_path / "finetune")["loss"] == list(range(1, len(loaders["train"]) + 1))
+
+
 def test_padding_mask() -> None:
     assert padding_mask(torch.tensor([[5, 6], [7, 8]]), pad_token_id=0) is None
     mask = padding_mask(torch.tensor([[5, 6], [7, 0]]), pad_token_id=0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, cast
 
@@ -85,7 +86,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
             UserError: a loss or gradient is not finite, or gradients overflow fp16 at any scale.
             Interrupted: with ``checkpoints``, SIGINT, SIGTERM or SIGHUP came; the state is saved.
         """
-        with self._resumable():
+        with closing(self._history), self._resumable():
             while self._epoch < n_epochs:
                 epoch = self._epoch + 1
                 left = (n_epochs - self._epoch) * len(dataloaders["train"]) - self._batch
@@ -101,7 +102,6 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
                 say(f"epoch {epoch}: {readable(record)}")
         if self._best_weights:  # none if no epoch has a score, or there is no epoch
             self._model.load_state_dict(self._best_weights)
-        self._history.close()
 
     def _begin(self) -> None:
         super()._begin()

@@ -85,8 +85,7 @@ class History:
             self._writer.flush()
 
     def close(self) -> None:
-        """``flush``, and end the thread that writes the log."""
-        self.flush()
+        """Write the log to disk, and end the thread that does so; what has not been fetched is left out."""
         if self._writer is not None:
             self._writer.close()
             self._writer = self._purge_step = None

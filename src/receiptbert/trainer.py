@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -81,7 +82,7 @@ class Trainer(ResumableDescent[BertModel]):
             UserError: a loss or gradient is not finite, or gradients overflow fp16 at any scale.
             Interrupted: with ``checkpoints``, SIGINT, SIGTERM or SIGHUP came; the state is saved.
         """
-        with self._resumable():
+        with closing(self._history), self._resumable():
             while self._epoch < n_epochs:
                 if max_steps is not None and self._step >= max_steps:
                     break
@@ -93,7 +94,6 @@ class Trainer(ResumableDescent[BertModel]):
                 means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
                 say(f"{name}: {readable(means)} over the last {len(recent)} steps")
                 self._end_epoch()
-        self._history.close()
 
     def _batches_left(self, per_epoch: int, n_epochs: int, max_steps: int | None) -> int:
         """How many batches there are until training ends, for the progress alone."""
