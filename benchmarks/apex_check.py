@@ -20,7 +20,6 @@ import torch
 from common import argument_parser, positive, run_main, write_result
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device
 from receiptbert.pretraining import Pretraining
 from receiptbert.sizes import SIZES
@@ -75,8 +74,8 @@ def pretrain(setting: Setting, steps: int, precision: str, amp_backend: str) -> 
         pretrain=replace(setting.params.pretrain, precision=precision, max_steps=steps, epochs=steps),
         runtime=replace(setting.params.runtime, amp_backend=amp_backend),
     )
-    lengths = TextLengths(shortest=1, longest=setting.maxlen)
-    pretraining = Pretraining(params, setting.unlabelled, setting.tokenizer, lengths, setting.device)
+    texts, longest = setting.unlabelled, setting.maxlen
+    pretraining = Pretraining(params, texts, setting.tokenizer, longest, setting.device)
     with (
         tempfile.TemporaryDirectory() as folder,
         Checkpoints(Path(folder, "pretrain"), "parameters", math.inf) as checkpoints,

@@ -63,8 +63,8 @@ def pretrain(folder: Path) -> dict[str, float | str]:
     keep_freed_memory(device, params.pretrain.precision)
     tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
     texts = TokenStore.load(folder / "data/tokenized/unsupervised.safetensors", tokenizer)
-    lengths = TextLengths.load(folder / "data/tokenized/lengths.json")
-    pretraining = Pretraining(params, texts, tokenizer, lengths, device)
+    longest = TextLengths.load(folder / "data/tokenized/lengths.json").longest
+    pretraining = Pretraining(params, texts, tokenizer, longest, device)
     pretraining.require_memory()
     torch.optim.AdamW([torch.zeros(1)])  # the first one imports torch's compiler, which takes seconds
     with (

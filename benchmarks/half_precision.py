@@ -36,7 +36,7 @@ from receiptbert.checkpoints import Checkpoints
 from receiptbert.corpus import TEST, TRAIN, VAL
 from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device
-from receiptbert.finetuning import Finetuning
+from receiptbert.finetuning import Finetuning, Run
 from receiptbert.labelled import Labelled, load_labelled, training_set
 from receiptbert.metrics import f1
 from receiptbert.params import Params
@@ -82,7 +82,7 @@ def finetune(
     with tempfile.TemporaryDirectory() as name:
         checkpoints = Checkpoints(Path(name) / "finetune", f"{precision}-{seed}", 1e9)
         with checkpoints, arithmetic(precision, device):
-            tuned = finetuning.train(train, texts_of(VAL), seed, f"{name}/runs", checkpoints)
+            tuned = finetuning.train(train, texts_of(VAL), seed, Run(checkpoints, f"{name}/runs"))
     test, true = texts_of(TEST)
     return {
         "weighted_f1": f1(true, finetuning.logits(tuned.model, test).argmax(axis=1), "weighted"),

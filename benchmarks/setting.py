@@ -23,6 +23,7 @@ from receiptbert.modeling import BertModel, dropout_everywhere
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
+from receiptbert.pretraining import min_text_length
 from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
@@ -83,9 +84,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     tokenizer = train_tokenizer(corpus, params.tokenizer)
     lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
     unlabelled = TokenStore.from_texts(lines, tokenizer)
-    used = TextLengths.of(
-        unlabelled.lengths, params.pretrain.mask_prob, params.pretokenize.max_length_quantile
-    )
+    longest = TextLengths.of(unlabelled.lengths, params.pretokenize.max_length_quantile).longest
     rows = corpus[corpus[SPLIT] == TRAIN]
     labels = label_list(corpus)
     device = choose_device(args.device, key="--device")
@@ -93,7 +92,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
         params=params,
         tokenizer=tokenizer,
         lines=lines,
-        unlabelled=unlabelled.take(unlabelled.lengths >= used.shortest),
+        unlabelled=unlabelled.take(unlabelled.lengths >= min_text_length(params.pretrain.mask_prob)),
         train=TokenStore.from_texts(rows[TEXT], tokenizer),
         targets=np.array([labels.index(label) for label in rows[LABEL]]),
         num_classes=len(labels),
@@ -101,7 +100,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
             **shape_of(args.size),
             "act_func": params.model.act_func,
             "vocab_size": max(tokenizer.vocab_size, args.vocab_size or 0),
-            "max_seqlen": used.longest + SPECIAL_TOKENS_PER_TEXT,
+            "max_seqlen": longest + SPECIAL_TOKENS_PER_TEXT,
         },
         device=device,
         precision=choose_precision(precision, device, "--precision"),

@@ -1,6 +1,7 @@
 """Stage 5: finetune the pretrained BERT on train texts and teachers' predictions for unsupervised ones."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from receiptbert.distillation import distil, read_teaching_texts
 from receiptbert.distributed import from_leader, is_leader
 from receiptbert.errors import UserError
 from receiptbert.files import whole
-from receiptbert.finetuning import Finetuned, Finetuning
+from receiptbert.finetuning import Finetuned, Finetuning, Run
 from receiptbert.hf_format import save_pretrained
 from receiptbert.labelled import load_labelled, training_set
 from receiptbert.launching import in_processes, one_voice
-from receiptbert.params import Params
+from receiptbert.params import FinetuneParams, Params
 from receiptbert.reports import write_csv, write_json
 
 # Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing
@@ -37,13 +38,7 @@ def finetune(params: Params) -> None:
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device, p.precision)
     classes = Classes.load(pipeline.TOKENIZED / "classes.json")
-    # From scratch means the same shape and vocabulary without the learned weights.
-    source = pipeline.PRETRAINED if p.of_our_shape else Path(p.init)
-    if source.resolve() == pipeline.FINETUNED.resolve():
-        raise UserError(
-            f"finetune.init = {p.init}, which this stage replaces; copy it and name the copy (`dvc checkout "
-            f"{pipeline.FINETUNED}` brings it back if DVC has removed it)"
-        )
+    source = start_of(p)
     finetuning = Finetuning(p, source, len(classes.names), device, runtime)
     train = training_set(*load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer), p)
     val = load_labelled(pipeline.TOKENIZED, VAL, finetuning.tokenizer)
@@ -57,22 +52,11 @@ def finetune(params: Params) -> None:
     finetuning.require_memory(
         train._replace(texts=train.texts.followed_by(texts.unlabelled_ids)) if texts else train
     )
-    names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, p.teachers + 1))]
-    logdirs = map(pipeline.new_run_folder, names)
-    with ExitStack() as stack:
-        # All are kept until the outputs are written: if the final model is cut off, no BERT teacher trains
-        # again. They label again, and the linear teacher is fitted again.
-        checkpoints = [
-            stack.enter_context(
-                Checkpoints(pipeline.CHECKPOINTS / name, fingerprint, runtime.checkpoint_seconds)
-            )
-            for name in names
-        ]
-        (final, logdir), *teachers = zip(checkpoints, logdirs, strict=True)
+    with begin_runs(p.teachers, fingerprint, runtime.checkpoint_seconds) as (final, *teachers):
         scores: dict[str, float] = {}
         if texts:
             train, scores = distil(finetuning, train, val, texts, p.seed, teachers)
-        result = finetuning.train(train, val, p.seed, logdir, final)
+        result = finetuning.train(train, val, p.seed, final)
         logits = finetuning.logits(result.model, val.texts)
         if not is_leader():
             return
@@ -83,8 +67,40 @@ def finetune(params: Params) -> None:
             )
         done_on = conditions(device, finetuning.precision, runtime.amp_backend)
         report(result, {"temperature": temperature} | scores, done_on)
-        for of_model in checkpoints:
-            of_model.remove()
+        # Not before: if the final model is cut off, no BERT teacher trains again. They label again, and the
+        # linear teacher is fitted again.
+        for run in (final, *teachers):
+            run.checkpoints.remove()
+
+
+def start_of(p: FinetuneParams) -> Path:
+    """The checkpoint folder that finetuning starts from.
+
+    Raises:
+        UserError: it is the one that this stage writes.
+    """
+    # From scratch means the same shape and vocabulary without the learned weights.
+    source = pipeline.PRETRAINED if p.of_our_shape else Path(p.init)
+    if source.resolve() == pipeline.FINETUNED.resolve():
+        raise UserError(
+            f"finetune.init = {p.init}, which this stage replaces; copy it and name the copy (`dvc checkout "
+            f"{pipeline.FINETUNED}` brings it back if DVC has removed it)"
+        )
+    return source
+
+
+@contextmanager
+def begin_runs(teachers: int, fingerprint: str, seconds: float) -> Iterator[list[Run]]:
+    """The runs of the final model and of each teacher; ``seconds`` as in ``Checkpoints``."""
+    names = ["finetune", *(f"finetune-teacher-{number}" for number in range(1, teachers + 1))]
+    with ExitStack() as stack:
+        yield [
+            Run(
+                stack.enter_context(Checkpoints(pipeline.CHECKPOINTS / name, fingerprint, seconds)),
+                pipeline.new_run_folder(name),
+            )
+            for name in names
+        ]
 
 
 def report(result: Finetuned, scores: dict[str, float], done_on: dict[str, Any]) -> None:

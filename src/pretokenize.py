@@ -44,7 +44,7 @@ def pretokenize(params: Params) -> None:
     stores[UNSUPERVISED] = stores[UNSUPERVISED].sorted_by_length()
     lengths = stores[UNSUPERVISED].lengths
 
-    used = TextLengths.of(lengths, params.pretrain.mask_prob, params.pretokenize.max_length_quantile)
+    used = TextLengths.of(lengths, params.pretokenize.max_length_quantile)
     classes = Classes(labels=labels, names=label_names(labels, read_categories(pipeline.CATEGORIES)))
     with whole(pipeline.TOKENIZED) as folder:
         for split, store in stores.items():
@@ -52,30 +52,28 @@ def pretokenize(params: Params) -> None:
             save_texts(folder, split, strings(corpus.loc[corpus[SPLIT] == split, TEXT]))
         used.save(folder / "lengths.json")
         classes.save(folder / "classes.json")
-    report(stores, used, tokenizer)
+    report(stores, used.longest, tokenizer)
 
 
-def report(stores: dict[str, TokenStore], used: TextLengths, tokenizer: WordpieceTokenizer) -> None:
+def report(stores: dict[str, TokenStore], longest: int, tokenizer: WordpieceTokenizer) -> None:
     """Write ``metrics/tokens.json`` and the length histogram."""
     lengths = stores[UNSUPERVISED].lengths
     counts = {
         "vocab_size": tokenizer.vocab_size,
-        "min_length": used.shortest,
-        "max_length": used.longest,
+        "max_length": longest,
         "tokens_per_text": {split: float(store.lengths.mean()) for split, store in stores.items()},
         "unknown_tokens": {
             split: float((store.ids == tokenizer.unk_token_id).sum() / max(len(store.ids), 1))
             for split, store in stores.items()
         },
-        "unsupervised_texts_below_min_length": int((lengths < used.shortest).sum()),
         "texts_above_max_length": {
-            split: int((store.lengths > used.longest).sum()) for split, store in stores.items()
+            split: int((store.lengths > longest).sum()) for split, store in stores.items()
         },
     }
     write_json(pipeline.METRICS / "tokens.json", counts)
     histogram = enumerate(np.bincount(lengths).tolist())
     write_csv(pipeline.PLOTS / "lengths.csv", ["tokens", "texts"], histogram)
-    print(f"{len(lengths):,} unsupervised texts; lengths used: {used.shortest} to {used.longest} tokens")
+    print(f"{len(lengths):,} unsupervised texts; of each, up to {longest} tokens are used")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from receiptbert.hf_format import save_pretrained
 from receiptbert.launching import in_processes, one_voice
 from receiptbert.params import Params
 from receiptbert.pretraining import Pretraining
+from receiptbert.progress import readable, say
 from receiptbert.reports import mean_curve, write_csv, write_json
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
@@ -27,9 +28,11 @@ def pretrain(params: Params) -> None:
         params,
         TokenStore.load(texts_path, tokenizer),  # unnamed, so that it is freed once copied
         tokenizer,
-        TextLengths.load(lengths_path),
+        TextLengths.load(lengths_path).longest,
         device,
     )
+    if number := pretraining.num_too_short:
+        say(f"texts left out for their fewer than {pretraining.min_length} tokens: {number:,}")
     pretraining.require_memory()
     fingerprint = training_fingerprint(
         [params.model, params.pretrain], [lengths_path, texts_path, pipeline.TOKENIZER]
@@ -43,13 +46,18 @@ def pretrain(params: Params) -> None:
         scores = pretraining.evaluate(trainer)
         with whole(pipeline.PRETRAINED) as folder:
             save_pretrained(model, tokenizer, folder)
-        counts = {"tokens_seen": trainer.tokens_seen, "steps": pretraining.steps}
+        counts = {
+            "tokens_seen": trainer.tokens_seen,
+            "steps": pretraining.steps,
+            "min_length": pretraining.min_length,
+            "texts_below_min_length": pretraining.num_too_short,
+        }
         done_on = conditions(device, pretraining.precision, runtime.amp_backend)
         write_json(pipeline.METRICS / "pretrain.json", scores | counts | trainer.skipped_steps | done_on)
         columns = ["step", "MLM", "SOP"]
         write_csv(pipeline.PLOTS / "pretrain.csv", columns, mean_curve(trainer.history, columns))
         checkpoints.remove()
-    print(f"held-out texts: MLM loss {scores['mlm_loss']:.3f}, SOP accuracy {scores['sop_accuracy']:.3f}")
+    print(f"held-out texts: {readable(scores)}")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ from receiptbert.params import Params
 settings.register_profile("receiptbert", deadline=None, derandomize=True)
 settings.load_profile("receiptbert")
 
+# Tests send these signals, which are ignored by what nohup or a script starts in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # The models here are so small that a second thread only costs time.
 torch.set_num_threads(1)
 

@@ -148,7 +148,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere is not a folder; run `dvc repro`, or name a BERT checkpoint folder"),
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
     ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels is of another type); run `dvc repro -f pretokenize`"),
-    ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"shortest": "2", "longest": 9}'), "data/tokenized/lengths.json is damaged (shortest is of another type); run `dvc repro -f pretokenize`"),
+    ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"longest": "9"}'), "data/tokenized/lengths.json is damaged (longest is of another type); run `dvc repro -f pretokenize`"),
     ("no counts", "evaluate", content("metrics/data.json", None), "metrics/data.json not found; run `dvc repro`"),
     ("damaged counts", "evaluate", content("metrics/data.json", "<<<<<<<"), "metrics/data.json is damaged (…); run `dvc repro`"),
     ("counts that are a list", "evaluate", content("metrics/data.json", "[]"), "metrics/data.json is damaged (it holds no JSON object); run `dvc repro`"),

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from receiptbert.corpus_facts import Classes, TextLengths, min_text_length
+from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.errors import UserError
 from receiptbert.metrics import (
     class_scores,
@@ -55,13 +55,8 @@ def test_mean_curve_averages_runs_of_steps() -> None:
     assert len(mean_curve(history, ["step", "MLM"])) == 7
 
 
-@pytest.mark.parametrize(("mask_prob", "length"), [(0.15, 5), (0.5, 1), (0.25, 3), (0.01, 69)])
-def test_min_text_length(mask_prob: float, length: int) -> None:
-    assert min_text_length(mask_prob) == length
-
-
 def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
-    for facts in (Classes(labels=["7", "12"], names=["Чай", "Сыр"]), TextLengths(shortest=5, longest=31)):
+    for facts in (Classes(labels=["7", "12"], names=["Чай", "Сыр"]), TextLengths(longest=31)):
         facts.save(tmp_path / "facts.json")
         assert type(facts).load(tmp_path / "facts.json") == facts
     with pytest.raises(UserError, match="dvc repro pretokenize"):

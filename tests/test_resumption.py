@@ -259,8 +259,8 @@ def test_what_a_training_was_started_to_ignore_does_not_end_it(
 @pytest.mark.parametrize(
     ("training", "step", "expected"),
     [
-        ("run_pretrain", 4, [(0, 19), (5, 19), (7, 19), (10, 19), (15, 19)]),  # a third step is one batch
-        ("run_pretrain", 3, [(0, 19), (5, 19), (5, 19), (5, 19), (10, 19), (15, 19)]),
+        ("run_pretrain", 4, [(0, 11), (3, 11), (4, 11), (6, 11), (9, 11)]),
+        ("run_pretrain", 3, [(0, 11), (3, 11), (3, 11), (3, 11), (6, 11), (9, 11)]),
         ("run_finetune", 4, [(0, 15), (4, 15), (5, 15), (10, 15)]),
     ],
 )
@@ -274,11 +274,12 @@ def test_progress_goes_on_where_it_was(
     run = request.getfixturevalue(training)
     shown: list[tuple[int, int]] = []
 
-    def track(batches: Any, _: str, total: int, before: int) -> Any:
+    def track(steps: Any, _: str, total: int, __: str, before: int) -> Any:
         shown.append((before, total))
-        return batches
+        return steps
 
-    monkeypatch.setattr("receiptbert.resumption.track", track)
+    for module in ("trainer", "finetune_trainer"):
+        monkeypatch.setattr(f"receiptbert.{module}.track", track)
     with pytest.raises(Cut):
         run(before_step=at(step, cut))
     run()

@@ -19,10 +19,10 @@ from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.labelled import majority_class
 from receiptbert.onednn import KEPT_SHAPES
 from receiptbert.params import load_params
-from receiptbert.pretraining import Pretraining
+from receiptbert.pretraining import Pretraining, min_text_length
 from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
-from tests.conftest import ROOT, STAGES, contents, run_here
+from tests.conftest import ROOT, STAGES, contents, run_here, set_params
 
 # 2 is PR_GET_PDEATHSIG of linux/prctl.h.
 SIGNAL_OF_PARENT = """
@@ -53,15 +53,12 @@ def test_what_is_told_of_tokens_is_true(tiny_project: Path) -> None:
         for split in SPLITS
     }
     of_unsupervised = lengths["unsupervised"]
-    used = TextLengths.load(tiny_project / "data/tokenized/lengths.json")
+    longest = TextLengths.load(tiny_project / "data/tokenized/lengths.json").longest
     told = json.loads((tiny_project / "metrics/tokens.json").read_text())
-    assert (told["min_length"], told["max_length"]) == (used.shortest, used.longest)
-    assert (of_unsupervised <= used.longest).mean() >= 0.995 > (of_unsupervised < used.longest).mean()
+    assert told["max_length"] == longest
+    assert (of_unsupervised <= longest).mean() >= 0.995 > (of_unsupervised < longest).mean()
     assert told["tokens_per_text"] == {split: pytest.approx(many.mean()) for split, many in lengths.items()}
-    assert told["unsupervised_texts_below_min_length"] == sum(of_unsupervised < used.shortest)
-    assert told["texts_above_max_length"] == {
-        split: sum(many > used.longest) for split, many in lengths.items()
-    }
+    assert told["texts_above_max_length"] == {split: sum(many > longest) for split, many in lengths.items()}
     histogram = pd.read_csv(tiny_project / "metrics/plots/lengths.csv")
     assert np.repeat(histogram["tokens"], histogram["texts"]).tolist() == sorted(of_unsupervised)
 
@@ -125,13 +122,27 @@ def test_evaluate_compares_with_the_majority_class(project: Path, monkeypatch: p
     assert scores["majority_weighted_f1"] == pytest.approx(share * 2 * share / (1 + share), abs=1e-5)
 
 
+@pytest.mark.parametrize(("mask_prob", "length"), [(0.15, 5), (0.5, 1), (0.25, 3), (0.01, 69)])
+def test_min_text_length(mask_prob: float, length: int) -> None:
+    assert min_text_length(mask_prob) == length
+
+
+def test_short_texts_are_left_out_and_counted(project: Path) -> None:
+    set_params(project, {"pretrain.mask_prob": "0.15"})
+    run_here(STAGES["pretrain"], project)
+    lengths = TokenStore.load(project / "data/tokenized/unsupervised.safetensors").lengths
+    told = json.loads((project / "metrics/pretrain.json").read_text())
+    assert (told["min_length"], told["texts_below_min_length"]) == (5, (lengths < 5).sum())
+    assert (lengths < 5).any()
+
+
 def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
     tokenizer = WordpieceTokenizer.from_pretrained(tiny_project / "models/tokenizer")
     pretraining = Pretraining(
         load_params(tiny_project / "params.yaml"),
         TokenStore.load(tiny_project / "data/tokenized/unsupervised.safetensors", tokenizer),
         tokenizer,
-        TextLengths.load(tiny_project / "data/tokenized/lengths.json"),
+        TextLengths.load(tiny_project / "data/tokenized/lengths.json").longest,
         torch.device("cpu"),
     )
 

@@ -137,6 +137,10 @@ def test_scores_of_pretraining_are_means_over_targets_and_texts_without_dropout(
     trainer = pretrain_trainer(pretrain_model(hidden_dropout_prob=0.5), tokenizer)
     both, of_few, of_many = (trainer.evaluate(batches) for batches in ([few, many], [few], [many]))
     assert both == trainer.evaluate([few, many])
+    without_targets = [
+        (ids, kinds, torch.full_like(labels, -100), swapped) for ids, kinds, labels, swapped in [few]
+    ]
+    assert trainer.evaluate(without_targets).keys() == {"sop_accuracy"}
     weights = {
         "mlm_loss": [int((labels != -100).sum()) for _, _, labels, _ in (few, many)],
         "sop_accuracy": [3, 50],

@@ -76,11 +76,12 @@ def test_progress_is_that_of_the_whole_training(
 ) -> None:
     shown: list[tuple[str, int, int]] = []
 
-    def track(batches: Any, what: str, total: int, before: int) -> Any:
+    def track(steps: Any, what: str, total: int, _: str, before: int) -> Any:
         shown.append((what, before, total))
-        return batches
+        return steps
 
-    monkeypatch.setattr("receiptbert.resumption.track", track)
+    for module in ("trainer", "finetune_trainer"):
+        monkeypatch.setattr(f"receiptbert.{module}.track", track)
     loader = pretrain_loader(texts, tokenizer)
     size = len(loader)
     pretrain_trainer(pretrain_model(), tokenizer).train(loader, 2)

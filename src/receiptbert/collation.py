@@ -13,8 +13,6 @@ from receiptbert.datasets import LabelledTexts, SegmentPairs
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.vocabulary import CONTINUATION
 
-AT_ONCE = 100_000  # tokens that are looked at together; the first of them nearly always decide
-
 
 class Collator:
     """Pad a batch and corrupt it for masked language modelling (Devlin et al. 2019, section 3.1).
@@ -75,9 +73,7 @@ class Collator:
 
     def may_mask(self, ids: npt.NDArray[np.integer[Any]]) -> bool:
         """Whether any of the tokens ``ids`` may become a target."""
-        may_be_target = self._may_be_target.cpu().numpy()
-        parts = (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))
-        return any(may_be_target[part].any() for part in parts)
+        return bool(self._may_be_target.numpy(force=True)[ids].any())
 
     def _pad(self, batch: Sequence[tuple[Tensor, Tensor, bool]]) -> SegmentPairs:
         input_ids, token_type_ids, permuted = zip(*batch, strict=True)

@@ -5,7 +5,6 @@ makes finetuning run again, but not pretraining.
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -54,22 +53,18 @@ def _fits(value: Any, kind: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextLengths(_Facts):
-    """Which texts pretraining uses, and how much of them.
+    """How much of a text the model reads.
 
     Attributes:
-        shortest: texts of fewer tokens are not worth pretraining on.
         longest: how many tokens of a longer text are used.
     """
 
-    shortest: int
     longest: int
 
     @classmethod
-    def of(cls, lengths: npt.NDArray[np.int64], mask_prob: float, quantile: float) -> Self:
-        """What pretraining with ``mask_prob`` uses of texts of these ``lengths``: at least a share
-        ``quantile`` of them stays uncut."""
-        longest = int(np.quantile(lengths, quantile, method="inverted_cdf"))
-        return cls(shortest=min_text_length(mask_prob), longest=max(longest, 1))
+    def of(cls, lengths: npt.NDArray[np.int64], quantile: float) -> Self:
+        """Of texts of these ``lengths``, at least a share ``quantile`` stays uncut."""
+        return cls(longest=max(int(np.quantile(lengths, quantile, method="inverted_cdf")), 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,14 +78,3 @@ class Classes(_Facts):
 
     labels: list[str]
     names: list[str]
-
-
-def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:
-    """The shortest text in which at least one token is a target with probability ``at_least_one``.
-
-    For targets drawn token by token. With ``pretrain.whole_words`` words are drawn; a text has fewer of
-    them, so it more often has no target.
-
-    The assignment's question: the least n with 1 - (1 - mask_prob)^n >= at_least_one; 5 for 0.15 and 0.5.
-    """
-    return math.ceil(math.log1p(-at_least_one) / math.log1p(-mask_prob))

@@ -61,32 +61,23 @@ class GraphedPasses:
         self._updated = False
         self._update: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
-    def begin(self) -> None:
-        """Call it before each pass, recorded or not: in a new step it zeroes all gradients."""
-        if self._parameters[0].grad is None:
-            torch._foreach_zero_(self._gradients)
-            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-                parameter.grad = gradient
-
-    def take(self, key: Any) -> bool:
-        """Whether to run a pass of this kind here: not one that comes for the first time.
-
-        It may be the last of its kind, and what libraries set up on first use cannot be recorded.
-        """
-        taken = key in self._recorded or (key in self._seen and len(self._recorded) < MAX_GRAPHS)
-        self._seen.add(key)
-        return taken
-
-    def __call__(
+    def run(
         self, key: Any, inputs: tuple[Tensor, ...], make_compute: Callable[[], Compute]
-    ) -> dict[str, Tensor]:
-        """Run a pass over ``inputs``, of a kind that ``take`` accepts; return what to log of them.
+    ) -> dict[str, Tensor] | None:
+        """Run a pass over ``inputs``; return what to log of them. None if it must be run as usual.
+
+        That is a pass that comes for the first time: it may be the last of its kind, and what libraries set
+        up on first use cannot be recorded. Call it before each pass all the same.
 
         Args:
             key: what distinguishes passes that cannot share a graph, the shapes of the inputs included.
             make_compute: returns the pass to record, which must not read values of tensors in Python.
         """
+        self._prepare_gradients()
         if key not in self._recorded:
+            if key not in self._seen or len(self._recorded) == MAX_GRAPHS:
+                self._seen.add(key)
+                return None
             self._recorded[key] = self._record(inputs, make_compute())
         recorded = self._recorded[key]
         for place, tensor in zip(recorded.inputs, inputs, strict=True):
@@ -94,6 +85,13 @@ class GraphedPasses:
         recorded.graph.replay()
         # A copy, since the next replay overwrites the values.
         return dict(zip(recorded.names, recorded.values.clone().unbind(), strict=True))
+
+    def _prepare_gradients(self) -> None:
+        """In a new step, set all gradients to zero."""
+        if self._parameters[0].grad is None:
+            torch._foreach_zero_(self._gradients)
+            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+                parameter.grad = gradient
 
     def _record(self, inputs: tuple[Tensor, ...], compute: Compute) -> _Recorded:
         places = tuple(tensor.clone() for tensor in inputs)

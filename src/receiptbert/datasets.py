@@ -207,7 +207,7 @@ class InferenceDataset(Dataset[Tensor]):
         return self._texts.lengths
 
     def __getitem__(self, idx: int) -> Tensor:
-        """``input_ids`` (tokens + 2,)."""
+        """``input_ids`` (S,): ``[CLS] text [SEP]``, or an input that came complete."""
         return self.__getitems__([range(len(self))[idx]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:

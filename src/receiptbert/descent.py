@@ -66,8 +66,11 @@ class Descent(Generic[Model]):
     def _compute(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, which is to be minimized, and what to note about the batch."""
 
-    def _fixed(self, *_inputs: Tensor) -> dict[str, Any]:
-        """Keyword arguments with which ``_compute`` need not look at the values of a batch like this."""
+    def _static_arguments(self, *_inputs: Tensor) -> dict[str, Any]:
+        """Keyword arguments of ``_compute`` in a recorded pass, where Python cannot read a tensor's values.
+
+        What depends on them, as room for targets does, is settled here, by a batch of the shape to record.
+        """
         return {}
 
     def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *position: int) -> dict[str, Tensor]:
@@ -80,9 +83,9 @@ class Descent(Generic[Model]):
         """
         kind = (num_batches, *(tensor.shape for tensor in inputs))
         if self._graphs is not None:
-            self._graphs.begin()
-            if self._graphs.take(kind):
-                return self._graphs(kind, inputs, lambda: self._recordable(num_batches, inputs))
+            noted = self._graphs.run(kind, inputs, lambda: self._recordable(num_batches, inputs))
+            if noted is not None:
+                return noted
         with own_random_numbers(self._device, *position), self._amp.casts():
             loss, noted = self._compute(*inputs)
         self._backward(loss / num_batches)
@@ -102,11 +105,11 @@ class Descent(Generic[Model]):
 
     def _recordable(self, num_batches: int, batch: tuple[Tensor, ...]) -> Compute:
         """The pass for batches of the shape of ``batch``."""
-        fixed = self._fixed(*batch)
+        arguments = self._static_arguments(*batch)
 
         def compute(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             with self._amp.casts():
-                loss, noted = self._compute(*inputs, **fixed)
+                loss, noted = self._compute(*inputs, **arguments)
             assert self._amp.scaled is not None
             return self._amp.scaled(loss / num_batches), noted
 

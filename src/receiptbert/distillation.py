@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from receiptbert.checkpoints import Checkpoints
 from receiptbert.corpus import TRAIN, UNSUPERVISED, VAL
 from receiptbert.distributed import from_leader
-from receiptbert.finetuning import Finetuning
+from receiptbert.finetuning import Finetuning, Run
 from receiptbert.labelled import UNLABELLED_PER_LABEL, Labelled, TrainingSet
 from receiptbert.linear_teacher import LinearTeacher, Probabilities
 from receiptbert.metrics import f1
@@ -60,7 +59,7 @@ def distil(
     val: Labelled,
     texts: TeachingTexts,
     seed: int,
-    teachers: Sequence[tuple[Checkpoints, str]],
+    teachers: Sequence[Run],
 ) -> tuple[TrainingSet, dict[str, float]]:
     """Train the teachers, each with its own seed, and have them and a linear one label texts.
 
@@ -69,7 +68,7 @@ def distil(
         train: what they are trained on; ``val`` decides the best epoch of each.
         texts: the raw texts of train and val, and those to label.
         seed: of the student; ``teacher_seed`` derives those of the teachers.
-        teachers: the checkpoints of each, and a folder for its TensorBoard events.
+        teachers: the run of each.
 
     Returns:
         what the student is to be trained on, and the scores of the teachers on val.
@@ -86,9 +85,9 @@ def distil(
 
     answers = np.zeros_like(linear_answers)  # (U, C), the BERTs' mean; later averaged with the linear teacher
     scores = []
-    for number, (checkpoints, logdir) in enumerate(teachers, start=1):
+    for number, run in enumerate(teachers, start=1):
         say(f"teacher {number} of {len(teachers)}")
-        model, _, best, _ = finetuning.train(train, val, teacher_seed(seed, number), logdir, checkpoints)
+        model, _, best, _ = finetuning.train(train, val, teacher_seed(seed, number), run)
         for rows in np.split(np.arange(len(answers)), range(AT_ONCE, len(answers), AT_ONCE)):
             logits = finetuning.logits(model, texts.unlabelled_ids.take(rows))
             answers[rows] += softmax(logits, axis=1) / len(teachers)

@@ -21,7 +21,7 @@ from receiptbert.inference import inference_loader, predict
 from receiptbert.metrics import ClassIds, f1
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler
-from receiptbert.progress import readable, say
+from receiptbert.progress import readable, say, track
 from receiptbert.resumption import Batches, ResumableDescent
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -90,8 +90,9 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
             while self._epoch < n_epochs:
                 epoch = self._epoch + 1
                 left = (n_epochs - self._epoch) * len(dataloaders["train"]) - self._batch
-                batches = self._batches(dataloaders["train"], f"epoch {epoch} of {n_epochs}", left)
-                record = {"train_loss": self._train_step(batches)}
+                batches, name = self._batches(dataloaders["train"]), f"epoch {epoch} of {n_epochs}"
+                progress = track(batches, name, self._step + left, "steps", before=self._step)
+                record = {"train_loss": self._train_step(progress)}
                 if epoch % eval_every and epoch < n_epochs:
                     self._end_epoch()
                     continue

@@ -35,6 +35,13 @@ from receiptbert.sampling import MixtureBatchSampler
 from receiptbert.token_store import TokenStore
 
 
+class Run(NamedTuple):
+    """Where the training of one classifier leaves its traces."""
+
+    checkpoints: Checkpoints
+    logdir: str  # for TensorBoard
+
+
 class Finetuned(NamedTuple):
     """A classifier with the weights of its best epoch."""
 
@@ -70,14 +77,7 @@ class Finetuning:
         self.tokenizer = load_tokenizer(source)
         self.precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
 
-    def train(
-        self,
-        train: TrainingSet,
-        val: Labelled,
-        seed: int,
-        logdir: str,
-        checkpoints: Checkpoints,
-    ) -> Finetuned:
+    def train(self, train: TrainingSet, val: Labelled, seed: int, run: Run) -> Finetuned:
         """Train one classifier; ``val`` decides the best epoch."""
         p = self._p
         model = self._make_model(seed)
@@ -87,13 +87,7 @@ class Finetuning:
         val_data = FinetuneDataset(*val, self.tokenizer, self._maxlen, presort=True, device=self._device)
         collate = partial(collate_fn, pad_idx=self.tokenizer.pad_token_id)
         lengths = train_data.lengths.clamp(max=self._maxlen)
-        batches = MixtureBatchSampler(
-            lengths,
-            train.num_labelled,
-            train.num_drawn,
-            train.batch_size,
-            seed,
-        )
+        batches = MixtureBatchSampler(lengths, train.num_labelled, train.num_drawn, train.batch_size, seed)
         dataloaders: dict[str, Batches] = {
             "train": make_loader(train_data, batches, collate),
             "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
@@ -108,12 +102,12 @@ class Finetuning:
                 Scheduler(optimizer, 0.0, p.lr, p.final_lr, int(p.warmup * steps), steps),
                 self.tokenizer.pad_token_id,
                 self._device,
-                logdir=logdir,
+                logdir=run.logdir,
                 max_grad_norm=p.max_grad_norm,
                 precision=self.precision,
                 amp_backend=self._runtime.amp_backend,
                 label_smoothing=train.label_smoothing,
-                checkpoints=checkpoints,
+                checkpoints=run.checkpoints,
             )
             # Few labels take hundreds of short epochs; scoring each would take longer than training.
             trainer.train(dataloaders, train.epochs, scorer, train.epochs // p.epochs)

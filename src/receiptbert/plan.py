@@ -237,21 +237,20 @@ def require_memory(
     """
     if free is None or plan.total_memory <= free:
         return
-    in_fp32 = replace(plan, precision="fp32")
-    switch = [] if plan.activation_checkpointing else ["runtime.activation_checkpointing=true"]
-    leaner = replace(plan, activation_checkpointing=True, recorded=False)
-    advice = [_smaller_batch(plan, free, stage, batch_size, num_accum_steps)]
-    if switch and leaner.total_memory <= free:
-        advice += switch
-    elif switch and not advice[0]:
-        both = _smaller_batch(leaner, free, stage, batch_size, num_accum_steps)
-        advice += [f"{switch[0]} and {both}"] if both else []
-    last_resort = f"{smaller_model}, or take a machine with more memory"
-    if in_fp32.total_memory < plan.total_memory and in_fp32.total_memory <= free:
-        advice += [f"{stage}.precision=fp32"]
-    if plan.soft_targets and replace(plan, soft_targets=0).total_memory <= free:
-        advice += [f"{stage}.teachers=0"]
-    fitting = ", or ".join(filter(None, advice)) or last_resort
+    switch = "runtime.activation_checkpointing=true"
+    switched = replace(plan, activation_checkpointing=True, recorded=False)
+    others = {
+        switch: switched,
+        f"{stage}.precision=fp32": replace(plan, precision="fp32"),
+        f"{stage}.teachers=0": replace(plan, soft_targets=0),
+    }
+    advice = [setting for setting, other in others.items() if other.total_memory <= free]
+    if smaller := _smaller_batch(plan, free, stage, batch_size, num_accum_steps):
+        advice.insert(0, smaller)
+    elif switched.total_memory > free and not plan.activation_checkpointing:
+        both = _smaller_batch(switched, free, stage, batch_size, num_accum_steps)
+        advice += [f"{switch} and {both}"] if both else []
+    fitting = ", or ".join(advice) or f"{smaller_model}, or take a machine with more memory"
     raise UserError(
         f"the training would take about {_gib(plan.total_memory)} of memory, but only {_gib(free)} are free; "
         f"set {fitting}"

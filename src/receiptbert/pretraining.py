@@ -7,7 +7,6 @@ import torch
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import Collator
-from receiptbert.corpus_facts import TextLengths
 from receiptbert.cuda_graphs import can_record
 from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import free_memory
@@ -37,7 +36,7 @@ class Pretraining:
         params: all settings; those of pretrain, model and runtime are used.
         texts: unsupervised ones; those that are too short are left out.
         tokenizer: that of the texts.
-        used: which texts are used, and how much of each.
+        longest: how many tokens of a longer text are used.
         device: where to train.
 
     Raises:
@@ -49,7 +48,7 @@ class Pretraining:
         params: Params,
         texts: TokenStore,
         tokenizer: WordpieceTokenizer,
-        used: TextLengths,
+        longest: int,
         device: torch.device,
     ) -> None:
         p, runtime = params.pretrain, params.runtime
@@ -57,7 +56,7 @@ class Pretraining:
         self.precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
         self._params = params
         self._tokenizer = tokenizer
-        self._used = used
+        self._longest = longest
         self._device = device
         self._collator = Collator(
             tokenizer,
@@ -67,7 +66,12 @@ class Pretraining:
             whole_words=p.whole_words,
             letters_only=p.letters_only,
         )
-        texts = texts.take(texts.lengths >= used.shortest)
+        self.min_length = min_text_length(p.mask_prob)
+        """Tokens of a text that is worth pretraining on."""
+        is_long_enough = texts.lengths >= self.min_length
+        self.num_too_short = int((~is_long_enough).sum())
+        """Texts that are left out."""
+        texts = texts.take(is_long_enough)
         if len(texts) and not self._collator.may_mask(texts.ids):
             raise UserError(
                 "no unsupervised text has a letter, and tokens without letters are never predicted; set "
@@ -82,11 +86,11 @@ class Pretraining:
         self._shape = BertShape(
             **params.model.kwargs(),
             vocab_size=tokenizer.vocab_size,
-            max_seqlen=used.longest + SPECIAL_TOKENS_PER_TEXT,
+            max_seqlen=longest + SPECIAL_TOKENS_PER_TEXT,
             eps=EPS,
         )
         # Kept instead of the texts, of which the datasets have copies.
-        self._mean_length = float((texts.lengths.clip(max=used.longest) + SPECIAL_TOKENS_PER_TEXT).mean())
+        self._mean_length = float((texts.lengths.clip(max=longest) + SPECIAL_TOKENS_PER_TEXT).mean())
 
     def train(self, logdir: str, checkpoints: Checkpoints) -> tuple[BertModel, Trainer]:
         """Train a model from random weights, or resume from a checkpoint.
@@ -121,8 +125,9 @@ class Pretraining:
         """
         torch.manual_seed(self._params.pretrain.seed)  # the same masks and swaps whatever came before
         scores = trainer.evaluate(self._held_out_loader)
-        if not math.isfinite(scores["mlm_loss"]):
-            raise UserError(f"the MLM loss of the held-out texts is {scores['mlm_loss']}; lower pretrain.lr")
+        loss = scores.get("mlm_loss", 0.0)  # few short texts may have no target
+        if not math.isfinite(loss):
+            raise UserError(f"the MLM loss of the held-out texts is {loss}; lower pretrain.lr")
         return scores
 
     def require_memory(self) -> None:
@@ -137,22 +142,18 @@ class Pretraining:
         require_memory(self.plan, free, "pretrain", batch_size, p.num_accum_steps)
 
     def _make_loader(self, texts: TokenStore) -> Batches:
-        p, used = self._params.pretrain, self._used
+        p = self._params.pretrain
         dataset = PretrainDataset(
-            texts, self._tokenizer, used.shortest, used.longest, p.permute_prob, device=self._device
+            texts, self._tokenizer, self.min_length, self._longest, p.permute_prob, device=self._device
         )
         if not len(dataset):
             raise UserError(
-                f"too few unsupervised texts have {used.shortest} tokens or more: "
+                f"too few unsupervised texts have {self.min_length} tokens or more: "
                 "pretraining needs at least ten, at least one of which occurs only once; add some, or raise "
                 "pretrain.mask_prob, from which that length follows"
             )
-        lengths = dataset.lengths.clamp(max=used.longest)
-        return make_loader(
-            dataset,
-            LengthGroupedBatchSampler(lengths, p.batch_size, p.seed),
-            self._collator,
-        )
+        lengths = dataset.lengths.clamp(max=self._longest)
+        return make_loader(dataset, LengthGroupedBatchSampler(lengths, p.batch_size, p.seed), self._collator)
 
     def _make_model(self) -> BertModel:
         p = self._params.pretrain
@@ -186,3 +187,14 @@ class Pretraining:
             activation_checkpointing=runtime.activation_checkpointing,
             steps=self.steps,
         )
+
+
+def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:
+    """The shortest text in which at least one token is a target with probability ``at_least_one``.
+
+    For targets drawn token by token. With ``pretrain.whole_words`` words are drawn; a text has fewer of
+    them, so it more often has no target.
+
+    The assignment's question: the least n with 1 - (1 - mask_prob)^n >= at_least_one; 5 for 0.15 and 0.5.
+    """
+    return math.ceil(math.log1p(-at_least_one) / math.log1p(-mask_prob))

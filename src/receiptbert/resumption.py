@@ -14,7 +14,7 @@ from receiptbert.distributed import Agreement, from_leader, is_leader, num_proce
 from receiptbert.errors import Interrupted
 from receiptbert.interrupts import Interrupts
 from receiptbert.optimization import Scheduler
-from receiptbert.progress import say, track
+from receiptbert.progress import say
 from receiptbert.sampling import LengthGroupedBatchSampler
 
 
@@ -81,8 +81,8 @@ class ResumableDescent(Descent[Model]):
                     say(f"{interrupted}: stopped after step {self._step}; run the same command to continue")
                 raise
 
-    def _batches(self, dataloader: Batches, what: str, left: int) -> Iterator[Any]:
-        """The batches left in the current epoch; ``left`` is how many the whole run has left."""
+    def _batches(self, dataloader: Batches) -> Iterator[Any]:
+        """The batches left in the current epoch."""
         if self._checkpoints is not None:
             sampler = cast(LengthGroupedBatchSampler, cast(Any, dataloader).batch_sampler)
             if self._order is None:
@@ -93,8 +93,7 @@ class ResumableDescent(Descent[Model]):
         iterator = iter(dataloader)  # draws a random number, which a resumed epoch has already drawn
         if self._batch:
             torch.set_rng_state(numbers)
-        done = self._epoch * len(dataloader) + self._batch
-        for batch in track(iterator, what, done + left, before=done):
+        for batch in iterator:
             self._batch += 1
             yield batch
 

@@ -131,6 +131,8 @@ def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
     batch = (ends - 1) * num_batches // ends[-1]  # (n,), non-decreasing
     numbers = torch.arange(num_batches + 1)
     starts = torch.searchsorted(batch, numbers)  # (num_batches + 1,): the last is n
-    # A text longer than a batch leaves batches next to its own empty; each of these takes a text nearby.
-    starts = torch.minimum((starts - numbers).cummax(0).values + numbers, len(lengths) - numbers.flip(0))
+    # A text longer than a batch leaves batches next to its own empty; each of these takes a text nearby: it
+    # starts at least one text after the one before it, and leaves at least one to each that follows.
+    starts = (starts - numbers).cummax(0).values + numbers
+    starts = torch.minimum(starts, len(lengths) - numbers.flip(0))
     return starts.diff().tolist()

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from receiptbert.csv_faults import is_blank, utf8_lines
 from receiptbert.errors import UserError
-from receiptbert.files import output_file
+from receiptbert.files import naming, output_file
 
 # Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
 CHUNK = 20_000
@@ -197,7 +197,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
         raise UserError(f"{path.parent} is not a folder; create it, or name another")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("wb") as stream:
+        with naming(path), partial.open("wb") as stream:
             if path.exists():
                 shutil.copymode(path, partial)
             yield stream

@@ -52,8 +52,9 @@ class TokenStore:
         Args:
             progress: what to call the work when reporting its progress; None to keep silent.
         """
-        numbers: defaultdict[str, int] = defaultdict(count().__next__)  # of the distinct words, as they come
-        words_per_text = array("q")
+        # A word that is looked up for the first time gets the next number.
+        numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        words_per_text = array("q")  # filled while `split` is read
 
         def split() -> Iterator[list[str]]:
             for text in texts:
@@ -66,7 +67,8 @@ class TokenStore:
         distinct: Iterable[str] = numbers
         if progress is not None:
             distinct = track(distinct, progress, len(numbers), "distinct words")
-        store = cls._of_each(distinct, tokenizer).take(places)
+        store = cls._of_each(distinct, tokenizer).take(places)  # of the words of all texts in turn
+        # A text begins where its first word does.
         return replace(
             store,
             offsets=store.offsets[_offsets(np.asarray(words_per_text))],

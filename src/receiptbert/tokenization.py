@@ -178,7 +178,7 @@ class WordpieceTokenizer:
         """The tokens behind ``ids``."""
         return [cast(str, self._backend.id_to_token(number)) for number in ids]
 
-    @property
+    @cached_property
     def tokens(self) -> list[str]:
         """The token of each id. One without (its line of ``vocab.txt`` comes again later) is ``[gapN]``."""
         of_id = {number: token for token, number in self._backend.get_vocab().items()}

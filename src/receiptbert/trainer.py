@@ -15,8 +15,8 @@ from receiptbert.distributed import averaging, num_processes, share_of, weight_o
 from receiptbert.flat_texts import padding_mask
 from receiptbert.history import RECENT_STEPS
 from receiptbert.modeling import BertModel
-from receiptbert.optimization import Scheduler
-from receiptbert.progress import readable, say
+from receiptbert.optimization import Scheduler, num_optimizer_steps
+from receiptbert.progress import readable, say, track
 from receiptbert.resumption import Batches, ResumableDescent
 
 # The number of targets in batches of one shape has a standard deviation of one or two square roots of its
@@ -82,33 +82,29 @@ class Trainer(ResumableDescent[BertModel]):
             UserError: a loss or gradient is not finite, or gradients overflow fp16 at any scale.
             Interrupted: with ``checkpoints``, SIGINT, SIGTERM or SIGHUP came; the state is saved.
         """
+        per_epoch = num_optimizer_steps(len(dataloader), 1, self._num_accum_steps)
         with closing(self._history), self._resumable():
             while self._epoch < n_epochs:
                 if max_steps is not None and self._step >= max_steps:
                     break
-                left = self._batches_left(len(dataloader), n_epochs, max_steps)
+                left = (n_epochs - self._epoch) * per_epoch - math.ceil(self._batch / self._num_accum_steps)
+                if max_steps is not None:
+                    left = min(left, max_steps - self._step)
                 name = f"epoch {self._epoch + 1}"
-                steps = None if max_steps is None else max_steps - self._step
-                self._train_step(self._batches(dataloader, f"{name} of {n_epochs}", left), steps)
+                steps = islice(_grouped(self._batches(dataloader), self._num_accum_steps), left)
+                progress = track(
+                    steps, f"{name} of {n_epochs}", self._step + left, "steps", before=self._step
+                )
+                self._train_step(progress)
                 recent = self.history[-RECENT_STEPS:]
                 means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
                 say(f"{name}: {readable(means)} over the last {len(recent)} steps")
                 self._end_epoch()
 
-    def _batches_left(self, per_epoch: int, n_epochs: int, max_steps: int | None) -> int:
-        """How many batches there are until training ends, for the progress alone."""
-        left = (n_epochs - self._epoch) * per_epoch - self._batch
-        if max_steps is None:
-            return left
-        # Counted from the start of this epoch. The last step of an epoch may be of fewer batches.
-        steps = math.ceil(self._batch / self._num_accum_steps) + max_steps - self._step
-        epochs, rest = divmod(steps, math.ceil(per_epoch / self._num_accum_steps))
-        return min(left, epochs * per_epoch + rest * self._num_accum_steps - self._batch)
-
-    def _train_step(self, batches: Iterable[Any], max_steps: int | None) -> None:
-        """One epoch, or as much of it as ``max_steps`` take."""
+    def _train_step(self, steps: Iterable[list[Any]]) -> None:
+        """One epoch, or what is to be trained of it: the batches of each step."""
         self._model.train()
-        for group in islice(_grouped(batches, self._num_accum_steps), max_steps):
+        for group in steps:
             noted: dict[str, Tensor] = {}
             for number, batch in enumerate(group, start=1):
                 inputs = tuple(tensor.to(self._device) for tensor in batch)
@@ -140,7 +136,7 @@ class Trainer(ResumableDescent[BertModel]):
             loss = self._model.total(parts)
         return loss, parts | {"tokens": (input_ids != self._pad_token_id).sum().float()}
 
-    def _fixed(self, *inputs: Tensor) -> dict[str, Any]:
+    def _static_arguments(self, *inputs: Tensor) -> dict[str, Any]:
         """Room for more targets than other batches of the same shape will have."""
         _, _, labels, _ = inputs
         number = self._num_targets(labels)
@@ -153,7 +149,8 @@ class Trainer(ResumableDescent[BertModel]):
         return int(self._is_target(labels).sum())
 
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
-        """MLM loss per target (nats), and SOP accuracy, over all of ``dataloader``, without dropout."""
+        """MLM loss per target (nats), none if there is no target, and SOP accuracy, over all of
+        ``dataloader``, without dropout."""
         self._model.eval()
         backbone, mlm_head = self._model._backbone, self._model._mlm_head
         sop_head = self._model._classifier_head
@@ -169,7 +166,8 @@ class Trainer(ResumableDescent[BertModel]):
                 targets += batch_targets
                 correct += int(((sop_head(hidden_states).squeeze(-1) > 0) == permuted).sum())
                 texts += len(permuted)
-        return {"mlm_loss": mlm_loss / max(targets, 1), "sop_accuracy": correct / max(texts, 1)}
+        loss = {"mlm_loss": mlm_loss / targets} if targets else {}
+        return loss | {"sop_accuracy": correct / max(texts, 1)}
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
