@@ -32,7 +32,7 @@ def pretrain(params: Params) -> None:
         device,
     )
     if number := pretraining.num_too_short:
-        say(f"texts left out for their fewer than {pretraining.min_length} tokens: {number:,}")
+        say(f"{number:,} texts of less than {pretraining.min_length} tokens are left out")
     pretraining.require_memory()
     fingerprint = training_fingerprint(
         [params.model, params.pretrain], [lengths_path, texts_path, pipeline.TOKENIZER]

@@ -20,6 +20,7 @@ from receiptbert.failures import explain
 from receiptbert.files import naming
 from receiptbert.params import Params, load_params
 from receiptbert.progress import say
+from receiptbert.tables import open_output
 from tests.conftest import ROOT, STAGES, contents, refusal, run_here, set_params
 
 
@@ -71,6 +72,18 @@ def test_a_full_disk_ends_a_stage_by_name_and_costs_nothing(project: Path, stage
 
     run_here(STAGES[stage], project)
     assert contents(project) == done
+
+
+def test_a_full_disk_is_said_to_lack_room_for_the_answers(tmp_path: Path) -> None:
+    out = tmp_path / "labelled.csv"
+    with (
+        pytest.raises(OSError, match="File too large") as caught,
+        largest_file(9),
+        open_output(out) as stream,
+    ):
+        stream.write(b"1234567890")
+    assert caught.value.filename == str(out)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,28 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=predict)
-    table = parser.add_argument_group("input and output")
+    _add_table_options(parser.add_argument_group("input and output"))
+    _add_answer_options(parser.add_argument_group("answers"))
+    model = parser.add_argument_group("model")
+    _add_model_option(model)
+    model.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda:1 ...")
+    model.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="fp32 (default) gives the labels that evaluate scores, but none to blank texts; bf16 and fp16 "
+        "are faster where the hardware has them, and may decide close calls differently; auto chooses",
+    )
+    model.add_argument(
+        "--batch-size",
+        type=positive,
+        default=PREDICTION_BATCH_SIZE,
+        metavar="N",
+        help="texts computed at once, on average (%(default)s)",
+    )
+
+
+def _add_table_options(table: "argparse._ArgumentGroup") -> None:
     table.add_argument("input", nargs="?", default="-", help="file to read; - is stdin (default)")
     table.add_argument(
         "-o",
@@ -137,7 +158,9 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="I/N",
         help="label only the I-th of N equal parts of the lines; the N outputs in order make the whole",
     )
-    answers = parser.add_argument_group("answers")
+
+
+def _add_answer_options(answers: "argparse._ArgumentGroup") -> None:
     answers.add_argument(
         "--top-k",
         type=positive,
@@ -158,23 +181,6 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         action="store_true",
         help="write CSV or TSV for Excel and the like: with a byte order mark, and an apostrophe before "
         "texts that would run as formulas",
-    )
-    model = parser.add_argument_group("model")
-    _add_model_option(model)
-    model.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda:1 ...")
-    model.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="fp32",
-        help="fp32 (default) gives the labels that evaluate scores, but none to blank texts; bf16 and fp16 "
-        "are faster where the hardware has them, and may decide close calls differently; auto chooses",
-    )
-    model.add_argument(
-        "--batch-size",
-        type=positive,
-        default=PREDICTION_BATCH_SIZE,
-        metavar="N",
-        help="texts computed at once, on average (%(default)s)",
     )
 
 
