@@ -44,7 +44,6 @@ def prepare(folder: Path, lines: int) -> None:
         "lines": lines,
         "tokenizer": asdict(params.tokenizer),
         "pretokenize": asdict(params.pretokenize),
-        "mask_prob": params.pretrain.mask_prob,
     }
     if record.exists():
         if read_json(record) != made_with:

@@ -72,7 +72,8 @@ LEVELS = {
         ["finetune"], ["finetune"], {"tokenized": ["data"], "pretrained": ["models/pretrained"]}
     ),
 }
-SCORES = ["val_weighted_f1", "val_loss", "teacher_val_weighted_f1", "mlm_loss"]  # the teachers' if any
+# The teachers' if any, the MLM loss if the texts held out have a target.
+SCORES = ["val_weighted_f1", "val_loss", "teacher_val_weighted_f1", "mlm_loss"]
 Run = dict[str, float]  # the split, scores and seconds
 Row = dict[str, Any]  # of a candidate, see `summary`
 
@@ -116,10 +117,9 @@ def plan(candidates: Mapping[str, list[str]], splits: int, digest: str, work: Pa
 
 def folder_names(digest: str, split: int, overrides: Sequence[str]) -> dict[str, str]:
     """For each level a name that changes with all that its outputs depend on, except the code."""
-    params = shipped_params(overrides)  # as the stages see them: two spellings of a value are one
-    settings = dataclasses.asdict(params)
-    # pretokenize reads this one setting of pretraining.
-    known = {"corpus": digest, "split": split, "mask_prob": params.pretrain.mask_prob}
+    # As the stages see them: two spellings of a value are one.
+    settings = dataclasses.asdict(shipped_params(overrides))
+    known: dict[str, Any] = {"corpus": digest, "split": split}
     names = {}
     for name, level in LEVELS.items():
         known |= {section: settings[section] for section in level.sections}
@@ -227,7 +227,8 @@ def read_run(trial: Trial) -> Run:
 def summary(runs: Sequence[Run], shipped: Sequence[Run]) -> Row:
     """Mean and deviation of the F1 on val as ``mean`` and ``std``, means of the rest, the difference from the
     ``shipped`` runs of the same splits and its standard error (absent where there are too few), the runs."""
-    means = {name: statistics.fmean(run[name] for run in runs) for name in runs[0] if name != "split"}
+    in_all = set.intersection(*(set(run) for run in runs)) - {"split"}
+    means = {name: statistics.fmean(run[name] for run in runs) for name in runs[0] if name in in_all}
     f1 = {run["split"]: run["val_weighted_f1"] for run in runs}
     pairs = [f1[run["split"]] - run["val_weighted_f1"] for run in shipped if run["split"] in f1]
     row: Row = {"mean": means.pop("val_weighted_f1"), "std": deviation(list(f1.values()))}
@@ -256,10 +257,12 @@ def print_table(table: Mapping[str, Row]) -> None:
         difference = f"{row['difference']:+.4f}" if "difference" in row else ""
         if "difference_error" in row:
             difference += f" ± {row['difference_error']:.4f}"
-        teachers = f"{row['teacher_val_weighted_f1']:.4f}" if "teacher_val_weighted_f1" in row else ""
+        teachers, mlm_loss = (
+            f"{row[name]:.4f}" if name in row else "" for name in ("teacher_val_weighted_f1", "mlm_loss")
+        )
         print(
             f"{candidate:{width}}{len(row['runs']):8}{row['mean']:>9.4f} ± {row['std']:.4f}{difference:>20}"
-            f"{row['val_loss']:10.4f}{teachers:>10}{row['mlm_loss']:10.4f}"
+            f"{row['val_loss']:10.4f}{teachers:>10}{mlm_loss:>10}"
             f"{row['pretrain_seconds']:8.0f} s{row['finetune_seconds']:8.0f} s"
         )
 

@@ -81,7 +81,7 @@ def test_an_epoch_over_generated_lines(tmp_path: Path, monkeypatch: pytest.Monke
     assert figures["device"] == "cpu"
     with pytest.raises(UserError, match="holds lines that were prepared otherwise"):
         run_benchmark(
-            "epoch", [*options, "-Spretrain.mask_prob=0.5", "--work", str(tmp_path / "work")], tmp_path
+            "epoch", [*options, "-Stokenizer.vocab_size=400", "--work", str(tmp_path / "work")], tmp_path
         )
 
 

@@ -92,7 +92,7 @@ def test_the_archive_of_a_split_is_one_that_the_stages_read(archive: Path, tmp_p
 
 
 def test_what_settings_leave_equal_is_shared() -> None:
-    candidates = sweep.read_candidates(["model.size=mini", TEACHERS, LR, "pretrain.mask_prob=0.2"])
+    candidates = sweep.read_candidates(["model.size=mini", TEACHERS, LR, "tokenizer.vocab_size=900"])
     trials = sweep.plan(candidates, 2, "digest", Path())
     assert [trial.candidate for trial in trials[:3]] == ["shipped", "model.size=mini", TEACHERS]
     made = {level: [trial.folders[level] for trial in trials[:5]] for level in sweep.LEVELS}
@@ -138,6 +138,15 @@ def test_folders_are_made_once_and_a_sweep_goes_on(
     calls.clear()
     assert run_sweep(monkeypatch, archive, tmp_path, *options, TEACHERS, LR).keys() > figures.keys()
     assert Counter(calls) == {"pretrain": 2, "finetune": 2}
+
+
+def test_a_run_whose_held_out_texts_have_no_target_has_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    run = {"val_weighted_f1": 0.5, "val_loss": 1.0, "pretrain_seconds": 2.0, "finetune_seconds": 3.0}
+    runs = [{"split": 0, "mlm_loss": 4.0, **run}, {"split": 1, **run}]
+    row = sweep.summary(runs, runs)
+    assert "mlm_loss" not in row
+    sweep.print_table({"shipped": row})
+    assert "1.0000" + 20 * " " + "       2 s" in capsys.readouterr().out
 
 
 def test_the_others_go_on_when_a_run_fails(
