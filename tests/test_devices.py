@@ -45,13 +45,13 @@ def test_freed_memory_is_kept_and_huge_pages_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "hardware", "expected"),
+    ("precision", "pays", "expected"),
     [("fp32", True, "16"), ("bf16", True, "2048"), ("auto", True, "2048"), ("auto", False, "16")],
 )
 def test_more_shapes_are_kept_where_each_product_is_compiled(
-    monkeypatch: pytest.MonkeyPatch, precision: str, hardware: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, precision: str, pays: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(onednn, "cpu_has_bf16", lambda: hardware)
+    monkeypatch.setattr(onednn, "bf16_pays", lambda: pays)
     monkeypatch.setenv(KEPT_SHAPES, "of before")  # so that it is put back afterwards
     keep_shapes(precision)
     assert os.environ[KEPT_SHAPES] == "of before"

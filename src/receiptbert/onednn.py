@@ -1,4 +1,4 @@
-"""How much memory oneDNN takes, the library that computes some of torch's operations on a CPU."""
+"""oneDNN, the library that computes some of torch's operations on a CPU: its memory, and where bf16 pays."""
 
 import os
 import re
@@ -23,14 +23,28 @@ def keep_shapes(precision: str) -> None:
     Args:
         precision: as in ``choose_precision``.
     """
-    in_bf16 = precision == "bf16" or (precision == "auto" and cpu_has_bf16())
+    in_bf16 = precision == "bf16" or (precision == "auto" and bf16_pays())
     os.environ.setdefault(KEPT_SHAPES, "2048" if in_bf16 else "16")
 
 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 matrices in hardware."""
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", _cpuinfo()) is not None
+
+
+def bf16_pays() -> bool:
+    """Whether the processor multiplies bf16 matrices faster than fp32 ones.
+
+    Intel's are faster in tiles (AMX). Where a virtual machine hides these, products of vectors are left,
+    which take longer than in fp32; on AMD they take less (docs/LOG.md, bf16 on a CPU).
+    """
+    intel_without_tiles = "GenuineIntel" in _cpuinfo() and "amx_bf16" not in _cpuinfo()
+    return cpu_has_bf16() and not intel_without_tiles
+
+
+def _cpuinfo() -> str:
+    """What Linux tells of the processor."""
     try:
-        flags = CPUINFO.read_text(encoding="utf-8")
+        return CPUINFO.read_text(encoding="utf-8")
     except OSError:  # not Linux; fp32 is always right
-        return False
-    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
+        return ""

@@ -7,13 +7,13 @@ import torch
 
 from receiptbert.choices import PRECISIONS
 from receiptbert.errors import UserError
-from receiptbert.onednn import cpu_has_bf16
+from receiptbert.onednn import bf16_pays, cpu_has_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(name: str, device: torch.device, key: str) -> str:
-    """``auto`` is bf16 where the hardware has it, else fp32; any other name is taken literally.
+    """``auto`` is bf16 where it is faster than fp32, else fp32; any other name is taken literally.
 
     Args:
         name: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
@@ -24,7 +24,7 @@ def choose_precision(name: str, device: torch.device, key: str) -> str:
         UserError: no such precision, or the device would compute it in software, a hundred times slower.
     """
     if name == "auto":
-        return "bf16" if has_bf16(device) else "fp32"
+        return "bf16" if (bf16_pays() if device.type == "cpu" else has_bf16(device)) else "fp32"
     if name not in PRECISIONS:
         raise UserError(f"{key} = {name} is not among {', '.join(PRECISIONS)}")
     if (name == "bf16" and not has_bf16(device)) or (name == "fp16" and device.type == "cpu"):
