@@ -1,5 +1,6 @@
 """Stage 5: finetune the pretrained BERT on train texts and teachers' predictions for unsupervised ones."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -81,7 +82,7 @@ def start_of(p: FinetuneParams) -> Path:
     """
     # From scratch means the same shape and vocabulary without the learned weights.
     source = pipeline.PRETRAINED if p.of_our_shape else Path(p.init)
-    if source.resolve() == pipeline.FINETUNED.resolve():
+    if os.path.realpath(source) == os.path.realpath(pipeline.FINETUNED):
         raise UserError(
             f"finetune.init = {p.init}, which this stage replaces; copy it and name the copy (`dvc checkout "
             f"{pipeline.FINETUNED}` brings it back if DVC has removed it)"

@@ -1,6 +1,7 @@
 """Stage 1: take the corpus out of the archive and check it."""
 
 import csv
+import os
 from pathlib import Path
 
 import pipeline
@@ -33,7 +34,7 @@ from receiptbert.reports import write_json
 
 def unzip(params: Params) -> None:
     archive = Path(params.data.archive)
-    if pipeline.RAW.resolve() in archive.resolve().parents:
+    if Path(os.path.realpath(archive)).is_relative_to(os.path.realpath(pipeline.RAW)):
         raise UserError(f"{archive} is in {pipeline.RAW}, which this stage replaces; move it, to data/ say")
     say(f"unpacking {archive}")
     with whole(pipeline.RAW) as folder:

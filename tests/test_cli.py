@@ -116,11 +116,21 @@ def test_a_link_to_itself_is_replaced(run: Run) -> None:
 
 def test_the_input_may_be_replaced(run: Run) -> None:
     write("in.csv", ["а", "б"])
-    Path("link.csv").symlink_to("in.csv")
-    run("in.csv", "-o", "link.csv")
-    assert Path("link.csv").is_symlink()
+    run("in.csv", "-o", "in.csv")
     assert [row["text"] for row in read("in.csv")] == ["а", "б"]
     assert "label" in read("in.csv")[0]
+
+
+def test_a_link_is_replaced_and_not_what_it_stands_for(run: Run) -> None:
+    """With ``cache.type symlink``, an output that DVC tracks is a link to its read-only cache."""
+    write("in.csv", ["а", "б"])
+    Path("cached").write_text("of an earlier run")
+    Path("cached").chmod(0o444)
+    Path("out.csv").symlink_to("cached")
+    run("in.csv", "-o", "out.csv")
+    assert Path("cached").read_text() == "of an earlier run"
+    assert len(read("out.csv")) == 2
+    assert Path("out.csv").stat().st_mode & 0o200
 
 
 def test_the_permissions_of_what_is_replaced_stay(run: Run) -> None:

@@ -132,10 +132,8 @@ def test_the_command(
     cli.main([*options, "small.onnx", "--int8"])
     assert Path("small.onnx").stat().st_size < Path("out.onnx").stat().st_size
 
-    Path("link.onnx").symlink_to("out.onnx")
     Path("out.onnx").chmod(0o640)
-    cli.main([*options, "link.onnx"])
-    assert Path("link.onnx").is_symlink()
+    cli.main([*options, "out.onnx"])
     assert Path("out.onnx").stat().st_mode & 0o777 == 0o640
 
     Path("empty.txt").touch()

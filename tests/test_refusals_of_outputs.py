@@ -61,6 +61,23 @@ def other_weights(folder: Path) -> None:
     save_file(weights, path)
 
 
+def one_layer_more(folder: Path) -> None:
+    path = folder / "models/finetuned/model.safetensors"
+    weights = load_file(path)
+    first = "bert.encoder.layer.0."
+    weights |= {
+        name.replace(first, "bert.encoder.layer.9."): weights[name].clone()
+        for name in weights
+        if name.startswith(first)
+    }
+    save_file(weights, path)
+
+
+def started_from_a_link_to_itself(folder: Path) -> None:
+    (folder / "base").symlink_to("base")
+    set_params(folder, {"finetune.init": "base"})
+
+
 def params(**values: str) -> Callable[[Path], None]:
     return lambda folder: set_params(folder, {key.replace("__", "."): value for key, value in values.items()})
 
@@ -139,13 +156,15 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("its own output as the start", "finetune", params(finetune__init=FINETUNED), "finetune.init = models/finetuned, which this stage replaces; copy it and name the copy (`dvc checkout models/finetuned` brings it back if DVC has removed it)"),
     ("texts too short", "pretrain", short_texts, "too few unsupervised texts have 2 tokens or more: pretraining needs at least ten, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
-    ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such GPU; set auto"),
+    ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such device; set auto"),
+    ("a number beyond eight bits", "pretrain", params(runtime__device="cuda:200"), "params.yaml: runtime.device = cuda:200, but torch … finds no such device; set auto"),
     ("a model too large", "pretrain", params(model__intermediate_size="2000000000"), "the training would take about … GiB of memory, but only … GiB are free; set a smaller model.size, or take a machine with more memory"),
     ("apex without a GPU", "pretrain", params(runtime__amp_backend="apex", pretrain__precision="fp16"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, but the device is cpu; set torch"),
     ("apex without a GPU", "finetune", params(runtime__amp_backend="apex"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, but the device is cpu; set torch"),
     ("fp16 on a CPU", "pretrain", params(pretrain__precision="fp16"), "params.yaml: pretrain.precision = fp16, which this cpu does not support; set auto"),
     ("fp16 on a CPU", "finetune", params(finetune__precision="fp16"), "params.yaml: finetune.precision = fp16, which this cpu does not support; set auto"),
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "nowhere is not a folder; run `dvc repro`, or name a BERT checkpoint folder"),
+    ("a link to itself", "finetune", started_from_a_link_to_itself, "base is not a folder; run `dvc repro`, or name a BERT checkpoint folder"),
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
     ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels is of another type); run `dvc repro -f pretokenize`"),
     ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"longest": "9"}'), "data/tokenized/lengths.json is damaged (longest is of another type); run `dvc repro -f pretokenize`"),
@@ -177,6 +196,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a class of the corpus unknown", "evaluate", classes_added, f"{FINETUNED} knows … classes, the corpus has … or more; run `dvc repro`"),
     ("another shape", "evaluate", config(intermediate_size=12), f"{FINETUNED}/model.safetensors lacks … weights of the shape that config.json promises, … among them; {AGAIN}"),
     ("another vocabulary", "evaluate", other_weights, f"{FINETUNED}/model.safetensors lacks 1 weights of the shape that config.json promises, bert.embeddings.word_embeddings.weight among them; {AGAIN}"),
+    ("a layer more", "evaluate", one_layer_more, f"{FINETUNED}/model.safetensors has more layers than config.json promises; {AGAIN}"),
     ("no weights", "evaluate", content(f"{FINETUNED}/model.safetensors", None), f"{FINETUNED} holds no model.safetensors; load it with transformers and save it again"),
     ("a folder for weights", "evaluate", folder_for(f"{FINETUNED}/model.safetensors"), f"{FINETUNED}/model.safetensors: Is a directory; {MOVE_AWAY}"),
     ("a folder for a tokenizer", "evaluate", folder_for(f"{FINETUNED}/tokenizer.json"), f"{FINETUNED}/tokenizer.json: Is a directory; {MOVE_AWAY}"),

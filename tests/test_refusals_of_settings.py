@@ -17,6 +17,7 @@ PARAMS: list[tuple[str, str, str]] = [
     ("data.archive", "7", "data.archive = 7 must be a text"),
     ("data.archive", "''", "data.archive must be the path of a zip"),
     ("data.archive", r'"\0.zip"', "data.archive must be the path of a zip"),
+    ("finetune.init", r'"\0"', "finetune.init must be pretrained, scratch, or a checkpoint folder"),
     ("data.train_on_held_out_texts", "'no'", f"data.train_on_held_out_texts = 'no' {TRUE_OR_FALSE}"),
     ("tokenizer.vocab_size", "3", "tokenizer.vocab_size must be between 10 and 1,000,000"),
     ("tokenizer.vocab_size", "30000.0", "tokenizer.vocab_size = 30000.0 must be a whole number"),

@@ -41,8 +41,9 @@ def choose_device(
         raise UserError(f"{key} = {name} names no device; set auto") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"{key} = {name}, which has never been tested; set auto, cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"{key} = {name}, but torch {torch.__version__} finds no such GPU; set auto")
+    exists = device.type == "cpu" or (device.index or 0) < torch.cuda.device_count()
+    if not exists or str(device) != name:  # torch keeps eight bits of the number: 200 becomes -56
+        raise UserError(f"{key} = {name}, but torch {torch.__version__} finds no such device; set auto")
     if device.type == "cuda":
         # cuDNN plans attention anew for each new shape of a batch, which takes tens of milliseconds, and for
         # short texts torch's own kernel is faster.

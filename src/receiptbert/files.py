@@ -19,7 +19,37 @@ def whole(path: Path) -> Iterator[Path]:
     are on disk before the name is: a power failure leaves the old or the new, never a half (of a folder, in
     the instant between two renames, neither: the old one is then beside it, as ``.<name>.replaced``).
     """
-    partial = path.with_name(f"{path.name}.part")
+    with _appearing(path, path.with_name(f"{path.name}.part")) as partial:
+        yield partial
+
+
+@contextmanager
+def whole_file(path: Path, instead: str = "") -> Iterator[Path]:
+    """``whole`` for a file that a user names: several processes may write it at once, and the last one wins.
+
+    A file keeps its permissions. A link is replaced, not what it stands for, which may be in DVC's cache.
+
+    Args:
+        instead: what else the user may do where ``path`` is refused.
+
+    Raises:
+        UserError: ``path`` is something that no file may replace: a folder, a device, a pipe, or (as
+            ``/dev/stdout``) a file that is already open.
+    """
+    target = Path(os.path.realpath(path))  # not by `resolve`, which raises for a link to itself
+    parent = Path(os.path.realpath(path.parent))
+    is_open = parent == Path("/dev") or parent.is_relative_to("/proc")
+    if is_open or (target.exists() and not target.is_file()):
+        raise UserError(f"{path} is not a file; name one{instead}")
+    with _appearing(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as partial:
+        yield partial
+        if path.exists() and not path.is_symlink():
+            shutil.copymode(path, partial)
+
+
+@contextmanager
+def _appearing(path: Path, partial: Path) -> Iterator[Path]:
+    """See ``whole``; ``partial`` is the name to write to."""
     old = path.with_name(f".{path.name}.replaced")  # a name that nobody gives to a copy of their own
     with naming(path):
         try:
@@ -38,23 +68,6 @@ def whole(path: Path) -> Iterator[Path]:
             if old.exists() and not path.exists():  # ended between the two renames, now or in an earlier run
                 old.rename(path)
             _remove(old)
-
-
-def output_file(path: Path, instead: str = "") -> Path:
-    """What the name of a file to write stands for: itself, or the target of a link. It need not exist.
-
-    Args:
-        instead: what else the user may do where it is refused.
-
-    Raises:
-        UserError: it is something that no file may replace: a folder, a device, a pipe, or (as
-            ``/dev/stdout``) a file that is already open.
-    """
-    parent, target = (Path(os.path.realpath(name)) for name in (path.parent, path))
-    is_open = parent == Path("/dev") or parent.is_relative_to("/proc")
-    if is_open or (target.exists() and not target.is_file()):
-        raise UserError(f"{path} is not a file; name one{instead}")
-    return target  # not by `resolve`, which raises for a link to itself
 
 
 @contextmanager

@@ -232,8 +232,10 @@ def load_classifier(folder: Path) -> SavedClassifier:
         raise UserError(
             f"{folder}: {CONFIG} has {len(names)} classes and {len(labels)} {LABELS}; {TAKE_AGAIN}"
         )
-    model = BertFinetuneModel(**shape.kwargs(), num_classes=len(names))
-    _require_all(model, _copy_weights(model, from_hf(weights)), folder)
+    model, ours = BertFinetuneModel(**shape.kwargs(), num_classes=len(names)), from_hf(weights)
+    _require_all(model, _copy_weights(model, ours), folder)
+    if any(name.startswith("_backbone.") for name in ours.keys() - model.state_dict().keys()):
+        raise UserError(f"{folder / WEIGHTS} has more layers than {CONFIG} promises; {TAKE_AGAIN}")
     return SavedClassifier(model.eval(), load_tokenizer(folder), names, labels, _temperature(config, folder))
 
 

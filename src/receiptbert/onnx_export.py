@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from receiptbert.errors import UserError
-from receiptbert.files import output_file
+from receiptbert.files import whole_file
 from receiptbert.hf_format import SavedClassifier, load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel
@@ -104,9 +103,10 @@ def export_onnx(
     texts = random_lines(tokenizer, model.shape.max_seqlen) if texts is None else texts
     if not texts:
         raise UserError("there are no lines to compare the answers on; name a file that has some")
-    out_path = output_file(out_path)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as scratch:
+    with (
+        whole_file(out_path) as partial,
+        tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as scratch,
+    ):
         exported, prepared, quantized = (
             Path(scratch) / name for name in ("exported", "prepared", "quantized")
         )
@@ -122,10 +122,7 @@ def export_onnx(
             quant_pre_process(exported, prepared)
             quantize_dynamic(prepared, quantized, weight_type=QuantType.QInt8)
             agreement = agree(calibrated, quantized, texts, tokenizer, model.shape.maxlen)
-        made = quantized if int8 else exported
-        if out_path.exists():
-            shutil.copymode(out_path, made)
-        os.replace(made, out_path)
+        os.replace(quantized if int8 else exported, partial)
     return agreement
 
 

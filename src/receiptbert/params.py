@@ -37,7 +37,7 @@ class DataParams:
     train_on_held_out_texts: bool
 
     def __post_init__(self) -> None:
-        _require(bool(self.archive) and "\0" not in self.archive, "archive", "the path of a zip")
+        _require(_may_be_path(self.archive), "archive", "the path of a zip")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +154,7 @@ class FinetuneParams:
         _require(0 <= self.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
         _require(self.min_steps >= 0, "min_steps", "at least 0")
         _require(self.teachers >= 0, "teachers", "at least 0")
-        _require(bool(self.init), "init", "pretrained, scratch, or a checkpoint folder")
+        _require(_may_be_path(self.init), "init", "pretrained, scratch, or a checkpoint folder")
 
     @property
     def of_our_shape(self) -> bool:
@@ -301,6 +301,10 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "t
 def _require(holds: bool, key: str, rule: str) -> None:
     if not holds:
         raise _BadValueError(f"{key} must be {rule}")
+
+
+def _may_be_path(text: str) -> bool:
+    return bool(text) and "\0" not in text
 
 
 def _require_training_ranges(params: PretrainParams | FinetuneParams) -> None:

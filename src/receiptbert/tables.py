@@ -7,9 +7,7 @@ import csv
 import io
 import json
 import math
-import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from receiptbert.csv_faults import is_blank, utf8_lines
 from receiptbert.errors import UserError
-from receiptbert.files import naming, output_file
+from receiptbert.files import whole_file
 
 # Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
 CHUNK = 20_000
@@ -181,31 +179,18 @@ def open_binary(path: Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[BinaryIO]:
-    """What to write to: stdout for None, else a file that appears under its name only when it is whole.
-
-    The rows go to a temporary file beside it, which takes the name at the end; if anything fails, it is
-    removed, and what had the name before stays as it was.
-    """
+    """What to write to: stdout for None, else a file that appears under its name only when it is whole."""
     if path is None:
         if sys.stdout is None:
             raise UserError("stdout is closed; name a file with --output")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = output_file(path, ", or omit --output to write to stdout")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder; create it, or name another")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with naming(path), partial.open("wb") as stream:
-            if path.exists():
-                shutil.copymode(path, partial)
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    instead = ", or omit --output to write to stdout"
+    with whole_file(path, instead) as partial, partial.open("wb") as stream:
+        yield stream
 
 
 @contextmanager
