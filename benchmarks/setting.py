@@ -140,7 +140,7 @@ def make_pretraining(
         Collator(setting.tokenizer, mask_prob=p.mask_prob),
     )
     model = BertModel(**setting.shape, **dropout_everywhere(dropout), sop_weight=p.sop_weight)
-    model.checkpoint_activations(activation_checkpointing)
+    model.activation_checkpointing = activation_checkpointing
     optimizer = get_optimizer(model)
     trainer = Trainer(
         model,

@@ -40,7 +40,7 @@ def make_model(plan: Plan) -> BertModel | BertFinetuneModel:
         model: Any = BertModel(**plan.shape.kwargs(), **dropout)
     else:
         model = BertFinetuneModel(**plan.shape.kwargs(), num_classes=plan.num_classes, **dropout)
-    model.checkpoint_activations(plan.activation_checkpointing)
+    model.activation_checkpointing = plan.activation_checkpointing
     return model.train()  # type: ignore[no-any-return]
 
 

@@ -38,7 +38,7 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
         model = pretrain_model(
             input_dropout_prob=0.1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
         )
-        model.checkpoint_activations(active)
+        model.activation_checkpointing = active
         computed: list[str] = []
         model._backbone._layers[0].register_forward_pre_hook(lambda *_, log=computed: log.append("layer"))
         trainer = pretrain_trainer(model, tokenizer, max_grad_norm=1.0, precision=precision)

@@ -172,7 +172,7 @@ class Finetuning:
             num_classes=self.num_classes,
             **dropout_everywhere(p.dropout),
         )
-        model.checkpoint_activations(self._runtime.activation_checkpointing)
+        model.activation_checkpointing = self._runtime.activation_checkpointing
         if p.init != "scratch":
             load_encoder(model, self._source)
         return model.to(self._device)

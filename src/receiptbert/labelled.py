@@ -73,7 +73,7 @@ def load_labelled(tokenized: Path, split: str, tokenizer: WordpieceTokenizer) ->
         UserError: the split is not in ``tokenized``, or damaged.
     """
     stored = _load(tokenized, split)
-    if stored.texts.tokenizer == tokenizer.fingerprint:
+    if stored.texts.tokenizer_fingerprint == tokenizer.fingerprint:
         return stored
     texts = load_texts(tokenized, split, len(stored.texts))
     return stored._replace(texts=TokenStore.from_texts(texts, tokenizer))

@@ -113,11 +113,11 @@ class ModelOnBert(nn.Module):
 
     @property
     def activation_checkpointing(self) -> bool:
-        """See ``Bert.activation_checkpointing``."""
+        """Whether it trains with less memory but more time; see ``Bert.activation_checkpointing``."""
         return self._backbone.activation_checkpointing
 
-    def checkpoint_activations(self, active: bool) -> None:
-        """Train with less memory but more time; see ``Bert.activation_checkpointing``."""
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, active: bool) -> None:
         self._backbone.activation_checkpointing = active
 
 

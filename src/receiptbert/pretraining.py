@@ -163,7 +163,7 @@ class Pretraining:
             **dropout_everywhere(p.dropout),
             sop_weight=p.sop_weight,
         )
-        model.checkpoint_activations(self._params.runtime.activation_checkpointing)
+        model.activation_checkpointing = self._params.runtime.activation_checkpointing
         return model
 
     @property

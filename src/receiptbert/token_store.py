@@ -31,13 +31,13 @@ class TokenStore:
         ids: all ids one text after another, shape (tokens,).
         offsets: text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; shape (n + 1,), int64.
         labels: class ids, shape (n,), int64; None where the texts are unlabelled.
-        tokenizer: fingerprint of the tokenizer that made the ids.
+        tokenizer_fingerprint: of the tokenizer that made the ids.
     """
 
     ids: IntArray
     offsets: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
-    tokenizer: str
+    tokenizer_fingerprint: str
 
     @classmethod
     def from_texts(
@@ -88,7 +88,7 @@ class TokenStore:
             ids=np.concatenate(ids),
             offsets=_offsets(np.concatenate(lengths)),
             labels=None,
-            tokenizer=tokenizer.fingerprint,
+            tokenizer_fingerprint=tokenizer.fingerprint,
         )
 
     @property
@@ -119,7 +119,7 @@ class TokenStore:
             ids=ids,
             offsets=offsets,
             labels=None if self.labels is None else self.labels[index],
-            tokenizer=self.tokenizer,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
         )
 
     def followed_by(self, other: "TokenStore") -> "TokenStore":
@@ -128,13 +128,13 @@ class TokenStore:
         Raises:
             ValueError: ``other`` is of another tokenizer.
         """
-        if self.tokenizer != other.tokenizer:
+        if self.tokenizer_fingerprint != other.tokenizer_fingerprint:
             raise ValueError("the two stores are of different tokenizers")
         return TokenStore(
             ids=np.concatenate([self.ids, other.ids]),
             offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
             labels=None,
-            tokenizer=self.tokenizer,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
         )
 
     def sorted_by_length(self) -> "TokenStore":
@@ -173,7 +173,7 @@ class TokenStore:
             arrays["labels"] = self.labels
         with whole(path) as partial:
             # Not `save_file`: its files can be read by their owner alone, whatever the umask.
-            partial.write_bytes(save(arrays, metadata={"tokenizer": self.tokenizer}))
+            partial.write_bytes(save(arrays, metadata={"tokenizer": self.tokenizer_fingerprint}))
 
     @classmethod
     def load(cls, path: Path, tokenizer: WordpieceTokenizer | None = None) -> "TokenStore":
@@ -192,7 +192,7 @@ class TokenStore:
                     ids=file.get_tensor("ids"),
                     offsets=file.get_tensor("offsets"),
                     labels=file.get_tensor("labels") if "labels" in file.keys() else None,  # noqa: SIM118
-                    tokenizer=file.metadata()["tokenizer"],
+                    tokenizer_fingerprint=file.metadata()["tokenizer"],
                 )
         except FileNotFoundError:
             raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
@@ -202,7 +202,7 @@ class TokenStore:
             reason = store._fault()
         if reason:
             raise UserError(f"{path} is not a token store ({reason}); {PRETOKENIZE_AGAIN}")
-        if tokenizer is not None and store.tokenizer != tokenizer.fingerprint:
+        if tokenizer is not None and store.tokenizer_fingerprint != tokenizer.fingerprint:
             raise UserError(f"{path} was made with another tokenizer; run `dvc repro pretokenize`")
         return store
 
