@@ -1,10 +1,8 @@
 """Stage 5: finetune the pretrained BERT on train texts and teachers' predictions for unsupervised ones."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pipeline
@@ -15,13 +13,12 @@ from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distillation import distil, read_teaching_texts
 from receiptbert.distributed import from_leader, is_leader
-from receiptbert.errors import UserError
 from receiptbert.files import whole
 from receiptbert.finetuning import Finetuned, Finetuning, Run
 from receiptbert.hf_format import save_pretrained
 from receiptbert.labelled import load_labelled, training_set
 from receiptbert.launching import in_processes, one_voice
-from receiptbert.params import FinetuneParams, Params
+from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
 
 # Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing
@@ -39,7 +36,7 @@ def finetune(params: Params) -> None:
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device, p.precision)
     classes = Classes.load(pipeline.TOKENIZED / "classes.json")
-    source = start_of(p)
+    source = pipeline.start_of_finetuning(p)
     finetuning = Finetuning(p, source, len(classes.names), device, runtime)
     train = training_set(*load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer), p)
     val = load_labelled(pipeline.TOKENIZED, VAL, finetuning.tokenizer)
@@ -72,22 +69,6 @@ def finetune(params: Params) -> None:
         # linear teacher is fitted again.
         for run in (final, *teachers):
             run.checkpoints.remove()
-
-
-def start_of(p: FinetuneParams) -> Path:
-    """The checkpoint folder that finetuning starts from.
-
-    Raises:
-        UserError: it is the one that this stage writes.
-    """
-    # From scratch means the same shape and vocabulary without the learned weights.
-    source = pipeline.PRETRAINED if p.of_our_shape else Path(p.init)
-    if os.path.realpath(source) == os.path.realpath(pipeline.FINETUNED):
-        raise UserError(
-            f"finetune.init = {p.init}, which this stage replaces; copy it and name the copy (`dvc checkout "
-            f"{pipeline.FINETUNED}` brings it back if DVC has removed it)"
-        )
-    return source
 
 
 @contextmanager

@@ -5,16 +5,17 @@ Paths are relative to the project's root, which is where DVC runs each stage.
 
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 
-from receiptbert.errors import discard_stdout, one_line_errors
+from receiptbert.errors import UserError, discard_stdout, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.interrupts import end_with_parent
-from receiptbert.params import Params, load_params
+from receiptbert.params import FinetuneParams, Params, load_params
 from receiptbert.progress import say
 
 PARAMS = Path("params.yaml")
@@ -53,6 +54,8 @@ def run_stage(
     """
     name, params = stage.__name__, None
     with _told_once(), one_line_errors(name, lambda error: explain(error, name, params)), voice():
+        if sys.argv[1:]:
+            raise UserError(f"stages take no arguments; the settings are in {PARAMS}; `dvc repro` runs all")
         params = load_params(PARAMS)
         with redirect_stdout(io.StringIO()) as printed:
             stage(params)
@@ -77,6 +80,26 @@ def _told_once() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
+
+
+def start_of_finetuning(p: FinetuneParams) -> Path:
+    """The checkpoint folder that ``finetune`` starts from; ``pretrain`` asks, too, before it trains for long.
+
+    Raises:
+        UserError: there is no such folder, or it is the one that ``finetune`` writes.
+    """
+    if p.of_our_shape:
+        return PRETRAINED  # from scratch means the same shape and vocabulary without the learned weights
+    if os.path.realpath(p.init) == os.path.realpath(FINETUNED):
+        raise UserError(
+            f"finetune.init = {p.init}, which finetune replaces; copy it and name the copy (`dvc checkout "
+            f"{FINETUNED}` brings it back if DVC has removed it)"
+        )
+    if not Path(p.init).is_dir():
+        raise UserError(
+            f"finetune.init = {p.init} is not a folder; set pretrained, scratch, or that of a BERT"
+        )
+    return Path(p.init)
 
 
 def new_run_folder(stage: str) -> str:

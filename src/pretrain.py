@@ -19,6 +19,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 @in_processes
 def pretrain(params: Params) -> None:
     runtime = params.runtime
+    pipeline.start_of_finetuning(params.finetune)
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device, params.pretrain.precision)
     lengths_path = pipeline.TOKENIZED / "lengths.json"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 import torch
@@ -232,7 +233,7 @@ def _no_nohup() -> None:
 
 def run_here(stage: Callable[[Params], None], folder: Path) -> None:
     """Run a stage as DVC would in ``folder``, but in this process, which has torch loaded already."""
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), mock.patch("sys.argv", [f"{stage.__name__}.py"]):
         pipeline.run_stage(stage)
 
 

@@ -140,6 +140,22 @@ def test_the_permissions_of_what_is_replaced_stay(run: Run) -> None:
     assert Path("in.csv").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_write_protected_file_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("in.csv", ["а"])
+    Path("out.csv").write_text("earlier")
+    monkeypatch.setattr("os.access", lambda path, _: path != Path("out.csv"))  # root may write anything
+    with pytest.raises(SystemExit, match=r"out\.csv: Permission denied"):
+        run("in.csv", "-o", "out.csv")
+    assert Path("out.csv").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("option", ["-o", "--model"])
+def test_an_empty_name_is_none(run: Run, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("in.csv", option, "")
+    assert "the name is empty" in capsys.readouterr().err
+
+
 def test_defaults_are_those_of_the_classifier() -> None:
     args = cli.make_parser().parse_args(["predict"])
     parameters = inspect.signature(Classifier.from_pretrained).parameters

@@ -44,6 +44,7 @@ def checkpoint(
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path) -> Path:
     path = checkpoint / "new" / "model.onnx"
+    path.parent.mkdir()
     agreement = export_onnx(checkpoint, path)
     assert agreement.same_labels == 1
     assert agreement.difference < 1e-5
@@ -111,6 +112,7 @@ def test_a_file_that_answers_otherwise_is_not_left(
     monkeypatch.setattr(onnx_export, "_export", lambda *arguments: shutil.copy(exported, arguments[-1]))
     save_pretrained(*load_classifier(checkpoint)[:2], tmp_path / "warmer", NAMES, temperature=2 * TEMPERATURE)
     out = tmp_path / "out" / "model.onnx"
+    out.parent.mkdir()
     with pytest.raises(UserError, match=r"model\.onnx was not written: 100\.00% of 256 lines"):
         export_onnx(tmp_path / "warmer", out)
     assert not list(out.parent.iterdir())

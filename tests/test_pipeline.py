@@ -241,7 +241,7 @@ def test_an_experiment_may_run_in_a_tree_of_its_own(project: Path) -> None:
     assert metrics["metrics/finetune.json"]["val_loss"] != metric(project, "finetune")["val_loss"]
 
 
-def test_other_beginnings_of_finetuning(project: Path) -> None:
+def test_other_beginnings_of_finetuning(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From scratch, and from a checkpoint elsewhere that has a vocabulary of its own."""
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast  # noqa: PLC0415
 
@@ -270,6 +270,10 @@ def test_other_beginnings_of_finetuning(project: Path) -> None:
     for init in ("scratch", "foreign"):
         set_params(project, {"finetune.init": init, "finetune.teachers": "1"})
         run_here(finetune.finetune, project)
+        warned = (
+            "of the tokens of train are unknown to the model from finetune.init" in capsys.readouterr().err
+        )
+        assert warned == (init == "foreign")  # whose vocabulary lacks half of the letters
         run_here(evaluate.evaluate, project)
         config = json.loads((project / "models/finetuned/config.json").read_text())
         assert config["vocab_size"] == (700 if init == "scratch" else len(vocabulary))

@@ -191,7 +191,7 @@ def store_of(rows: list[list[int]], tokenizer: str = "v") -> TokenStore:
         ids=np.array([i for row in rows for i in row], dtype=np.uint16),
         offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
         labels=np.arange(len(rows)),
-        tokenizer=tokenizer,
+        tokenizer_fingerprint=tokenizer,
     )
 
 

@@ -11,7 +11,7 @@ from tests.conftest import CSV, STAGES, make_zip, matches, refusal
 from tests.test_refusals_of_archives import ARCHIVES
 
 SPLIT_RULE = "must be one of train, val, test, unsupervised"
-QUOTE = "a quote opens here but does not close at the end of its text; double quotes within a text and quote the whole text"
+QUOTE = "a quote opens here and seems to close in another row; double quotes within a text and quote the whole text"
 NO_LABEL = "is not a label; train, val and test rows need one"
 RUSSIAN = CSV.replace("milk", "Молоко пастеризованное отборное").replace("tea", "ЧАЙ ЧЕРНЫЙ ЛИСТОВОЙ")
 

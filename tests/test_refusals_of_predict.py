@@ -99,7 +99,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
     (b"text,id\na,1\nb,c,2\n", ["in.csv"], "in.csv, line 3: 3 fields, the header has 2; quote texts that"),
     (b'text,id\n"a,1\nb,2\n', ["in.csv"], "in.csv, line 2: unexpected end of data; texts that have quotes"),
     (b'text\n"a" b\n', ["in.csv"], "in.csv, line 2: ',' expected after '\"'; texts that have quotes"),
-    (b"text\n", ["in.csv", "-o", "no/out.csv"], "/no is not a folder; create it, or name another"),
+    (b"text\n", ["in.csv", "-o", "no/out.csv"], "no is not a folder; create it, or name another"),
     (
         b"text\n",
         ["in.csv", "-o", "model"],

@@ -33,6 +33,19 @@ print(asked.value, "torch" in sys.modules)
 """
 
 
+@pytest.mark.parametrize("argument", ["--help", "other.zip"])
+def test_a_stage_takes_no_arguments(tmp_path: Path, argument: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "src/unzip.py"), argument],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("unzip: error: stages take no arguments; the settings are in params.yaml")
+
+
 def test_a_class_id_is_the_place_of_its_label_and_each_text_has_its_tokens(tiny_project: Path) -> None:
     corpus = read_corpus(tiny_project / "data/raw/data.csv")
     labels = Classes.load(tiny_project / "data/tokenized/classes.json").labels

@@ -29,7 +29,7 @@ def store_of(rows: list[list[int]], labels: list[int] | None = None) -> TokenSto
         ids=np.array([i for row in rows for i in row], dtype=np.uint16),
         offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
         labels=None if labels is None else np.array(labels, dtype=np.int64),
-        tokenizer="v",
+        tokenizer_fingerprint="v",
     )
 
 

@@ -131,10 +131,11 @@ def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_table_options(table: "argparse._ArgumentGroup") -> None:
-    table.add_argument("input", nargs="?", default="-", help="file to read; - is stdin (default)")
+    table.add_argument("input", type=_name, nargs="?", default="-", help="file to read; - is stdin (default)")
     table.add_argument(
         "-o",
         "--output",
+        type=_name,
         metavar="FILE",
         default="-",
         help="file to write; it appears only when it is whole; - is stdout (default)",
@@ -194,7 +195,7 @@ def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=export)
-    parser.add_argument("--onnx", metavar="FILE", required=True, help="file to write")
+    parser.add_argument("--onnx", type=_name, metavar="FILE", required=True, help="file to write")
     parser.add_argument(
         "--int8",
         action="store_true",
@@ -203,6 +204,7 @@ def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_model_option(parser)
     parser.add_argument(
         "--lines",
+        type=_name,
         metavar="FILE",
         help="plain lines to compare the answers on (default: lines of random words of the vocabulary)",
     )
@@ -224,8 +226,18 @@ def export(args: argparse.Namespace) -> None:
 
 def _add_model_option(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
-        "--model", metavar="FOLDER", default="models/finetuned", help="finetuned checkpoint (%(default)s)"
+        "--model",
+        type=_name,
+        metavar="FOLDER",
+        default="models/finetuned",
+        help="finetuned checkpoint (%(default)s)",
     )
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -32,8 +32,8 @@ IGNORED_LABELS = "unsupervised_rows_with_label"
 # A whole field of a CSV that names a split.
 SPLIT_FIELD = rf"(?:^|[,\r\n]) *\"?(?:{'|'.join(SPLITS)})\"? *(?:[,\r\n]|$)"
 QUOTES = (
-    "a quote opens here but does not close at the end of its text; double quotes within a text and quote the "
-    "whole text"
+    "a quote opens here and seems to close in another row; double quotes within a text and quote the whole "
+    "text"
 )
 
 

@@ -34,13 +34,18 @@ def whole_file(path: Path, instead: str = "") -> Iterator[Path]:
 
     Raises:
         UserError: ``path`` is something that no file may replace: a folder, a device, a pipe, or (as
-            ``/dev/stdout``) a file that is already open.
+            ``/dev/stdout``) a file that is already open; or its folder does not exist.
+        PermissionError: a file that is there is write-protected.
     """
     target = Path(os.path.realpath(path))  # not by `resolve`, which raises for a link to itself
     parent = Path(os.path.realpath(path.parent))
     is_open = parent == Path("/dev") or parent.is_relative_to("/proc")
     if is_open or (target.exists() and not target.is_file()):
         raise UserError(f"{path} is not a file; name one{instead}")
+    if not parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder; create it, or name another")
+    if path.exists() and not path.is_symlink() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     with _appearing(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as partial:
         yield partial
         if path.exists() and not path.is_symlink():

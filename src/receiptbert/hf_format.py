@@ -212,7 +212,10 @@ def load_classifier(folder: Path) -> SavedClassifier:
             anything else than choose a class, or with invalid classes or temperature.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name that of a finetuned model (`dvc repro` makes one)")
+        raise UserError(
+            f"{folder} is not a folder; name that of a finetuned model (`dvc repro` makes one, "
+            "`dvc checkout` brings back the last one)"
+        )
     shape, weights, config = read_shape(folder), _read_weights(folder), read_config(folder)
     if (bias := weights.get(f"{HEADS[OUR_SOP]}.bias")) is None:
         raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")

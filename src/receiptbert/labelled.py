@@ -10,10 +10,12 @@ import numpy.typing as npt
 from receiptbert.corpus import TRAIN
 from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.params import FinetuneParams
+from receiptbert.progress import say
 from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
+MANY_UNKNOWN = 0.05  # of the tokens: the vocabulary is of another language, or of other lines
 UNLABELLED_PER_LABEL = 2  # texts in an epoch, if there are that many
 
 
@@ -75,8 +77,11 @@ def load_labelled(tokenized: Path, split: str, tokenizer: WordpieceTokenizer) ->
     stored = _load(tokenized, split)
     if stored.texts.tokenizer_fingerprint == tokenizer.fingerprint:
         return stored
-    texts = load_texts(tokenized, split, len(stored.texts))
-    return stored._replace(texts=TokenStore.from_texts(texts, tokenizer))
+    texts = TokenStore.from_texts(load_texts(tokenized, split, len(stored.texts)), tokenizer)
+    unknown = np.count_nonzero(texts.ids == tokenizer.unk_token_id) / max(len(texts.ids), 1)
+    if unknown > MANY_UNKNOWN:
+        say(f"warning: {unknown:.0%} of the tokens of {split} are unknown to the model from finetune.init")
+    return stored._replace(texts=texts)
 
 
 def majority_class(tokenized: Path) -> int:

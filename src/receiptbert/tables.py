@@ -186,8 +186,6 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is not a folder; create it, or name another")
     instead = ", or omit --output to write to stdout"
     with whole_file(path, instead) as partial, partial.open("wb") as stream:
         yield stream
