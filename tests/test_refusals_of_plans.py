@@ -49,6 +49,20 @@ def test_what_cannot_fit_is_refused_with_what_would(plan: Plan, fits: dict[str, 
     require_memory(plan, None, *settings)
 
 
+def test_passes_are_recorded_only_where_memory_suffices(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = replace(PLAN, on_cpu=False)
+    recorded = replace(plain, recorded=True)
+    free = int(plain.total_memory) + 1
+    assert not require_memory(plain, free, "pretrain", 64, 1)
+    assert require_memory(recorded, int(recorded.total_memory) + 1, "pretrain", 64, 1)
+    assert capsys.readouterr().err == ""
+    assert not require_memory(recorded, free, "pretrain", 64, 1)
+    assert "plan: passes are not recorded, for which memory lacks" in capsys.readouterr().err
+    # What is refused is what would be trained.
+    with pytest.raises(UserError, match=r"set pretrain\.batch_size=32 with pretrain\.num_accum_steps=2"):
+        require_memory(recorded, int(replace(plain, texts=32).total_memory) + 1, "pretrain", 64, 1)
+
+
 def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
     free = int(replace(PLAN, texts=2).total_memory) + 1
     with pytest.raises(UserError, match=r"pretrain.batch_size=2 with pretrain.num_accum_steps=24"):

@@ -1,19 +1,20 @@
 """Each stage in this process: what it makes of its inputs."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from receiptbert import Classifier, WordpieceTokenizer
+from receiptbert import Classifier, Trainer, WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.labelled import majority_class
@@ -149,15 +150,35 @@ def test_short_texts_are_left_out_and_counted(project: Path) -> None:
     assert (lengths < 5).any()
 
 
-def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
-    tokenizer = WordpieceTokenizer.from_pretrained(tiny_project / "models/tokenizer")
-    pretraining = Pretraining(
-        load_params(tiny_project / "params.yaml"),
-        TokenStore.load(tiny_project / "data/tokenized/unsupervised.safetensors", tokenizer),
+def make_pretraining(project: Path) -> Pretraining:
+    tokenizer = WordpieceTokenizer.from_pretrained(project / "models/tokenizer")
+    return Pretraining(
+        load_params(project / "params.yaml"),
+        TokenStore.load(project / "data/tokenized/unsupervised.safetensors", tokenizer),
         tokenizer,
-        TextLengths.load(tiny_project / "data/tokenized/lengths.json").longest,
+        TextLengths.load(project / "data/tokenized/lengths.json").longest,
         torch.device("cpu"),
     )
+
+
+def test_passes_are_not_recorded_where_memory_lacks(
+    tiny_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiptbert.pretraining.can_record", lambda *_: True)
+    monkeypatch.setattr(Trainer, "_make_graphs", lambda _: "graphs")
+    monkeypatch.setattr(Trainer, "train", lambda *_, **__: None)
+    pretraining = make_pretraining(tiny_project)
+    recorded = pretraining.plan.total_memory
+    plain = dataclasses.replace(pretraining.plan, recorded=False).total_memory
+    for free, expected in ((recorded + 1, "graphs"), ((recorded + plain) / 2, None)):
+        monkeypatch.setattr("receiptbert.pretraining.free_memory", lambda _, free=free: free)
+        pretraining.require_memory()
+        _, trainer = pretraining.train(cast(Any, None), cast(Any, None))
+        assert trainer._graphs == expected
+
+
+def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:
+    pretraining = make_pretraining(tiny_project)
 
     def texts_of(loader: Any) -> set[tuple[int, ...]]:
         texts = loader.dataset._texts

@@ -33,6 +33,7 @@ class Descent(Generic[Model]):
         max_grad_norm: float | None,
         precision: str,
         amp_backend: str,
+        record: bool,
     ) -> None:
         self._device = torch.device(device)
         self._model = model.to(self._device)
@@ -44,7 +45,7 @@ class Descent(Generic[Model]):
         self._amp_backend = amp_backend
         self._amp = make_amp(amp_backend, self._model, optimizer, self._device, precision)
         self._parallel = parallel(self._model)  # for training; all else uses the model itself
-        self._graphs = self._make_graphs()
+        self._graphs = self._make_graphs() if record else None
         self._step = 0
         self._history = History(self._device, logdir)
 

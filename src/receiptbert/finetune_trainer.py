@@ -40,6 +40,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         max_grad_norm: gradients of a larger norm are clipped to this norm.
         precision: fp32, bf16 or fp16, of the matrix products in training; see ``choose_precision``.
         amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
+        record: whether passes may be recorded, where that can be done; see ``cuda_graphs``.
         label_smoothing: this much of a target's probability is spread over all classes in training (Szegedy
             et al. 2016); the eval loss is the plain cross entropy.
         checkpoints: as in ``Trainer``.
@@ -56,11 +57,21 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         max_grad_norm: float | None = None,
         precision: str = "fp32",
         amp_backend: str = "torch",
+        record: bool = True,
         label_smoothing: float = 0.0,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__(
-            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, checkpoints
+            model,
+            optimizer,
+            scheduler,
+            device,
+            logdir,
+            max_grad_norm,
+            precision,
+            amp_backend,
+            record,
+            checkpoints,
         )
         self._pad_token_id = pad_token_id
         self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)

@@ -71,6 +71,7 @@ class Finetuning:
         self.num_classes = num_classes
         self._device = device
         self._runtime = runtime
+        self._record = can_record(device, runtime.activation_checkpointing, runtime.amp_backend)
         check_amp_backend(runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
         self._shape = read_shape(source)
         self._maxlen = self._shape.maxlen
@@ -106,6 +107,7 @@ class Finetuning:
                 max_grad_norm=p.max_grad_norm,
                 precision=self.precision,
                 amp_backend=self._runtime.amp_backend,
+                record=self._record,
                 label_smoothing=train.label_smoothing,
                 checkpoints=run.checkpoints,
             )
@@ -115,7 +117,7 @@ class Finetuning:
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
     def require_memory(self, train: TrainingSet) -> None:
-        """Say what training on ``train`` will take.
+        """Say what training on ``train`` will take; passes are not recorded where memory lacks for that.
 
         Call it once, for the largest run: memory that earlier runs freed would not count as free later.
 
@@ -131,7 +133,7 @@ class Finetuning:
         smaller_model = "the folder of a smaller model as finetune.init"
         if p.of_our_shape:
             smaller_model = "a smaller model.size"
-        require_memory(plan, free, "finetune", batch_size, smaller_model=smaller_model)
+        self._record = require_memory(plan, free, "finetune", batch_size, smaller_model=smaller_model)
 
     def _plan(self, train: TrainingSet) -> Plan:
         lengths = (train.texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=self._shape.max_seqlen)
@@ -148,9 +150,7 @@ class Finetuning:
             dropout=self._p.dropout,
             precision=self.precision,
             on_cpu=self._device.type == "cpu",
-            recorded=can_record(
-                self._device, self._runtime.activation_checkpointing, self._runtime.amp_backend
-            ),
+            recorded=self._record,
             activation_checkpointing=self._runtime.activation_checkpointing,
             steps=num_optimizer_steps(train.num_batches, train.epochs),
         )

@@ -222,8 +222,8 @@ def require_memory(
     batch_size: int,
     num_accum_steps: int | None = None,
     smaller_model: str = "a smaller model.size",
-) -> None:
-    """Refuse a plan that cannot fit.
+) -> bool:
+    """Refuse a plan that cannot fit, with recorded passes or without.
 
     Args:
         free: as in ``announce``; None refuses nothing.
@@ -232,13 +232,20 @@ def require_memory(
         num_accum_steps: the setting; None if the stage has none.
         smaller_model: how to get one.
 
+    Returns:
+        whether passes may be recorded: not where the plan fits only without.
+
     Raises:
         UserError: names what would fit.
     """
     if free is None or plan.total_memory <= free:
-        return
+        return plan.recorded
+    plan = replace(plan, recorded=False)
+    if plan.total_memory <= free:
+        say(f"plan: passes are not recorded, for which memory lacks; so it takes {_gib(plan.total_memory)}")
+        return False
     switch = "runtime.activation_checkpointing=true"
-    switched = replace(plan, activation_checkpointing=True, recorded=False)
+    switched = replace(plan, activation_checkpointing=True)
     others = {
         switch: switched,
         f"{stage}.precision=fp32": replace(plan, precision="fp32"),

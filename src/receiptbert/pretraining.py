@@ -83,6 +83,7 @@ class Pretraining:
         self._held_out_loader = self._make_loader(texts.take(held_out))
         in_all_epochs = num_optimizer_steps(len(self._loader), p.epochs, p.num_accum_steps)
         self.steps = min(in_all_epochs, p.max_steps)
+        self._record = can_record(device, runtime.activation_checkpointing, runtime.amp_backend)
         self._shape = BertShape(
             **params.model.kwargs(),
             vocab_size=tokenizer.vocab_size,
@@ -112,6 +113,7 @@ class Pretraining:
             max_grad_norm=p.max_grad_norm,
             precision=self.precision,
             amp_backend=runtime.amp_backend,
+            record=self._record,
             checkpoints=checkpoints,
         )
         trainer.train(self._loader, p.epochs, max_steps=self.steps)
@@ -131,7 +133,7 @@ class Pretraining:
         return scores
 
     def require_memory(self) -> None:
-        """Say what the training will take.
+        """Say what the training will take; passes are not recorded where memory lacks for that.
 
         Raises:
             UserError: there is no room for it; names what would fit.
@@ -139,7 +141,7 @@ class Pretraining:
         p, free = self._params.pretrain, free_memory(self._device)
         announce(self.plan, free)
         batch_size = min(p.batch_size, self._num_texts)  # no batch has more
-        require_memory(self.plan, free, "pretrain", batch_size, p.num_accum_steps)
+        self._record = require_memory(self.plan, free, "pretrain", batch_size, p.num_accum_steps)
 
     def _make_loader(self, texts: TokenStore) -> Batches:
         p = self._params.pretrain
@@ -183,7 +185,7 @@ class Pretraining:
             dropout=p.dropout,
             precision=self.precision,
             on_cpu=self._device.type == "cpu",
-            recorded=can_record(self._device, runtime.activation_checkpointing, runtime.amp_backend),
+            recorded=self._record,
             activation_checkpointing=runtime.activation_checkpointing,
             steps=self.steps,
         )

@@ -41,9 +41,12 @@ class ResumableDescent(Descent[Model]):
         max_grad_norm: float | None,
         precision: str,
         amp_backend: str,
+        record: bool,
         checkpoints: Checkpoints | None,
     ) -> None:
-        super().__init__(model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend)
+        super().__init__(
+            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, record
+        )
         self._checkpoints = checkpoints
         self._interrupts = Interrupts()
         self._begin()

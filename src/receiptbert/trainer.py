@@ -43,6 +43,7 @@ class Trainer(ResumableDescent[BertModel]):
         max_grad_norm: gradients of a larger norm are clipped to this norm.
         precision: fp32, bf16 or fp16, of the matrix products in training; see ``choose_precision``.
         amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
+        record: whether passes may be recorded, where that can be done; see ``cuda_graphs``.
         checkpoints: where to save the state and resume from it; the batches must then come from a
             ``LengthGroupedBatchSampler``.
     """
@@ -59,10 +60,20 @@ class Trainer(ResumableDescent[BertModel]):
         max_grad_norm: float | None = None,
         precision: str = "fp32",
         amp_backend: str = "torch",
+        record: bool = True,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__(
-            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, checkpoints
+            model,
+            optimizer,
+            scheduler,
+            device,
+            logdir,
+            max_grad_norm,
+            precision,
+            amp_backend,
+            record,
+            checkpoints,
         )
         self._pad_token_id = pad_token_id
         self._num_accum_steps = num_accum_steps
