@@ -12,7 +12,7 @@ import pytest
 import chaos
 import chaos_experiments
 import common
-from receiptbert.descent import Descent
+from receiptbert.base_trainer import BaseTrainer
 from tests.benchmark_runs import run_benchmark
 from tests.conftest import STAGES, Cut, run_here, set_params
 
@@ -21,7 +21,7 @@ from tests.conftest import STAGES, Cut, run_here, set_params
 def test_the_outputs_of_a_killed_stage_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, different: bool
 ) -> None:
-    backward = Descent._backward
+    backward = BaseTrainer._backward
     runs: list[str] = []
 
     def run(stage: str, folder: Path, kill_after: float | None = None) -> bool:
@@ -34,7 +34,7 @@ def test_the_outputs_of_a_killed_stage_are_compared(
             backward(trainer, loss)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Descent, "_backward", count)
+            patch.setattr(BaseTrainer, "_backward", count)
             with nullcontext() if kill_after is None else pytest.raises(Cut):
                 run_here(STAGES[stage], folder)
         runs.append(stage)

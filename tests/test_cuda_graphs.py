@@ -22,9 +22,9 @@ from receiptbert import (
     collate_fn,
     get_optimizer,
 )
+from receiptbert.base_trainer import BaseTrainer
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.cuda_graphs import Compute, GraphedPasses, _Recorded, can_record
-from receiptbert.descent import Descent
 from receiptbert.errors import Interrupted
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -73,7 +73,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(torch.cuda, "Stream", lambda _device: None)
         monkeypatch.setattr(
-            Descent, "_make_graphs", lambda descent: PassesOnCpu(list(descent._model.parameters()))
+            BaseTrainer, "_make_graphs", lambda trainer: PassesOnCpu(list(trainer._model.parameters()))
         )
     return cast(str, request.param)
 
@@ -120,8 +120,8 @@ def pretrain(
         trainer = Trainer(
             bert, optimizer, schedule, tokenizer.pad_token_id, device, max_grad_norm=1.0, **kwargs
         )
-        step = trainer._descend
-        trainer._descend = lambda noted: (before_step(trainer._step), step(noted))  # type: ignore[method-assign]
+        step = trainer._optimize
+        trainer._optimize = lambda noted: (before_step(trainer._step), step(noted))  # type: ignore[method-assign]
         try:
             trainer.train(loader, epochs)
         except Interrupted:
@@ -164,7 +164,7 @@ def finetune(
 def as_usual(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], History]], History]:
     def run(train: Callable[[], History]) -> History:
         with monkeypatch.context() as patch:
-            patch.setattr(Descent, "_make_graphs", lambda _: None)
+            patch.setattr(BaseTrainer, "_make_graphs", lambda _: None)
             return train()
 
     return run

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 import finetune
 import pipeline
 from receiptbert import BertFinetuneModel, WordpieceTokenizer, distillation
+from receiptbert.base_trainer import BaseTrainer
 from receiptbert.calibration import fit_temperature
 from receiptbert.corpus_facts import Classes
-from receiptbert.descent import Descent
 from receiptbert.distillation import teacher_seed
 from receiptbert.finetuning import Finetuning
 from receiptbert.hf_format import load_classifier, save_pretrained
@@ -82,7 +82,7 @@ def run(
 def test_a_stage_cut_off_in_any_of_its_models_ends_as_if_it_were_not(
     run: Callable[..., dict[Path, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backward, steps, cuts = Descent._backward, [0], set[int]()
+    backward, steps, cuts = BaseTrainer._backward, [0], set[int]()
 
     def count(trainer: Any, loss: Any) -> None:
         if steps[0] in cuts:
@@ -91,7 +91,7 @@ def test_a_stage_cut_off_in_any_of_its_models_ends_as_if_it_were_not(
         steps[0] += 1
         backward(trainer, loss)
 
-    monkeypatch.setattr(Descent, "_backward", count)
+    monkeypatch.setattr(BaseTrainer, "_backward", count)
     whole = run()
     assert steps == [STEPS]
     steps[0] = 0

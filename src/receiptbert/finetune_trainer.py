@@ -22,11 +22,11 @@ from receiptbert.metrics import ClassIds, f1
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import readable, say, track
-from receiptbert.resumption import Batches, ResumableDescent
+from receiptbert.resumption import Batches, ResumableTrainer
 from receiptbert.tokenization import WordpieceTokenizer
 
 
-class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
+class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
     """Finetuning of a classifier.
 
     Args:
@@ -167,7 +167,7 @@ class FinetuneTrainer(ResumableDescent[BertFinetuneModel]):
         first = len(self.history) - self._batch  # a resumed epoch has some steps behind it
         for batch in batches:
             inputs = tuple(tensor.to(self._device) for tensor in batch)
-            self._descend(self._pass(inputs, 1, self._epoch, self._batch))
+            self._optimize(self._pass(inputs, 1, self._epoch, self._batch))
         self._fetch_history()
         return float(np.mean([record["loss"] for record in self.history[first:]]))
 

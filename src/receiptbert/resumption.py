@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from receiptbert.base_trainer import BaseTrainer, Model
 from receiptbert.checkpoints import Checkpoints, State, conditions
-from receiptbert.descent import Descent, Model
 from receiptbert.distributed import Agreement, from_leader, is_leader, num_processes, wait_for_all
 from receiptbert.errors import Interrupted
 from receiptbert.interrupts import Interrupts
@@ -24,8 +24,8 @@ class Batches(Sized, Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-class ResumableDescent(Descent[Model]):
-    """A ``Descent`` over epochs that keeps ``checkpoints``; the other arguments are the trainers'.
+class ResumableTrainer(BaseTrainer[Model]):
+    """A ``BaseTrainer`` over epochs that keeps ``checkpoints``; the other arguments are the trainers'.
 
     What changes between steps (random numbers, the place in the data) is noted after each step, so that a
     checkpoint can be written at any moment before the next one: weights and optimizer change only in steps.
@@ -110,9 +110,9 @@ class ResumableDescent(Descent[Model]):
         with self._interrupts.held():
             return super()._pass(inputs, num_batches, *position)
 
-    def _descend(self, losses: dict[str, Tensor]) -> None:
+    def _optimize(self, losses: dict[str, Tensor]) -> None:
         with self._interrupts.held():
-            super()._descend(losses)
+            super()._optimize(losses)
             if self._checkpoints is not None:
                 self._note()
                 due = is_leader() and self._checkpoints.due

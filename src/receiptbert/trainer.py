@@ -17,7 +17,7 @@ from receiptbert.history import RECENT_STEPS
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, num_optimizer_steps
 from receiptbert.progress import readable, say, track
-from receiptbert.resumption import Batches, ResumableDescent
+from receiptbert.resumption import Batches, ResumableTrainer
 
 # The number of targets in batches of one shape has a standard deviation of one or two square roots of its
 # mean (whole words are chosen, not tokens). One batch's number plus this many roots has room for the others.
@@ -27,7 +27,7 @@ SPREAD = 10
 ROWS_MULTIPLE = 16
 
 
-class Trainer(ResumableDescent[BertModel]):
+class Trainer(ResumableTrainer[BertModel]):
     """Pretraining.
 
     Args:
@@ -123,7 +123,7 @@ class Trainer(ResumableDescent[BertModel]):
                     of_batch = self._pass(inputs, len(group), self._epoch, self._batch, number)
                 for name, value in of_batch.items():
                     noted[name] = noted.get(name, 0) + (value if name == "tokens" else value / len(group))
-            self._descend(noted)
+            self._optimize(noted)
         self._fetch_history()
 
     def _compute(self, *inputs: Tensor, max_targets: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:

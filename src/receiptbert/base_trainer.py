@@ -1,4 +1,4 @@
-"""One step of gradient descent, which both trainers share."""
+"""What both trainers share: one step, that is forward, backward, clip, update."""
 
 import math
 from abc import abstractmethod
@@ -20,7 +20,7 @@ from receiptbert.progress import say
 Model = TypeVar("Model", bound=ModelOnBert)
 
 
-class Descent(Generic[Model]):
+class BaseTrainer(Generic[Model]):
     """A model with its optimizer, schedule, precision and history; the arguments are the trainers'."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Descent(Generic[Model]):
 
         return compute
 
-    def _descend(self, losses: dict[str, Tensor]) -> None:
+    def _optimize(self, losses: dict[str, Tensor]) -> None:
         """Step with the gradients at hand, and note the ``losses``, averaged over the processes."""
         norm, taken = self._update()
         self._step += 1

@@ -61,7 +61,7 @@ def test_each_accumulated_batch_has_random_numbers_of_its_own(
         positions.append(position)
         return nullcontext()
 
-    monkeypatch.setattr("receiptbert.descent.own_random_numbers", note)
+    monkeypatch.setattr("receiptbert.base_trainer.own_random_numbers", note)
     batch = next(iter(pretrain_loader(texts, tokenizer)))
     pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2).train([batch] * 5, 2)
     assert len(set(positions)) == 10
@@ -135,13 +135,13 @@ def test_the_history_is_whole_however_late_the_device_sends_it(
     trainer = pretrain_trainer(pretrain_model(), tokenizer)
     trainer._history._left_on_way = left
     behind = []
-    step = trainer._descend
+    step = trainer._optimize
 
-    def descend(losses: dict[str, torch.Tensor]) -> None:
+    def optimize(losses: dict[str, torch.Tensor]) -> None:
         step(losses)
         behind.append(trainer._step - len(trainer.history))
 
-    monkeypatch.setattr(trainer, "_descend", descend)
+    monkeypatch.setattr(trainer, "_optimize", optimize)
     trainer.train(pretrain_loader(texts, tokenizer), 2)
     assert [record["step"] for record in trainer.history] == list(range(1, trainer._step + 1))
     assert max(behind) == 3 * left + 2
