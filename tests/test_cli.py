@@ -16,6 +16,7 @@ from receiptbert.errors import UserError
 from receiptbert.failures import explain
 from receiptbert.onednn import KEPT_SHAPES
 from receiptbert.predicting import answer_columns
+from receiptbert.tables import open_output
 from tests.conftest import ROOT
 from tests.predict_runs import Run, files, give_stdin, read, write
 
@@ -138,6 +139,12 @@ def test_the_permissions_of_what_is_replaced_stay(run: Run) -> None:
     Path("in.csv").chmod(0o600)
     run("in.csv", "-o", "in.csv")
     assert Path("in.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_else_reads_what_is_being_written(tmp_path: Path) -> None:
+    (tmp_path / "private.csv").touch(0o600)
+    with open_output(tmp_path / "private.csv"):
+        assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600, 0o600]
 
 
 def test_a_write_protected_file_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

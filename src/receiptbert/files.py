@@ -47,9 +47,10 @@ def whole_file(path: Path, instead: str = "") -> Iterator[Path]:
     if path.exists() and not path.is_symlink() and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     with _appearing(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as partial:
-        yield partial
         if path.exists() and not path.is_symlink():
+            partial.touch()  # before anything is in it that others may not read
             shutil.copymode(path, partial)
+        yield partial
 
 
 @contextmanager

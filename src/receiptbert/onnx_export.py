@@ -8,8 +8,8 @@ checkpoint's ``tokenizer.json``.
 
 import json
 import logging
-import os
 import random
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -122,7 +122,7 @@ def export_onnx(
             quant_pre_process(exported, prepared)
             quantize_dynamic(prepared, quantized, weight_type=QuantType.QInt8)
             agreement = agree(calibrated, quantized, texts, tokenizer, model.shape.maxlen)
-        os.replace(quantized if int8 else exported, partial)
+        shutil.copyfile(quantized if int8 else exported, partial)
     return agreement
 
 
