@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import CSV, STAGES, make_zip, matches, refusal
 from tests.test_refusals_of_archives import ARCHIVES
 
+NO_SPLIT = "is no split; name it, and quote texts that have line breaks"
 SPLIT_RULE = "must be one of train, val, test, unsupervised"
 QUOTE = "a quote opens here and seems to close in another row; double quotes within a text and quote the whole text"
 NO_LABEL = "is not a label; train, val and test rows need one"
@@ -114,7 +115,13 @@ CSVS: list[tuple[str, str | bytes, str]] = [
         ", row 2: 4 fields, but the header has 3; …",
     ),
     ("an unknown split", CSV + "milk,1,training\n", f", row 7, column split: 'training' {SPLIT_RULE}"),
-    ("too few fields", CSV + "milk\n", f", row 7, column split: '' {SPLIT_RULE}"),
+    ("too few fields", CSV + "milk\n", f", row 7, column split: '' {NO_SPLIT}"),
+    ("a line break without quotes", CSV + "rye\nbread,1,train\n", f", row 7, column split: '' {NO_SPLIT}"),
+    (
+        "a carriage return without quotes",
+        CSV + "rye\rbread,1,train\n",
+        f", row 7, column split: '' {NO_SPLIT}",
+    ),
     ("after a blank line", CSV + "\nmilk,1,dev\n", f", row 8, column split: 'dev' {SPLIT_RULE}"),
     (
         "after a text of two lines",
