@@ -13,7 +13,8 @@ import torch
 from receiptbert import BertModel, WordpieceTokenizer
 from receiptbert.amp import check_amp_backend
 from receiptbert.errors import UserError
-from tests.conftest import STAGES, overflow, run_here
+from tests.conftest import overflow
+from tests.projects import STAGES, run_here
 from tests.small_trainings import finetune_parts, pretrain_loader, pretrain_trainer
 
 Make = Callable[..., Any]
@@ -84,6 +85,15 @@ def test_a_step_that_overflows_is_skipped_and_counted_and_does_not_move_the_sche
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     said = "step 4 is skipped: its gradients overflow fp16; the scale is 32768 from now on"
     assert capsys.readouterr().err.count(said) == 1
+
+
+def test_a_resumed_scaler_has_the_scale_and_the_steps_since_it_changed(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    one, other = (pretrain_trainer(pretrain_model(), tokenizer, precision="fp16") for _ in range(2))
+    one.train(pretrain_loader(texts, tokenizer), 1, max_steps=3)
+    other._amp.load_state_dict(one._amp.state_dict())
+    assert other._amp.state_dict() == {"scale": 2.0**16, "good_steps": 3}
 
 
 @pytest.mark.parametrize("backend", FP16_ENGINES)

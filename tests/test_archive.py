@@ -7,7 +7,7 @@ import pytest
 
 from receiptbert.archive import extract_corpus
 from receiptbert.errors import UserError
-from tests.conftest import make_zip
+from tests.projects import make_zip
 
 CSV = "text,label,split\nmilk,1,train\n"
 
@@ -67,7 +67,8 @@ def test_an_archive_may_not_claim_that_its_members_are_larger(
     member, last = content[directory:end], content[end:]
     parts = [content[:directory], padding, member[:20], claimed, member[24:], last[:16], place, last[20:]]
     path.write_bytes(b"".join(parts))
-    with pytest.raises(UserError):
+    # Newer versions of Python see that the member would overlap with the archive's directory.
+    with pytest.raises(UserError, match=r"expands to more than|Overlapped"):
         extract_corpus(path, tmp_path / "raw")
 
 

@@ -20,7 +20,7 @@ import throughput
 from receiptbert.errors import UserError
 from setting import Setting, Stopwatch, Task, read_setting
 from tests.benchmark_runs import run_benchmark
-from tests.conftest import STAGES, run_here
+from tests.projects import STAGES, run_here
 
 
 def test_the_watch_counts_tokens_and_seconds_from_when_it_is_warm(

@@ -14,7 +14,8 @@ import chaos_experiments
 import common
 from receiptbert.base_trainer import BaseTrainer
 from tests.benchmark_runs import run_benchmark
-from tests.conftest import STAGES, Cut, run_here, set_params
+from tests.conftest import Cut
+from tests.projects import STAGES, run_here, set_params
 
 
 @pytest.mark.parametrize("different", [False, True])

@@ -12,7 +12,8 @@ import yaml
 from receiptbert.checkpoints import Checkpoints, State, _code, conditions, training_fingerprint
 from receiptbert.errors import UserError
 from receiptbert.params import load_params
-from tests.conftest import ROOT, STAGES, Cut, run_here
+from tests.conftest import ROOT, Cut
+from tests.projects import STAGES, run_here
 
 
 def state(value: float) -> State:

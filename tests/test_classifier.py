@@ -115,9 +115,7 @@ def test_without_a_token_there_is_no_label(classifier: Classifier, texts: list[s
     assert classifier([]) == []
 
 
-def test_a_copy_in_another_process_and_other_threads_answer_alike(
-    classifier: Classifier, texts: list[str]
-) -> None:
+def test_a_pickled_copy_and_other_threads_answer_alike(classifier: Classifier, texts: list[str]) -> None:
     expected = classifier(texts, top_k=2)
     assert pickle.loads(pickle.dumps(classifier))(texts, top_k=2) == expected
     with ThreadPoolExecutor(4) as pool:

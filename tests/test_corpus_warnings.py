@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import CSV, STAGES, make_zip, matches, run_here, set_params
+from tests.projects import CSV, STAGES, make_zip, matches, run_here, set_params
 
 WARNINGS: list[tuple[str, str, str]] = [
     (

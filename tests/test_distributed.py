@@ -20,7 +20,8 @@ import torch.distributed as dist
 from receiptbert import distributed
 from receiptbert.checkpoints import training_fingerprint
 from receiptbert.errors import UserError
-from tests.conftest import ROOT, STAGES, Cut, logged, run_here, set_params
+from tests.conftest import ROOT, Cut
+from tests.projects import STAGES, logged, run_here, set_params
 
 EQUAL = {"abs": 1e-4}
 

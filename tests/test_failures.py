@@ -21,7 +21,8 @@ from receiptbert.files import naming
 from receiptbert.params import Params, load_params
 from receiptbert.progress import say
 from receiptbert.tables import open_output
-from tests.conftest import ROOT, STAGES, contents, refusal, run_here, set_params
+from tests.conftest import ROOT
+from tests.projects import STAGES, contents, refusal, run_here, set_params
 
 
 @contextmanager
@@ -286,7 +287,17 @@ def test_a_log_that_cannot_be_written_fails_no_stage(
         )
 
 
-def test_settings_of_the_advice_exist(bare_project: Path) -> None:
-    for assignment in re.findall(r"(\w+\.\w+)=(\d+)", PRETRAIN):
-        set_params(bare_project, dict([assignment]))
-    assert load_params(bare_project / "params.yaml").pretrain.num_accum_steps == 2
+def test_settings_of_the_advice_exist_and_are_not_given_twice(bare_project: Path) -> None:
+    path = bare_project / "params.yaml"
+    for stage, batch_size in (("pretrain", 1), ("finetune", 1)):
+        for _ in range(20):  # as long as there is advice
+            params = load_params(path)
+            line = explain(MemoryError(), stage, params)
+            assert line is not None
+            if line == "out of memory; a smaller model":
+                break
+            set_params(bare_project, dict(re.findall(r"(\w+\.\w+)=(\w+)", line)))
+            assert load_params(path) != params
+        assert getattr(params, stage).batch_size == batch_size
+    assert params.pretrain.num_accum_steps == 64
+    assert params.finetune.teachers == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from receiptbert.files import whole
-from tests.conftest import contents
+from tests.projects import contents
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a descriptor tells its file")

@@ -29,7 +29,8 @@ from receiptbert.plan import Plan
 from receiptbert.sampling import MixtureBatchSampler
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
-from tests.conftest import ROOT, Cut, logged, with_value
+from tests.conftest import ROOT, Cut
+from tests.projects import logged, with_value
 from tests.small_trainings import labelled
 
 SETTINGS = {

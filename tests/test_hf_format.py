@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -30,23 +29,15 @@ from receiptbert.hf_format import (
     save_pretrained,
 )
 from receiptbert.inference import inference_loader, predict
+from tests.small_models import shaken
 
 Make = Callable[..., Any]
-
-
-def randomize(model: nn.Module) -> nn.Module:
-    """Weights large enough that no part can be forgotten or mixed up unnoticed."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model.eval()
 
 
 @pytest.fixture
 def pretrained(pretrain_model: Make, tokenizer: WordpieceTokenizer, tmp_path: Path) -> tuple[BertModel, Path]:
     model: BertModel = pretrain_model()
-    randomize(model)
+    shaken(model, 0.3)
     save_pretrained(model, tokenizer, tmp_path / "pretrained")
     return model, tmp_path / "pretrained"
 
@@ -103,7 +94,7 @@ def test_finetuned_checkpoint_answers_alike_in_a_transformers_pipeline(
     finetune_model: Make, tokenizer: WordpieceTokenizer, texts: list[str], tmp_path: Path
 ) -> None:
     model = finetune_model()
-    randomize(model)
+    shaken(model, 0.3)
     names = ["Чай", "Сыр", "Мыло"]
     lines = [*texts[:40], " ".join(texts[:9]), ""]  # one far too long, one empty
     with torch.no_grad():  # no class may get all the answers
@@ -152,7 +143,7 @@ def test_the_last_layer_of_another_classifier_is_not_taken(
     finetune_model: Make, tokenizer: WordpieceTokenizer, tmp_path: Path
 ) -> None:
     other, model = finetune_model(), finetune_model()
-    randomize(other)
+    shaken(other, 0.3)
     save_pretrained(other, tokenizer, tmp_path, ["a", "b", "c"])
     fresh = model._classifier_head._output.weight.clone()
     load_encoder(model, tmp_path)
@@ -217,7 +208,7 @@ def test_tensorflow_names_of_layer_norms_are_understood(
 def test_load_weights_reads_a_state_dict(pretrain_model: Make, tmp_path: Path) -> None:
     model = pretrain_model()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    randomize(model)
+    shaken(model, 0.3)
     assert sorted(load_weights(model, tmp_path / "weights.pt")) == sorted(model.state_dict())
 
 

@@ -7,7 +7,8 @@ from ruamel.yaml import YAML
 
 from receiptbert.params import load_params
 from receiptbert.sizes import SIZES
-from tests.conftest import ROOT, with_value
+from tests.conftest import ROOT
+from tests.projects import with_value
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 

@@ -1,10 +1,9 @@
-"""The pipeline itself: what dvc.yaml says, and a tiny run of it through the real ``dvc``."""
+"""A tiny run of the whole pipeline through the real ``dvc``."""
 
 import contextlib
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import time
 import warnings
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,32 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import finetune
 from project import commit, make_project
-from tests import conftest
-from tests.conftest import ROOT, TINY, contents, run_here, set_params
+from tests import projects
+from tests.conftest import ROOT
+from tests.projects import TINY, contents, run_here, set_params
 
-STAGES = list(conftest.STAGES)
+STAGES = list(projects.STAGES)
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-
-
-def imported_modules(stage: str) -> set[str]:
-    """Files under src/ that the stage's script imports where nothing of ours is imported yet."""
-    source = f"{ROOT / 'src'}{os.sep}"
-
-    def ours() -> dict[str, ModuleType]:
-        files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
-        return {name: sys.modules[name] for name, file in files.items() if file.startswith(source)}
-
-    before = ours()
-    for name in before:
-        del sys.modules[name]
-    try:
-        runpy.run_path(f"{source}{stage}.py")
-        found = {str(Path(str(module.__file__)).relative_to(ROOT)) for module in ours().values()}
-    finally:
-        for name in ours():
-            del sys.modules[name]
-        sys.modules.update(before)
-    return found | {f"src/{stage}.py"}
 
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -76,40 +54,6 @@ def dvc_here(command: list[str], cwd: Path, capfd: pytest.CaptureFixture[str], s
         warnings.simplefilter("ignore")
         assert (dvc(command) == 0) == succeeds
     return "".join(capfd.readouterr())
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_code_deps_are_the_real_imports(stage: str) -> None:
-    listed = {dep for dep in DVC_YAML["stages"][stage]["deps"] if dep.startswith("src/")}
-    assert listed == imported_modules(stage)
-
-
-def test_preparing_data_does_not_wait_for_torch() -> None:
-    imports = f"import {', '.join(STAGES[:3])}"
-    script = f"import sys; sys.path.insert(0, 'src'); {imports}; print('torch' in sys.modules)"
-    assert run([sys.executable, "-c", script], ROOT).stdout == "False\n"
-
-
-def test_stages_say_what_they_do_and_run_without_templates() -> None:
-    assert list(DVC_YAML["stages"]) == STAGES
-    for name, stage in DVC_YAML["stages"].items():
-        assert stage["desc"]
-        assert stage["cmd"] == f"exec python src/{name}.py"
-
-
-def test_outputs_are_ignored_by_git_and_metrics_are_not() -> None:
-    for stage in DVC_YAML["stages"].values():
-        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
-            if isinstance(out, str):
-                run(["git", "check-ignore", f"{out}/file"], ROOT)
-                continue
-            ((path, options),) = out.items()
-            assert options == {"cache": False}
-            assert path.startswith("metrics/")
-            assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 1
-
-
-# --- A tiny DAG through dvc ---
 
 
 def stages_run(output: str) -> list[str]:
@@ -183,7 +127,7 @@ def test_same_inputs_give_the_same_bytes(project: Path) -> None:
     before = made()
     for output in ("data/raw", "data/tokenized", "models", "metrics"):
         shutil.rmtree(project / output)
-    for stage in conftest.STAGES.values():
+    for stage in projects.STAGES.values():
         run_here(stage, project)
     assert made() == before
     assert run(["git", "status", "--porcelain"], project).stdout == ""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from receiptbert import archive
-from tests.conftest import CSV, STAGES, make_zip, matches, refusal, set_params
+from tests.projects import CSV, STAGES, make_zip, matches, refusal, set_params
 
 
 def damaged(path: Path) -> None:
@@ -159,14 +159,19 @@ def test_other_names_of_archives(bare_project: Path, name: str, expected: str) -
     assert matches(f"unzip: error: {expected}", line), line
 
 
-@pytest.mark.parametrize("folder", ["data/raw", "data/raw/deep"])
-def test_an_archive_in_the_folder_that_is_replaced_stays(bare_project: Path, folder: str) -> None:
-    (bare_project / folder).mkdir(parents=True)
-    path = f"{folder}/in.zip"
+@pytest.mark.parametrize(
+    "path", ["data/raw/in.zip", "data/raw/deep/in.zip", "data/../data/raw/in.zip", "link/in.zip"]
+)
+def test_an_archive_in_the_folder_that_is_replaced_stays(bare_project: Path, path: str) -> None:
+    (bare_project / "data/raw/deep").mkdir(parents=True)
+    (bare_project / "link").symlink_to("data/raw")
     make_zip(bare_project / path, {"a.csv": CSV})
-    set_params(bare_project, {"data.archive": path})
-    line = refusal(STAGES["unzip"], bare_project)
-    assert line == f"unzip: error: {path} is in data/raw, which this stage replaces; move it, to data/ say"
+    for name in (path, str(bare_project / path)):
+        set_params(bare_project, {"data.archive": name})
+        line = refusal(STAGES["unzip"], bare_project)
+        assert (
+            line == f"unzip: error: {name} is in data/raw, which this stage replaces; move it, to data/ say"
+        )
     assert (bare_project / path).exists()
 
 

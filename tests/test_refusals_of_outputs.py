@@ -5,7 +5,6 @@ The tables are read as in test_refusals_of_archives.py.
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from receiptbert import load_weights
 from receiptbert.corpus_facts import Classes
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
-from tests.conftest import STAGES, contents, matches, refusal, run_here, set_params
+from tests.projects import STAGES, contents, matches, refusal, run_here, set_params
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
@@ -154,6 +153,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a last step that spoils the model", "finetune", params(finetune__weight_decay="1e300", finetune__epochs="1", finetune__batch_size="1000", finetune__min_steps="0"), NOT_FINITE),
     ("weights that are no numbers", "evaluate", spoilt_weights, NOT_FINITE),
     ("its own output as the start", "finetune", params(finetune__init=FINETUNED), "finetune.init = models/finetuned, which finetune replaces; copy it and name the copy (`dvc checkout models/finetuned` brings it back if DVC has removed it)"),
+    ("its own output, written otherwise", "finetune", params(finetune__init="models/../models/finetuned"), "finetune.init = models/../models/finetuned, which finetune replaces; copy it and name the copy (`dvc checkout models/finetuned` brings it back if DVC has removed it)"),
     ("texts too short", "pretrain", short_texts, "too few unsupervised texts have 2 tokens or more: pretraining needs at least ten, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such device; set auto"),
@@ -205,22 +205,6 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("damaged weights", "evaluate", content(f"{FINETUNED}/model.safetensors", "rubbish"), f"{FINETUNED}/model.safetensors is damaged (…); {AGAIN}"),
     ("a larger tokenizer", "finetune", started_from_a_small_model, "base: the tokenizer has … tokens, the model 9; take both from one checkpoint"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("stage", "advice"),
-    [
-        ("pretrain", r"pretrain\.batch_size=\d+ with pretrain\.num_accum_steps=\d+"),
-        ("finetune", r"finetune\.batch_size=\d+"),
-    ],
-)
-def test_batches_that_do_not_fit(
-    project: Path, monkeypatch: pytest.MonkeyPatch, stage: str, advice: str
-) -> None:
-    for module in ("pretraining", "finetuning"):
-        monkeypatch.setattr(f"receiptbert.{module}.free_memory", lambda _: 1_000_000)
-    line = refusal(STAGES[stage], project)
-    assert re.search(rf"but only 0\.00 GiB are free; set {advice}", line), line
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from receiptbert.errors import UserError
 from receiptbert.plan import Plan, require_memory
-from tests.conftest import STAGES, contents, refusal, run_here
+from tests.projects import STAGES, contents, refusal, run_here
 from tests.small_plans import FINETUNING, PLAN
 
 SWITCH = "runtime.activation_checkpointing=true"
@@ -31,6 +31,7 @@ SWITCH = "runtime.activation_checkpointing=true"
             f"{SWITCH} and pretrain.batch_size=1 with pretrain.num_accum_steps=192",
         ),
         (PLAN, {"texts": 0}, "a smaller model.size, or take a machine with more memory"),
+        (replace(PLAN, precision="bf16"), {"precision": "fp32"}, "pretrain.precision=fp32"),
         (FINETUNING, {"texts": 8}, "finetune.batch_size=4"),
     ],
 )
@@ -79,7 +80,15 @@ def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "where"), [("pretrain", "receiptbert.pretraining"), ("finetune", "receiptbert.finetuning")]
+    ("stage", "where", "batches"),
+    [
+        (
+            "pretrain",
+            "receiptbert.pretraining",
+            r"pretrain\.batch_size=\d+ with pretrain\.num_accum_steps=\d+",
+        ),
+        ("finetune", "receiptbert.finetuning", r"finetune\.batch_size=\d+"),
+    ],
 )
 def test_a_stage_refuses_before_it_trains(
     project: Path,
@@ -87,11 +96,13 @@ def test_a_stage_refuses_before_it_trains(
     capsys: pytest.CaptureFixture[str],
     stage: str,
     where: str,
+    batches: str,
 ) -> None:
     before = contents(project)
-    monkeypatch.setattr(f"{where}.free_memory", lambda _: 1000)
-    line = refusal(STAGES[stage], project)
-    assert line.endswith("set a smaller model.size, or take a machine with more memory")
+    advice = {1000: "a smaller model.size, or take a machine with more memory", 1_000_000: batches}
+    for free, expected in advice.items():
+        monkeypatch.setattr(f"{where}.free_memory", lambda _, free=free: free)
+        assert re.search(rf"but only 0\.00 GiB are free; set {expected}", refusal(STAGES[stage], project))
     assert contents(project) == before
     monkeypatch.setattr(f"{where}.free_memory", lambda _: 2**30)
     run_here(STAGES[stage], project)

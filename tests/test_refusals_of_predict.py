@@ -122,7 +122,11 @@ BAD: list[tuple[bytes, list[str], str]] = [
         "one of them under another name, give the format with --from",
     ),
     (b"text\n", ["none.csv"], "none.csv not found"),
-    (b"text\n", ["in.csv", "--precision", "fp16"], "fp16"),
+    (
+        b"text\n",
+        ["in.csv", "--precision", "fp16"],
+        "precision = fp16, which this cpu does not support; set auto",
+    ),
     (b"text\n", ["model", "--from", "csv"], "model is a folder; name a file in it"),
     (b"text\n", ["in.csv", "--from", "parquet"], "in.csv is not a Parquet file, or is damaged ("),
     (
@@ -195,7 +199,7 @@ def test_errors_late_in_a_file_are_found_before_any_work(run: Run, monkeypatch: 
 
 def test_an_error_leaves_nothing_on_stdout(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     write("in.csv", ["а"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="device = abacus names no device"):
         run("in.csv", "--device", "abacus")
     assert not capfd.readouterr().out
 

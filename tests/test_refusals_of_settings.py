@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT, STAGES, matches, refusal, set_params
+from tests.conftest import ROOT
+from tests.projects import STAGES, matches, refusal, set_params
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 

@@ -130,6 +130,15 @@ def test_progress_yields_everything_and_writes_plain_lines(
     assert lines[-1].startswith("reading: 5 texts in ")
 
 
+def test_progress_of_what_was_begun_earlier(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 15))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    list(track(range(5), "training", 15, "steps", before=10))
+    assert capsys.readouterr().err.splitlines()[0] == "training: 12 of 15 steps, 0.1 a second, 45 s left"
+
+
 def test_progress_of_chunks_whose_number_nobody_knows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,7 +159,10 @@ def test_with_stderr_closed_nothing_goes_among_the_answers(
     assert capsys.readouterr().out == ""
 
 
-def test_quick_work_is_not_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_work_is_not_worth_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 0)
     list(track(range(5), "reading", 5))
     assert capsys.readouterr().err == ""
 

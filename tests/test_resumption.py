@@ -1,9 +1,6 @@
 """A training that was cut off ends with the same weights, curves and metrics as one that was not."""
 
-import os
-import signal
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,88 +11,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from receiptbert import WordpieceTokenizer, make_scorer
+from receiptbert import WordpieceTokenizer
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.errors import Interrupted, UserError
+from receiptbert.errors import UserError
 from receiptbert.history import History
 from tests.conftest import Cut, overflow
-from tests.small_trainings import finetune_parts, labelled, pretrain_loader, pretrain_trainer
+from tests.small_trainings import finetune_parts, pretrain_loader, pretrain_trainer
+from tests.training_runs import Make, Result, assert_equal, at, cut, watch, weights
 
-Make = Callable[..., Any]
-Result = tuple[list[Tensor], list[dict[str, float]], Any]
-
-
-@pytest.fixture(autouse=True)
-def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a checkpoint after every step, however long it took."""
-    monkeypatch.setattr("receiptbert.checkpoints.REST", 0)
-
-
-def weights(model: torch.nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in model.parameters()]
-
-
-@pytest.fixture
-def run_pretrain(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
-) -> Callable[..., Result]:
-    def run(
-        before_step: Callable[[Any], object] = lambda _: None, max_steps: int = 11, **kwargs: Any
-    ) -> Result:
-        model = pretrain_model(hidden_dropout_prob=0.1)
-        loader = pretrain_loader(texts, tokenizer)
-        torch.manual_seed(1)
-        with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
-            trainer = pretrain_trainer(model, tokenizer, num_accum_steps=2, checkpoints=checkpoints, **kwargs)
-            watch(trainer, before_step)
-            trainer.train(loader, 4, max_steps=max_steps)
-            checkpoints.remove()
-        return weights(model), trainer.history, trainer.tokens_seen
-
-    return run
-
-
-@pytest.fixture
-def run_finetune(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, tmp_path: Path
-) -> Callable[..., Result]:
-    def run(
-        before_step: Callable[[Any], object] = lambda _: None,
-        before_score: Callable[[Any], object] = lambda _: None,
-        **kwargs: Any,
-    ) -> Result:
-        model = finetune_model(hidden_dropout_prob=0.1)
-        score = make_scorer(*labelled(texts), tokenizer, 12)
-        torch.manual_seed(1)
-        with Checkpoints(tmp_path / "finetune", "parameters", seconds=0) as checkpoints:
-            trainer, loaders = finetune_parts(texts, tokenizer, model, checkpoints=checkpoints, **kwargs)
-            watch(trainer, before_step)
-            trainer.train(loaders, 3, lambda t: (before_score(t), score(t))[1], eval_every=2)
-            checkpoints.remove()
-        return weights(model), trainer.history, (trainer.epochs, trainer.best_epoch)
-
-    return run
-
-
-def watch(trainer: Any, before_step: Callable[[Any], object]) -> None:
-    """Call ``before_step`` with the trainer in the midst of each step."""
-    backward = trainer._backward
-    trainer._backward = lambda loss: (before_step(trainer), backward(loss))
-
-
-def at(step: int, action: Callable[[Any], object]) -> Callable[[Any], object]:
-    """Do ``action`` in the first step that comes after ``step`` steps."""
-    waiting = [step]
-    return lambda trainer: (waiting.pop(), action(trainer)) if waiting == [trainer._step] else None
-
-
-def cut(_: object = None) -> None:
-    raise Cut
-
-
-def assert_equal(one: Result, other: Result) -> None:
-    assert all(torch.equal(a, b) for a, b in zip(one[0], other[0], strict=True))
-    assert one[1:] == other[1:]
+pytestmark = pytest.mark.usefixtures("no_rest")
 
 
 @pytest.mark.parametrize(
@@ -188,49 +112,6 @@ def test_a_training_in_fp16_can_go_on_with_the_other_backend(
         assert f"amp_backend was {backend}, is {other}: the last bits" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_a_checkpoint_of_the_last_step(
-    run_finetune: Callable[..., Result], number: signal.Signals
-) -> None:
-    whole = run_finetune()
-    before = signal.getsignal(number)
-    for where, step in (("before_step", 0), ("before_step", 2), ("before_score", 10), ("before_step", 10)):
-        with pytest.raises(Interrupted) as caught:
-            run_finetune(**{where: at(step, lambda _: os.kill(os.getpid(), number))})
-        assert caught.value.number == number
-    assert signal.getsignal(number) == before
-    begun: list[int] = []
-    assert_equal(run_finetune(lambda trainer: begun.append(trainer._step)), whole)
-    assert begun == list(range(10, 15))
-
-
-def test_an_epoch_evaluated_just_before_a_signal_is_noted_once(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, tmp_path: Path
-) -> None:
-    for stop in (True, False):
-        with Checkpoints(tmp_path / "finetune", "parameters", seconds=3600) as checkpoints:
-            trainer, loaders = finetune_parts(texts, tokenizer, finetune_model(), checkpoints=checkpoints)
-            if stop:
-                watch(trainer, at(5, lambda _: os.kill(os.getpid(), signal.SIGINT)))
-            with pytest.raises(Interrupted) if stop else nullcontext():
-                trainer.train(loaders, 2)
-    assert [record["epoch"] for record in trainer.epochs] == [1, 2]
-
-
-def test_a_training_that_was_interrupted_can_go_on_in_the_same_process(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
-) -> None:
-    """As in a notebook."""
-    loader = pretrain_loader(texts, tokenizer)
-    with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
-        trainer = pretrain_trainer(pretrain_model(), tokenizer, checkpoints=checkpoints)
-        watch(trainer, at(2, lambda _: os.kill(os.getpid(), signal.SIGINT)))
-        with pytest.raises(Interrupted):
-            trainer.train(loader, 4, max_steps=5)
-        trainer.train(loader, 4, max_steps=5)
-    assert len(trainer.history) == 5
-
-
 def test_a_training_that_has_ended_is_not_done_again(
     texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
 ) -> None:
@@ -242,18 +123,6 @@ def test_a_training_that_has_ended_is_not_done_again(
             watch(trainer, lambda trainer: begun.append(trainer._step))
             trainer.train(pretrain_loader(texts, tokenizer), 1)
     assert begun == list(range(len(trainer.history)))
-
-
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_what_a_training_was_started_to_ignore_does_not_end_it(
-    run_finetune: Callable[..., Result], number: signal.Signals
-) -> None:
-    """A closed terminal under ``nohup``; Ctrl-C in a shell script that started it with ``&``."""
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        run_finetune(at(2, lambda _: os.kill(os.getpid(), number)))
-    finally:
-        signal.signal(number, before)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +192,15 @@ def test_a_loss_that_is_no_number_ends_the_training_and_spares_the_checkpoint(
     begun: list[int] = []
     assert_equal(run_pretrain(lambda trainer: begun.append(trainer._step)), whole)
     assert begun[0] == 3
+
+
+def test_a_gradient_that_is_no_number_ends_the_training(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+) -> None:
+    trainer = pretrain_trainer(pretrain_model(), tokenizer)
+    overflow(trainer)
+    with pytest.raises(UserError, match=r"^the gradient became inf at step 1; lower lr or max_grad_norm"):
+        trainer.train(pretrain_loader(texts, tokenizer), 1, max_steps=1)
 
 
 def test_a_training_goes_on_where_conditions_have_other_names(

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import pytest
 from huggingface_hub import constants
 
-from tests.conftest import ROOT, STAGES, run_here, set_params
+from tests.conftest import ROOT
+from tests.projects import STAGES, run_here, set_params
 
 SOURCES = sorted(path for folder in ("src", "data", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 # Modules that run code which stands in the file that they read.

@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.checkpoint import checkpoint
 
 from receiptbert.plan import Plan
-from tests.conftest import ROOT, STAGES, contents, run_here, set_params
+from tests.conftest import ROOT
+from tests.projects import STAGES, contents, run_here, set_params
 
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 # Steps enough for every setting to tell.

@@ -14,7 +14,8 @@ from receiptbert.checkpoints import Checkpoints
 from receiptbert.params import Params, load_params
 from receiptbert.plan import parameters
 from receiptbert.sizes import SIZES
-from tests.conftest import ROOT, with_value
+from tests.conftest import ROOT
+from tests.projects import with_value
 from tests.small_trainings import pretrain_loader, pretrain_trainer
 
 VOCABULARY, POSITIONS = 30_522, 512  # of the published models

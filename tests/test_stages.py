@@ -23,7 +23,8 @@ from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining, min_text_length
 from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
-from tests.conftest import ROOT, STAGES, contents, run_here, set_params
+from tests.conftest import ROOT
+from tests.projects import STAGES, contents, run_here, set_params
 
 # 2 is PR_GET_PDEATHSIG of linux/prctl.h.
 SIGNAL_OF_PARENT = """

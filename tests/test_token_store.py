@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from receiptbert import WordpieceTokenizer
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
+from tests.small_stores import store_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -22,15 +23,6 @@ def _few_texts_at_once() -> Iterator[None]:
 
 
 ragged = st.lists(st.lists(st.integers(0, 65_535), max_size=6), max_size=30)
-
-
-def store_of(rows: list[list[int]], labels: list[int] | None = None) -> TokenStore:
-    return TokenStore(
-        ids=np.array([i for row in rows for i in row], dtype=np.uint16),
-        offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
-        labels=None if labels is None else np.array(labels, dtype=np.int64),
-        tokenizer_fingerprint="v",
-    )
 
 
 def rows_of(store: TokenStore) -> list[list[int]]:

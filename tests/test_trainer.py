@@ -55,16 +55,18 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
 def test_mixed_precision_trains_like_fp32(
     texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
 ) -> None:
-    losses = {}
+    losses, norms = {}, {}
     for precision in ("fp32", "bf16", "fp16"):
         trainer = pretrain_trainer(pretrain_model(), tokenizer, precision=precision)
         torch.manual_seed(1)
         trainer.train(pretrain_loader(texts, tokenizer), 2)
         losses[precision] = [record["MLM"] for record in trainer.history]
+        norms[precision] = [record["grad_norm"] for record in trainer.history]  # not of scaled gradients
         assert all(parameter.dtype == torch.float32 for parameter in trainer._model.parameters())
     for precision in ("bf16", "fp16"):
         assert losses[precision] != losses["fp32"]
         np.testing.assert_allclose(losses[precision], losses["fp32"], rtol=0.02)
+        np.testing.assert_allclose(norms[precision], norms["fp32"], rtol=0.5)
 
 
 def test_in_bf16_few_numbers_of_targets_are_computed(

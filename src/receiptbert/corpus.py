@@ -233,5 +233,5 @@ def _refuse_first(
         row = int(bad.to_numpy().argmax())
         value = corpus[column].iloc[row]
         shown = repr(value) if len(value) <= 50 else f"{value[:50]!r}..."
-        others = f" (and {int(bad.sum()) - 1:,} more rows)" if bad.sum() > 1 else ""
-        raise UserError(f"{called}, {place(path, row)}, column {column}: {shown} {rule}{others}")
+        rows = f" ({int(bad.sum()):,} rows)" if bad.sum() > 1 else ""
+        raise UserError(f"{called}, {place(path, row)}, column {column}: {shown} {rule}{rows}")

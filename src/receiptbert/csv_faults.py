@@ -205,7 +205,8 @@ def is_blank(fields: list[str]) -> bool:
 
 @contextmanager
 def _open(path: Path, strict: bool = False) -> Iterator[Any]:
-    with fields_of_any_length(), path.open(encoding="utf-8-sig", newline="") as file:
+    # A file with two faults: bytes that are not UTF-8 must not keep a row from being found.
+    with fields_of_any_length(), path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         yield csv.reader(file, strict=strict)
 
 

@@ -1,0 +1,68 @@
+"""What dvc.yaml says: the code and files that each stage reads, and what git tracks."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.projects import STAGES
+
+SPECS = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def imported_modules(stage: str) -> set[str]:
+    """Files under src/ that the stage's script imports where nothing of ours is imported yet."""
+    source = f"{ROOT / 'src'}{os.sep}"
+
+    def ours() -> dict[str, ModuleType]:
+        files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+        return {name: sys.modules[name] for name, file in files.items() if file.startswith(source)}
+
+    before = ours()
+    for name in before:
+        del sys.modules[name]
+    try:
+        runpy.run_path(f"{source}{stage}.py")
+        found = {str(Path(str(module.__file__)).relative_to(ROOT)) for module in ours().values()}
+    finally:
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(before)
+    return found | {f"src/{stage}.py"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_deps_are_the_real_imports(stage: str) -> None:
+    listed = {dep for dep in SPECS[stage]["deps"] if dep.startswith("src/")}
+    assert listed == imported_modules(stage)
+
+
+def test_preparing_data_does_not_wait_for_torch() -> None:
+    imports = f"import {', '.join(list(STAGES)[:3])}"
+    script = f"import sys; sys.path.insert(0, 'src'); {imports}; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", script], cwd=ROOT) == b"False\n"
+
+
+def test_stages_say_what_they_do_and_run_without_templates() -> None:
+    assert list(SPECS) == list(STAGES)
+    for name, stage in SPECS.items():
+        assert stage["desc"]
+        assert stage["cmd"] == f"exec python src/{name}.py"
+
+
+def test_outputs_are_ignored_by_git_and_metrics_are_not() -> None:
+    for stage in SPECS.values():
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
+            if isinstance(out, str):
+                subprocess.run(["git", "check-ignore", "-q", f"{out}/file"], cwd=ROOT, check=True)
+                continue
+            ((path, options),) = out.items()
+            assert options == {"cache": False}
+            assert path.startswith("metrics/")
+            assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 1
