@@ -19,7 +19,7 @@ import torch
 
 from common import argument_parser, run_main, write_result
 from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.cuda_graphs import can_record
+from receiptbert.cuda_graphs import can_capture
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.encoder import BertShape
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
@@ -88,13 +88,16 @@ def plan_of(row: Row, setting: Setting) -> Plan:
         soft_targets=0,
         texts=row.batch_size,
         processes=1,
+        processes_here=1,
         length=float(lengths.mean()),
         longest=int(lengths.max()),
         mask_prob=setting.params.pretrain.mask_prob,
         dropout=row.dropout,
         precision=setting.precision,
         on_cpu=setting.device.type == "cpu",
-        recorded=can_record(setting.device, row.activation_checkpointing, setting.params.runtime.amp_backend),
+        cuda_graphs=can_capture(
+            setting.device, row.activation_checkpointing, setting.params.runtime.amp_backend
+        ),
         activation_checkpointing=row.activation_checkpointing,
         steps=STEPS,
     )

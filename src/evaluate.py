@@ -18,7 +18,7 @@ from receiptbert.split_texts import load_texts
 DATA = pipeline.METRICS / "data.json"
 
 
-def evaluate(params: Params) -> None:
+def evaluate(params: Params) -> str:
     keep_shapes("fp32")  # that of all scores
     device = choose_device(params.runtime.device)
     data = read_json(DATA)
@@ -49,7 +49,7 @@ def evaluate(params: Params) -> None:
     with whole(pipeline.METRICS / "MODEL_CARD.md") as partial:
         partial.write_text(card, encoding="utf-8")
     scores = result.scores
-    print(
+    return (
         f"test: weighted F1 {scores['weighted_f1']:.4f}, accuracy {scores['accuracy']:.4f}, "
         f"calibration error {scores['ece']:.4f}, {scores['rows']:,} rows"
     )

@@ -24,18 +24,18 @@ from receiptbert.reports import write_csv, write_json
 # Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing
 # unless a class comes or goes.
 READ = [
-    "classes.json",
+    pipeline.CLASSES.name,
     *(f"{split}.safetensors" for split in (TRAIN, VAL)),
     *(f"{split}.jsonl" for split in (TRAIN, VAL, UNSUPERVISED)),
 ]
 
 
 @in_processes
-def finetune(params: Params) -> None:
+def finetune(params: Params) -> str | None:
     p, runtime = params.finetune, params.runtime
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device, p.precision)
-    classes = Classes.load(pipeline.TOKENIZED / "classes.json")
+    classes = Classes.load(pipeline.CLASSES)
     source = pipeline.start_of_finetuning(p)
     finetuning = Finetuning(p, source, len(classes.names), device, runtime)
     train = training_set(*load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer), p)
@@ -57,18 +57,19 @@ def finetune(params: Params) -> None:
         result = finetuning.train(train, val, p.seed, final)
         logits = finetuning.logits(result.model, val.texts)
         if not is_leader():
-            return
+            return None
         temperature = fit_temperature(logits, val.targets)
         with whole(pipeline.FINETUNED) as folder:
             save_pretrained(
                 result.model, finetuning.tokenizer, folder, classes.names, classes.labels, temperature
             )
         done_on = conditions(device, finetuning.precision, runtime.amp_backend)
-        report(result, {"temperature": temperature} | scores, done_on)
+        line = report(result, {"temperature": temperature} | scores, done_on)
         # Not before: if the final model is cut off, no BERT teacher trains again. They label again, and the
         # linear teacher is fitted again.
         for run in (final, *teachers):
             run.checkpoints.remove()
+    return line
 
 
 @contextmanager
@@ -85,14 +86,14 @@ def begin_runs(teachers: int, fingerprint: str, seconds: float) -> Iterator[list
         ]
 
 
-def report(result: Finetuned, scores: dict[str, float], done_on: dict[str, Any]) -> None:
-    """Write ``metrics/finetune.json`` and the curve of the epochs."""
+def report(result: Finetuned, scores: dict[str, float], done_on: dict[str, Any]) -> str:
+    """Write ``metrics/finetune.json`` and the curve of the epochs; return what to tell."""
     best = result.best
     of_best = {"val_weighted_f1": best["f1"], "val_loss": best["eval_loss"], "best_epoch": best["epoch"]}
     write_json(pipeline.METRICS / "finetune.json", of_best | scores | result.skipped_steps | done_on)
     write_csv(pipeline.PLOTS / "finetune.csv", list(best), (epoch.values() for epoch in result.epochs))
     last = result.epochs[-1]["epoch"]
-    print(f"best epoch: {best['epoch']} of {last}, weighted F1 on val {best['f1']:.4f}")
+    return f"best epoch: {best['epoch']} of {last}, weighted F1 on val {best['f1']:.4f}"
 
 
 if __name__ == "__main__":

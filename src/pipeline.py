@@ -3,12 +3,11 @@
 Paths are relative to the project's root, which is where DVC runs each stage.
 """
 
-import io
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +23,8 @@ RAW = Path("data/raw")
 CORPUS = RAW / "data.csv"
 CATEGORIES = RAW / "categories.csv"
 TOKENIZED = Path("data/tokenized")
+LENGTHS = TOKENIZED / "lengths.json"
+CLASSES = TOKENIZED / "classes.json"
 
 TOKENIZER = Path("models/tokenizer")
 PRETRAINED = Path("models/pretrained")
@@ -41,33 +42,31 @@ if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}:
 
 
 def run_stage(
-    stage: Callable[[Params], None], voice: Callable[[], AbstractContextManager[None]] = nullcontext
+    stage: Callable[[Params], str | None], voice: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> None:
-    """Run ``stage`` with the parameters of ``params.yaml``.
+    """Run ``stage`` with the parameters of ``params.yaml``, and print the line that it returns.
 
     Bad input, a full disk etc. (see ``failures``) end the process with one line (see ``one_line_errors``).
-    What the stage prints is written after its work: its files are whole by then, so a stdout that cannot be
-    written to (a full disk, a reader that is gone) is no reason to fail, and to train again.
 
     Args:
         voice: which of several processes reports it, see ``launching.one_voice``.
     """
     name, params = stage.__name__, None
-    with _told_once(), one_line_errors(name, lambda error: explain(error, name, params)), voice():
+    with _quiet_threads(), one_line_errors(name, lambda error: explain(error, name, params)), voice():
         if sys.argv[1:]:
             raise UserError(f"stages take no arguments; the settings are in {PARAMS}; `dvc repro` runs all")
         params = load_params(PARAMS)
-        with redirect_stdout(io.StringIO()) as printed:
-            stage(params)
+        line = stage(params)
         try:
-            print(printed.getvalue(), end="", flush=True)
-        except OSError as error:
+            if line is not None:
+                print(line, flush=True)
+        except OSError as error:  # a full disk, a reader that is gone: no reason to fail, and to train again
             say(f"{name}: warning: cannot write to stdout ({error.strerror}); the files are complete")
             discard_stdout()
 
 
 @contextmanager
-def _told_once() -> Iterator[None]:
+def _quiet_threads() -> Iterator[None]:
     """Other threads report no file errors: TensorBoard's, which writes, hands them to the main one."""
     before = threading.excepthook
 

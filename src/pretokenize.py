@@ -25,7 +25,7 @@ from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
 
-def pretokenize(params: Params) -> None:
+def pretokenize(params: Params) -> str:
     corpus = read_corpus(pipeline.CORPUS)
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     labels = label_list(corpus)
@@ -47,12 +47,14 @@ def pretokenize(params: Params) -> None:
     used = TextLengths.of(lengths, params.pretokenize.max_length_quantile)
     classes = Classes(labels=labels, names=label_names(labels, read_categories(pipeline.CATEGORIES)))
     with whole(pipeline.TOKENIZED) as folder:
+        folder.mkdir()
         for split, store in stores.items():
             store.save(folder / f"{split}.safetensors")
             save_texts(folder, split, strings(corpus.loc[corpus[SPLIT] == split, TEXT]))
-        used.save(folder / "lengths.json")
-        classes.save(folder / "classes.json")
+        used.save(folder / pipeline.LENGTHS.name)
+        classes.save(folder / pipeline.CLASSES.name)
     report(stores, used.longest, tokenizer)
+    return f"{len(lengths):,} unsupervised texts; of each, up to {used.longest} tokens are used"
 
 
 def report(stores: dict[str, TokenStore], longest: int, tokenizer: WordpieceTokenizer) -> None:
@@ -73,7 +75,6 @@ def report(stores: dict[str, TokenStore], longest: int, tokenizer: WordpieceToke
     write_json(pipeline.METRICS / "tokens.json", counts)
     histogram = enumerate(np.bincount(lengths).tolist())
     write_csv(pipeline.PLOTS / "lengths.csv", ["tokens", "texts"], histogram)
-    print(f"{len(lengths):,} unsupervised texts; of each, up to {longest} tokens are used")
 
 
 if __name__ == "__main__":

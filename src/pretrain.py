@@ -17,33 +17,32 @@ from receiptbert.tokenization import WordpieceTokenizer
 
 
 @in_processes
-def pretrain(params: Params) -> None:
+def pretrain(params: Params) -> str | None:
     runtime = params.runtime
     pipeline.start_of_finetuning(params.finetune)
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device, params.pretrain.precision)
-    lengths_path = pipeline.TOKENIZED / "lengths.json"
     texts_path = pipeline.TOKENIZED / "unsupervised.safetensors"
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     pretraining = Pretraining(
         params,
         TokenStore.load(texts_path, tokenizer),  # unnamed, so that it is freed once copied
         tokenizer,
-        TextLengths.load(lengths_path).longest,
+        TextLengths.load(pipeline.LENGTHS).longest,
         device,
     )
     if number := pretraining.num_too_short:
         say(f"{number:,} texts of less than {pretraining.min_length} tokens are left out")
     pretraining.require_memory()
     fingerprint = training_fingerprint(
-        [params.model, params.pretrain], [lengths_path, texts_path, pipeline.TOKENIZER]
+        [params.model, params.pretrain], [pipeline.LENGTHS, texts_path, pipeline.TOKENIZER]
     )
     with Checkpoints(
         pipeline.CHECKPOINTS / "pretrain", fingerprint, runtime.checkpoint_seconds
     ) as checkpoints:
         model, trainer = pretraining.train(pipeline.new_run_folder("pretrain"), checkpoints)
         if not is_leader():
-            return
+            return None
         scores = pretraining.evaluate(trainer)
         with whole(pipeline.PRETRAINED) as folder:
             save_pretrained(model, tokenizer, folder)
@@ -55,10 +54,10 @@ def pretrain(params: Params) -> None:
         }
         done_on = conditions(device, pretraining.precision, runtime.amp_backend)
         write_json(pipeline.METRICS / "pretrain.json", scores | counts | trainer.skipped_steps | done_on)
-        columns = ["step", "MLM", "SOP"]
-        write_csv(pipeline.PLOTS / "pretrain.csv", columns, mean_curve(trainer.history, columns))
+        losses = ["MLM", "SOP"]
+        write_csv(pipeline.PLOTS / "pretrain.csv", ["step", *losses], mean_curve(trainer.history, losses))
         checkpoints.remove()
-    print(f"held-out texts: {readable(scores)}")
+    return f"held-out texts: {readable(scores)}"
 
 
 if __name__ == "__main__":

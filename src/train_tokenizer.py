@@ -10,7 +10,7 @@ from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
 
 
-def train_tokenizer(params: Params) -> None:
+def train_tokenizer(params: Params) -> str:
     corpus = read_corpus(pipeline.CORPUS)
     # Never from val or test: their words must stay as unknown as those of tomorrow's receipts.
     texts = corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT]
@@ -31,7 +31,7 @@ def train_tokenizer(params: Params) -> None:
     fewer = (
         f", all that pairs seen {p.min_frequency} times give" if tokenizer.vocab_size < p.vocab_size else ""
     )
-    print(f"{tokenizer.vocab_size:,} of {p.vocab_size:,} tokens learned from {len(texts):,} texts{fewer}")
+    return f"{tokenizer.vocab_size:,} of {p.vocab_size:,} tokens learned from {len(texts):,} texts{fewer}"
 
 
 if __name__ == "__main__":

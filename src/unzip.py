@@ -32,7 +32,7 @@ from receiptbert.progress import say
 from receiptbert.reports import write_json
 
 
-def unzip(params: Params) -> None:
+def unzip(params: Params) -> str:
     archive = Path(params.data.archive)
     if Path(os.path.realpath(archive)).is_relative_to(os.path.realpath(pipeline.RAW)):
         raise UserError(f"{archive} is in {pipeline.RAW}, which this stage replaces; move it, to data/ say")
@@ -46,9 +46,7 @@ def unzip(params: Params) -> None:
         categories = read_categories(folder / CATEGORIES_NAME, called.get(CATEGORIES_NAME))
         texts = number_texts(corpus[TEXT])
         counts = describe(corpus, texts)
-        leaked = held_out_too(corpus, texts)
-        if params.data.train_on_held_out_texts:
-            leaked[:] = False
+        leaked = held_out_too(corpus, texts) & (not params.data.train_on_held_out_texts)
         counts["rows_left_out"] = {
             split: int((leaked & (corpus[SPLIT] == split)).sum()) for split in (TRAIN, VAL, UNSUPERVISED)
         }
@@ -60,11 +58,11 @@ def unzip(params: Params) -> None:
             corpus.to_csv(folder / DATA_NAME, index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
     write_json(pipeline.METRICS / "data.json", counts)
 
-    rows = ", ".join(f"{count:,} {split}" for split, count in counts["rows"].items())
-    print(f"rows: {rows}; classes: {counts['classes']['train']}")
     of_labels = warnings_of_labels(label_list(corpus), categories, called.get(CATEGORIES_NAME))
     for message in warnings_of_counts(counts) + of_labels:
         say(f"unzip: warning: {message}")
+    rows = ", ".join(f"{count:,} {split}" for split, count in counts["rows"].items())
+    return f"rows: {rows}; classes: {counts['classes']['train']}"
 
 
 if __name__ == "__main__":

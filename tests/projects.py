@@ -22,6 +22,8 @@ import unzip
 from receiptbert.params import Params
 from tests.conftest import ROOT
 
+Stage = Callable[[Params], str | None]
+
 CSV = "text,label,split\nmilk,1,train\nrye bread,2,train\ntea,2,val\nsoap,1,test\nkvass,,unsupervised\n"
 
 
@@ -74,7 +76,7 @@ def set_params(folder: Path, values: dict[str, str]) -> None:
         path.write_text(with_value(path.read_text(), key, value))
 
 
-def run_here(stage: Callable[[Params], None], folder: Path) -> None:
+def run_here(stage: Stage, folder: Path) -> None:
     """Run a stage as DVC would in ``folder``, but in this process, which has torch loaded already."""
     with contextlib.chdir(folder), mock.patch("sys.argv", [f"{stage.__name__}.py"]):
         pipeline.run_stage(stage)
@@ -89,7 +91,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def refusal(stage: Callable[[Params], None], folder: Path) -> str:
+def refusal(stage: Stage, folder: Path) -> str:
     """The line with which a stage must end."""
     with pytest.raises(SystemExit) as ended:
         run_here(stage, folder)

@@ -22,6 +22,7 @@ PLAN = Plan(
     trained_tokens=SHAPE.vocab_size,
     soft_targets=0,
     processes=1,
+    processes_here=1,
     texts=B,
     length=float(S),
     longest=S,
@@ -29,7 +30,7 @@ PLAN = Plan(
     dropout=0.0,
     precision="fp32",
     on_cpu=True,
-    recorded=False,
+    cuda_graphs=False,
     activation_checkpointing=False,
     steps=1_000,
 )

@@ -10,7 +10,7 @@ import torch
 from receiptbert import WordpieceTokenizer
 from receiptbert.optimization import num_optimizer_steps
 from tests.conftest import Cut
-from tests.small_trainings import pretrain_loader, pretrain_trainer
+from tests.small_trainings import finetune_parts, pretrain_loader, pretrain_trainer
 
 Make = Callable[..., Any]
 
@@ -34,6 +34,16 @@ def test_a_training_that_was_cut_off_leaves_no_gradients_to_the_next(
     assert any(parameter.grad is not None for parameter in model.parameters())
     trainer.train([], 0)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_there_must_be_something_to_train_on(
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, finetune_model: Make
+) -> None:
+    with pytest.raises(ValueError, match="no batches"):
+        pretrain_trainer(pretrain_model(), tokenizer).train([], 1)
+    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    with pytest.raises(ValueError, match="no batches"):
+        trainer.train(loaders | {"train": []}, 1)
 
 
 def test_accumulated_batches_are_one_step(

@@ -24,7 +24,7 @@ from receiptbert import (
 )
 from receiptbert.base_trainer import BaseTrainer
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.cuda_graphs import Compute, GraphedPasses, _Recorded, can_record
+from receiptbert.cuda_graphs import Compute, GraphedPasses, _Recorded, can_capture
 from receiptbert.errors import Interrupted
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -82,15 +82,15 @@ def test_passes_are_recorded_where_they_do_no_more_than_launch_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu = torch.device("cuda")
-    assert can_record(gpu, False, "torch")
-    assert not can_record(gpu, True, "torch")
-    assert not can_record(gpu, False, "apex")
-    assert not can_record(torch.device("cpu"), False, "torch")
+    assert can_capture(gpu, False, "torch")
+    assert not can_capture(gpu, True, "torch")
+    assert not can_capture(gpu, False, "apex")
+    assert not can_capture(torch.device("cpu"), False, "torch")
     with monkeypatch.context() as patch:
         patch.setattr("receiptbert.cuda_graphs.num_processes", lambda: 2)
-        assert not can_record(gpu, False, "torch")
+        assert not can_capture(gpu, False, "torch")
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not can_record(gpu, False, "torch")
+    assert not can_capture(gpu, False, "torch")
 
 
 DROPOUT = {

@@ -119,7 +119,7 @@ def test_memory_by_hand() -> None:
     assert in_fp16.memory["activations"] == on_gpu_in_bf16.memory["activations"] + 4 * logits
     assert PLAN.total_memory == pytest.approx(on_gpu.total_memory + of_attention + gaps + checkpoint)
     recorded = weights + 4.4 * on_gpu.memory["activations"] + 0.4 * 2**30
-    assert replace(on_gpu, recorded=True).total_memory == pytest.approx(on_gpu.total_memory + recorded)
+    assert replace(on_gpu, cuda_graphs=True).total_memory == pytest.approx(on_gpu.total_memory + recorded)
     assert replace(PLAN, texts=2 * B).memory["activations"] == 2 * PLAN.memory["activations"]
     finetuning = 5 * 4 * FINETUNING.num_parameters + shared
     assert FINETUNING.memory["weights, gradients and moments"] == finetuning
@@ -181,7 +181,7 @@ def test_memory_of_a_gpu_is_about_what_was_measured(texts: int, measured: float)
     plan = replace(
         PLAN, shape=shape, trained_tokens=30_000, texts=texts, length=9.0, longest=23, precision="bf16"
     )
-    on_gpu = replace(plan, on_cpu=False, recorded=True)
+    on_gpu = replace(plan, on_cpu=False, cuda_graphs=True)
     assert on_gpu.total_memory / 2**30 == pytest.approx(measured, rel=0.05)
 
 
@@ -202,3 +202,11 @@ def test_the_plan_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "free" not in lines[-1]
     assert re.search(r", gaps between blocks [\d.]+ GiB, a checkpoint while it is written", lines[-1])
+
+
+def test_only_processes_of_one_host_share_its_memory() -> None:
+    weights, activations = "weights, gradients and moments", "activations"
+    alone = PLAN.memory
+    here, elsewhere = (replace(PLAN, processes=2, processes_here=number).memory for number in (2, 1))
+    assert (here[weights], here[activations]) == (2 * alone[weights], alone[activations])
+    assert (elsewhere[weights], elsewhere[activations]) == (alone[weights], alone[activations] / 2)

@@ -52,7 +52,7 @@ def test_what_cannot_fit_is_refused_with_what_would(plan: Plan, fits: dict[str, 
 
 def test_passes_are_recorded_only_where_memory_suffices(capsys: pytest.CaptureFixture[str]) -> None:
     plain = replace(PLAN, on_cpu=False)
-    recorded = replace(plain, recorded=True)
+    recorded = replace(plain, cuda_graphs=True)
     free = int(plain.total_memory) + 1
     assert not require_memory(plain, free, "pretrain", 64, 1)
     assert require_memory(recorded, int(recorded.total_memory) + 1, "pretrain", 64, 1)

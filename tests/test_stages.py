@@ -165,12 +165,12 @@ def make_pretraining(project: Path) -> Pretraining:
 def test_passes_are_not_recorded_where_memory_lacks(
     tiny_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiptbert.pretraining.can_record", lambda *_: True)
+    monkeypatch.setattr("receiptbert.pretraining.can_capture", lambda *_: True)
     monkeypatch.setattr(Trainer, "_make_graphs", lambda _: "graphs")
     monkeypatch.setattr(Trainer, "train", lambda *_, **__: None)
     pretraining = make_pretraining(tiny_project)
     recorded = pretraining.plan.total_memory
-    plain = dataclasses.replace(pretraining.plan, recorded=False).total_memory
+    plain = dataclasses.replace(pretraining.plan, cuda_graphs=False).total_memory
     for free, expected in ((recorded + 1, "graphs"), ((recorded + plain) / 2, None)):
         monkeypatch.setattr("receiptbert.pretraining.free_memory", lambda _, free=free: free)
         pretraining.require_memory()
@@ -195,8 +195,9 @@ def test_the_texts_of_each_split_lie_beside_their_ids(tiny_project: Path) -> Non
     tokenizer = WordpieceTokenizer.from_pretrained(tiny_project / "models/tokenizer")
     tokenized = tiny_project / "data/tokenized"
     for split in SPLITS:
-        texts = load_texts(tokenized, split)
-        assert texts == corpus.loc[corpus[SPLIT] == split, TEXT].tolist()
+        expected = corpus.loc[corpus[SPLIT] == split, TEXT].tolist()
+        texts = load_texts(tokenized, split, len(expected))
+        assert texts == expected
         if split in LABELLED:
             store = TokenStore.load(tokenized / f"{split}.safetensors")
             assert [store[i].tolist() for i in range(len(store))] == [tokenizer(text) for text in texts]

@@ -10,7 +10,7 @@ from typing import IO
 from receiptbert.corpus import COLUMNS
 from receiptbert.csv_faults import kind_of
 from receiptbert.errors import UserError
-from receiptbert.files import naming, whole
+from receiptbert.files import naming
 
 # Far above any real corpus (30 million receipt lines are 2 GiB), far below a full disk.
 MAX_BYTES = 8 * 1024**3
@@ -61,11 +61,8 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
     except NotImplementedError as error:  # from zipfile: a newer version, strong encryption, patched data
         raise UserError(f"{archive}: {error}; create it again with plain deflate") from None
     except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # of the disk, not of the archive
-            raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk, not of the archive
         kind = _kind(archive)
         mend = f"it seems to be {kind}; put the CSV into a zip" if kind else "make or download it again"
         raise UserError(f"{archive} is not a complete zip archive ({error}); {mend}") from None
@@ -122,14 +119,14 @@ def _is_table(name: str) -> bool:
 
 
 def _copy_member(archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Stream one member to ``target``, which appears under its name only when it is whole."""
+    """Stream one member to ``target``."""
     if member.flag_bits & 0x1:
         raise UserError(f"{archive}: {member.filename} is encrypted; make an archive without a password")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # Of the others, zipfile unpacks a megabyte at once, however much comes out of it.
         raise UserError(f"{archive}: {member.filename} is not compressed by plain deflate; create it again")
     compressed = min(member.compress_size, archive.stat().st_size)  # the former is only claimed
-    with opened.open(member) as source, whole(target) as partial, partial.open("wb") as sink:
+    with opened.open(member) as source, target.open("wb") as sink:
         _copy_capped(archive, member.filename, source, sink, compressed)
 
 

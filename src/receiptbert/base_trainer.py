@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from receiptbert.amp import make_amp
-from receiptbert.cuda_graphs import Compute, GraphedPasses, can_record
+from receiptbert.cuda_graphs import Compute, GraphedPasses, can_capture
 from receiptbert.distributed import own_random_numbers, parallel
 from receiptbert.errors import UserError
 from receiptbert.history import History
@@ -33,7 +33,7 @@ class BaseTrainer(Generic[Model]):
         max_grad_norm: float | None,
         precision: str,
         amp_backend: str,
-        record: bool,
+        cuda_graphs: bool,
     ) -> None:
         self._device = torch.device(device)
         self._model = model.to(self._device)
@@ -45,7 +45,7 @@ class BaseTrainer(Generic[Model]):
         self._amp_backend = amp_backend
         self._amp = make_amp(amp_backend, self._model, optimizer, self._device, precision)
         self._parallel = parallel(self._model)  # for training; all else uses the model itself
-        self._graphs = self._make_graphs() if record else None
+        self._graphs = self._make_graphs() if cuda_graphs else None
         self._step = 0
         self._history = History(self._device, logdir)
 
@@ -84,7 +84,7 @@ class BaseTrainer(Generic[Model]):
         """
         kind = (num_batches, *(tensor.shape for tensor in inputs))
         if self._graphs is not None:
-            noted = self._graphs.run(kind, inputs, lambda: self._recordable(num_batches, inputs))
+            noted = self._graphs.run(kind, inputs, lambda: self._capturable(num_batches, inputs))
             if noted is not None:
                 return noted
         with own_random_numbers(self._device, *position), self._amp.casts():
@@ -97,14 +97,14 @@ class BaseTrainer(Generic[Model]):
 
     def _make_graphs(self) -> GraphedPasses | None:
         """None where passes cannot be recorded."""
-        if not can_record(self._device, self._model.activation_checkpointing, self._amp_backend):
+        if not can_capture(self._device, self._model.activation_checkpointing, self._amp_backend):
             return None
         for group in self._optimizer.param_groups:  # a recorded step reads the rate at a fixed place
             group["lr"] = torch.tensor(group["lr"], device=self._device)
             group["capturable"] = True
         return GraphedPasses(self._parameters)
 
-    def _recordable(self, num_batches: int, batch: tuple[Tensor, ...]) -> Compute:
+    def _capturable(self, num_batches: int, batch: tuple[Tensor, ...]) -> Compute:
         """The pass for batches of the shape of ``batch``."""
         arguments = self._static_arguments(*batch)
 
@@ -136,14 +136,14 @@ class BaseTrainer(Generic[Model]):
     def _update(self) -> tuple[Tensor, bool]:
         """Clip the gradients and step; return the norm they had, and whether the step was taken."""
         if self._graphs is not None and self._precision != "fp16":
-            return self._graphs.update(self._recordable_update), True
+            return self._graphs.update(self._capturable_update), True
         self._amp.unscale()
         norm = self._clip()
         taken = self._amp.step()
         self._optimizer.zero_grad()
         return norm, taken
 
-    def _recordable_update(self) -> Tensor:
+    def _capturable_update(self) -> Tensor:
         # A recorded pass adds to the gradients in place, so they are zeroed but kept.
         norm = self._clip()
         self._optimizer.step()

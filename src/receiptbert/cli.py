@@ -6,12 +6,11 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
 from receiptbert.choices import PRECISIONS, PREDICTION_BATCH_SIZE
-from receiptbert.errors import Interrupted, UserError, discard_stdout, one_line_errors
+from receiptbert.errors import Interrupted, discard_stdout, one_line_errors, printable
 from receiptbert.failures import explain
 from receiptbert.interrupts import ending_signals
 from receiptbert.predicting import INPUTS, OUTPUTS, open_table, predict
@@ -84,7 +83,7 @@ def _terminated(number: int, _frame: FrameType | None) -> None:
 def _explain(error: Exception, command: str) -> str | None:
     if (line := explain(error, command)) is None and isinstance(error, FileNotFoundError):
         where = f"{error.filename}: " if error.filename else ""
-        return str(UserError(f"{where}{error.strerror or error}"))
+        return printable(f"{where}{error.strerror or error}")
     return line
 
 
@@ -216,8 +215,9 @@ def export(args: argparse.Namespace) -> None:
     if args.lines:
         table = open_table(Path(args.lines), "lines")
         texts = [text for (column,) in table.chunks() for text in table.texts(column)]
-    onnx_export = import_module("receiptbert.onnx_export")  # torch and its exporter take seconds to import
-    agreement = onnx_export.export_onnx(Path(args.model), Path(args.onnx), args.int8, texts)
+    from receiptbert.onnx_export import export_onnx  # noqa: PLC0415 - torch and its exporter take seconds
+
+    agreement = export_onnx(Path(args.model), Path(args.onnx), args.int8, texts)
     say(
         f"{args.onnx}: {agreement.same_labels:.2%} of {agreement.lines:,} lines get the class of torch, "
         f"probabilities differ by {agreement.difference:.1e} at the most"

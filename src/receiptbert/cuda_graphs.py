@@ -22,7 +22,7 @@ Compute = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 MAX_GRAPHS = 256
 
 
-def can_record(device: torch.device, activation_checkpointing: bool, amp_backend: str) -> bool:
+def can_capture(device: torch.device, activation_checkpointing: bool, amp_backend: str) -> bool:
     """Whether passes may be recorded: by one process on a GPU, without activation checkpointing and apex,
     which does more in a backward pass than a graph can hold.
 

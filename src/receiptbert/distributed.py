@@ -63,6 +63,11 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def num_processes_here() -> int:
+    """How many of them are on this host."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1
+
+
 def rank() -> int:
     """The number of this process among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0

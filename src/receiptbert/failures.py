@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from receiptbert.errors import UserError
+from receiptbert.errors import UserError, printable
 
 if TYPE_CHECKING:  # prediction does without it
     from receiptbert.params import Params
@@ -53,7 +53,7 @@ def explain(error: Exception, stage: str = "", params: "Params | None" = None) -
         return None
     where = f"{error.filename}: " if error.filename else ""
     advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
-    return str(UserError(f"{where}{os.strerror(error.errno)}{advice}"))
+    return printable(f"{where}{os.strerror(error.errno)}{advice}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

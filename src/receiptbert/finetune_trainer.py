@@ -40,7 +40,7 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         max_grad_norm: gradients of a larger norm are clipped to this norm.
         precision: fp32, bf16 or fp16, of the matrix products in training; see ``choose_precision``.
         amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
-        record: whether passes may be recorded, where that can be done; see ``cuda_graphs``.
+        cuda_graphs: whether passes may be recorded as CUDA graphs, where that can be done.
         label_smoothing: this much of a target's probability is spread over all classes in training (Szegedy
             et al. 2016); the eval loss is the plain cross entropy.
         checkpoints: as in ``Trainer``.
@@ -57,7 +57,7 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         max_grad_norm: float | None = None,
         precision: str = "fp32",
         amp_backend: str = "torch",
-        record: bool = True,
+        cuda_graphs: bool = True,
         label_smoothing: float = 0.0,
         checkpoints: Checkpoints | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
             max_grad_norm,
             precision,
             amp_backend,
-            record,
+            cuda_graphs,
             checkpoints,
         )
         self._pad_token_id = pad_token_id
@@ -96,7 +96,10 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         Raises:
             UserError: a loss or gradient is not finite, or gradients overflow fp16 at any scale.
             Interrupted: with ``checkpoints``, SIGINT, SIGTERM or SIGHUP came; the state is saved.
+            ValueError: there are epochs to train, but no batches.
         """
+        if n_epochs and not len(dataloaders["train"]):
+            raise ValueError("the dataloader has no batches")
         with closing(self._history), self._resumable():
             while self._epoch < n_epochs:
                 epoch = self._epoch + 1

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import collate_fn
-from receiptbert.cuda_graphs import can_record
+from receiptbert.cuda_graphs import can_capture
 from receiptbert.datasets import FinetuneDataset
 from receiptbert.devices import free_memory
-from receiptbert.distributed import in_shares, num_processes
+from receiptbert.distributed import in_shares, num_processes, num_processes_here
 from receiptbert.finetune_trainer import FinetuneTrainer, make_scorer
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
@@ -71,7 +71,7 @@ class Finetuning:
         self.num_classes = num_classes
         self._device = device
         self._runtime = runtime
-        self._record = can_record(device, runtime.activation_checkpointing, runtime.amp_backend)
+        self._cuda_graphs = can_capture(device, runtime.activation_checkpointing, runtime.amp_backend)
         check_amp_backend(runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
         self._shape = read_shape(source)
         self._maxlen = self._shape.maxlen
@@ -107,7 +107,7 @@ class Finetuning:
                 max_grad_norm=p.max_grad_norm,
                 precision=self.precision,
                 amp_backend=self._runtime.amp_backend,
-                record=self._record,
+                cuda_graphs=self._cuda_graphs,
                 label_smoothing=train.label_smoothing,
                 checkpoints=run.checkpoints,
             )
@@ -133,7 +133,7 @@ class Finetuning:
         smaller_model = "the folder of a smaller model as finetune.init"
         if p.of_our_shape:
             smaller_model = "a smaller model.size"
-        self._record = require_memory(plan, free, "finetune", batch_size, smaller_model=smaller_model)
+        self._cuda_graphs = require_memory(plan, free, "finetune", batch_size, smaller_model=smaller_model)
 
     def _plan(self, train: TrainingSet) -> Plan:
         lengths = (train.texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=self._shape.max_seqlen)
@@ -144,13 +144,14 @@ class Finetuning:
             soft_targets=len(train.texts) * self.num_classes if train.num_unlabelled else 0,
             texts=math.ceil((train.num_labelled + train.num_drawn) / train.num_batches),
             processes=num_processes(),
+            processes_here=num_processes_here(),
             length=float(lengths.mean()),
             longest=int(lengths.max()),
             mask_prob=0.0,
             dropout=self._p.dropout,
             precision=self.precision,
             on_cpu=self._device.type == "cpu",
-            recorded=self._record,
+            cuda_graphs=self._cuda_graphs,
             activation_checkpointing=self._runtime.activation_checkpointing,
             steps=num_optimizer_steps(train.num_batches, train.epochs),
         )

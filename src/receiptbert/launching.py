@@ -33,20 +33,21 @@ LOST = (
 )
 
 
-def in_processes(stage: Callable[[Params], None]) -> Callable[[Params], None]:
+def in_processes(stage: Callable[[Params], str | None]) -> Callable[[Params], str | None]:
     """A stage that runs in as many processes as ``runtime.processes`` says, or in those of torchrun."""
 
     @wraps(stage)
-    def run(params: Params) -> None:
+    def run(params: Params) -> str | None:
         if dist.is_torchelastic_launched():
             runtime = own_device(params.runtime)
             distributed.join(on_gpu=runtime.device.startswith("cuda"))
-            stage(replace(params, runtime=runtime))
+            line = stage(replace(params, runtime=runtime))
             distributed.leave()
-        elif (number := choose_processes(params.runtime)) > 1:
-            launch(str(sys.modules[stage.__module__].__file__), number)
-        else:
-            stage(params)
+            return line
+        if (number := choose_processes(params.runtime)) > 1:
+            launch(str(sys.modules[stage.__module__].__file__), number)  # there the line is printed
+            return None
+        return stage(params)
 
     return run
 

@@ -54,8 +54,8 @@ class PartialEmbedding(nn.Module):
 
 def tokens_in(texts: TokenStore, tokenizer: WordpieceTokenizer) -> Tensor:
     """The distinct tokens of the inputs made from ``texts``, ascending, shape (R,)."""
-    marks = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
-    return torch.from_numpy(np.union1d(texts.ids, marks).astype(np.int64))
+    special = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
+    return torch.from_numpy(np.union1d(texts.ids, special).astype(np.int64))
 
 
 @contextmanager

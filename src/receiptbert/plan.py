@@ -16,9 +16,9 @@ from receiptbert.progress import say
 TIMES_FORWARD = 3
 # Batches differ in shape, and what a block of one size frees seldom suits those of the next batch.
 GAPS = 1.0  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
-COMPILED = 0.8 * 2**30  # bytes: code that oneDNN keeps in bf16, and the gaps that it leaves (ibid.)
-NUMBER = 4  # bytes
 GIB = 2**30
+COMPILED = 0.8 * GIB  # bytes: code that oneDNN keeps in bf16, and the gaps that it leaves (ibid.)
+BYTES = 4  # of a number
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: a
 # multiple of the activations, and a number of bytes. Fitted to pretraining on an H200 before cross entropy
 # took less, and again to what that leaves of the same measurements (ibid.).
@@ -85,14 +85,16 @@ class Plan:
         trained_tokens: entries of the vocabulary whose embeddings are trained.
         soft_targets: probabilities that are kept as targets of finetuning, for all texts together.
         texts: in a batch.
-        processes: that share each batch; on a CPU they share its memory, too.
-        length: tokens of a text, on average, special ones included.
+        processes: that share each batch.
+        processes_here: those of them on this host; on a CPU they share its memory.
+        length: tokens of a text, on average, special ones included. A token attends to slightly more of them
+            on average, since longer texts have more tokens; that is neglected.
         longest: tokens of the longest text.
         mask_prob: the share of tokens that are targets; 0 for finetuning.
         dropout: probability that an activation is zeroed.
         precision: of matrix products: fp32, bf16 or fp16.
         on_cpu: else on a GPU.
-        recorded: whether a GPU's passes are, see ``cuda_graphs``.
+        cuda_graphs: whether a GPU's passes are recorded as CUDA graphs.
         activation_checkpointing: see ``Bert``.
         steps: of the optimizer.
     """
@@ -103,13 +105,14 @@ class Plan:
     soft_targets: int
     texts: int
     processes: int
+    processes_here: int
     length: float
     longest: int
     mask_prob: float
     dropout: float
     precision: str
     on_cpu: bool
-    recorded: bool
+    cuda_graphs: bool
     activation_checkpointing: bool
     steps: int
 
@@ -133,10 +136,10 @@ class Plan:
     @property
     def memory(self) -> dict[str, float]:
         """Peak memory of the device in bytes, estimated, by its parts."""
-        on_device = self.processes if self.on_cpu else 1
-        embedding = NUMBER * self.shape.hidden_size  # of one token
+        on_device = self.processes_here if self.on_cpu else 1
+        embedding = BYTES * self.shape.hidden_size  # of one token
         still = (self.shape.vocab_size - self.trained_tokens) * embedding
-        weights = NUMBER * self.num_parameters - still  # those that are trained
+        weights = BYTES * self.num_parameters - still  # those that are trained
         state = 3 * weights  # and the two moments of AdamW
         passing = weights / 2 if self._mixed else 0.0  # the weights in half precision
         # Head and embeddings share a matrix and each make a gradient before these are added. In finetuning
@@ -150,14 +153,14 @@ class Plan:
         }
         if self.soft_targets:
             # Twice: while the teachers label, next to their mean there are the linear teacher's answers.
-            parts["targets"] = on_device * 2 * NUMBER * self.soft_targets
+            parts["targets"] = on_device * 2 * BYTES * self.soft_targets
         if self.on_cpu:
             parts["gaps between blocks"] = GAPS * parts["activations"]
             # In memory twice, beside what the step has freed and the C library has not given back.
             parts["a checkpoint while it is written"] = 2 * state
             if self.precision == "bf16":
                 parts["compiled products"] = on_device * COMPILED
-        if self.recorded:  # a graph holds all gradients before it adds them to the step's
+        if self.cuda_graphs:  # a graph holds all gradients before it adds them to the step's
             parts["recorded passes"] = weights + APART * parts["activations"] + BESIDE
         return parts
 
@@ -178,21 +181,21 @@ class Plan:
     def _activations(self) -> float:
         """Bytes that a batch keeps from its forward to its backward pass, and those that the latter adds."""
         d, i, tokens = self.shape.hidden_size, self.shape.intermediate_size, self.texts * self.length
-        half = NUMBER / 2 if self._mixed else NUMBER
-        mask = (NUMBER if self.on_cpu else 1) * d if self.dropout else 0.0
+        half = BYTES / 2 if self._mixed else BYTES
+        mask = (BYTES if self.on_cpu else 1) * d if self.dropout else 0.0
         attention = half * 5 * d  # its input, queries, keys, values and their weighted sum
         if self.on_cpu:  # the weights of each head; with dropout also what it kept, and their product
             attention += half * (3 if self.dropout else 1) * self.shape.num_attention_heads * self.longest
         # The inputs of both layer norms, of both linear layers of the feed-forward part, of its activation.
-        rest = NUMBER * 2 * d + half * (d + 2 * i) + 2 * mask
+        rest = BYTES * 2 * d + half * (d + 2 * i) + 2 * mask
         read = min(self._targets + 1 / self.length, 1)
         layers = self.shape.num_hidden_layers
         kept = (layers - 1) * (attention + rest) + attention + read * rest
         if self.activation_checkpointing:
-            kept = NUMBER * layers * d + (attention + rest if layers > 1 else attention + read * rest)
-        embeddings = NUMBER * d + mask
+            kept = BYTES * layers * d + (attention + rest if layers > 1 else attention + read * rest)
+        embeddings = BYTES * d + mask
         # Probabilities and gradient take their place, in fp16 that of a copy in fp32.
-        logit = half + NUMBER if self.precision == "fp16" else half
+        logit = half + BYTES if self.precision == "fp16" else half
         logits = logit * self._targets * self.shape.vocab_size
         backward = half * (2 * i + 3 * d)  # gradients on their way through a feed-forward part
         return tokens * (embeddings + kept + logits + backward)
@@ -239,8 +242,8 @@ def require_memory(
         UserError: names what would fit.
     """
     if free is None or plan.total_memory <= free:
-        return plan.recorded
-    plan = replace(plan, recorded=False)
+        return plan.cuda_graphs
+    plan = replace(plan, cuda_graphs=False)
     if plan.total_memory <= free:
         say(f"plan: passes are not recorded, for which memory lacks; so it takes {_gib(plan.total_memory)}")
         return False

@@ -7,10 +7,10 @@ import torch
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import Collator
-from receiptbert.cuda_graphs import can_record
+from receiptbert.cuda_graphs import can_capture
 from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import free_memory
-from receiptbert.distributed import num_processes
+from receiptbert.distributed import num_processes, num_processes_here
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
@@ -83,7 +83,7 @@ class Pretraining:
         self._held_out_loader = self._make_loader(texts.take(held_out))
         in_all_epochs = num_optimizer_steps(len(self._loader), p.epochs, p.num_accum_steps)
         self.steps = min(in_all_epochs, p.max_steps)
-        self._record = can_record(device, runtime.activation_checkpointing, runtime.amp_backend)
+        self._cuda_graphs = can_capture(device, runtime.activation_checkpointing, runtime.amp_backend)
         self._shape = BertShape(
             **params.model.kwargs(),
             vocab_size=tokenizer.vocab_size,
@@ -113,7 +113,7 @@ class Pretraining:
             max_grad_norm=p.max_grad_norm,
             precision=self.precision,
             amp_backend=runtime.amp_backend,
-            record=self._record,
+            cuda_graphs=self._cuda_graphs,
             checkpoints=checkpoints,
         )
         trainer.train(self._loader, p.epochs, max_steps=self.steps)
@@ -141,7 +141,7 @@ class Pretraining:
         p, free = self._params.pretrain, free_memory(self._device)
         announce(self.plan, free)
         batch_size = min(p.batch_size, self._num_texts)  # no batch has more
-        self._record = require_memory(self.plan, free, "pretrain", batch_size, p.num_accum_steps)
+        self._cuda_graphs = require_memory(self.plan, free, "pretrain", batch_size, p.num_accum_steps)
 
     def _make_loader(self, texts: TokenStore) -> Batches:
         p = self._params.pretrain
@@ -179,13 +179,14 @@ class Pretraining:
             soft_targets=0,
             texts=math.ceil(self._num_texts / len(self._loader)),
             processes=num_processes(),
+            processes_here=num_processes_here(),
             length=self._mean_length,
             longest=self._shape.max_seqlen,
             mask_prob=p.mask_prob,
             dropout=p.dropout,
             precision=self.precision,
             on_cpu=self._device.type == "cpu",
-            recorded=self._record,
+            cuda_graphs=self._cuda_graphs,
             activation_checkpointing=runtime.activation_checkpointing,
             steps=self.steps,
         )

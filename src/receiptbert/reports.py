@@ -53,10 +53,7 @@ def mean_curve(
     size = max(1, len(history) // points)
     runs = [history[i : i + size] for i in range(0, len(history), size)]
     return [
-        [
-            run[-1]["step"],
-            *(sum(record[name] for record in run) / len(run) for name in columns if name != "step"),
-        ]
+        [run[-1]["step"], *(sum(record[name] for record in run) / len(run) for name in columns)]
         for run in runs
     ]
 

@@ -41,11 +41,11 @@ class ResumableTrainer(BaseTrainer[Model]):
         max_grad_norm: float | None,
         precision: str,
         amp_backend: str,
-        record: bool,
+        cuda_graphs: bool,
         checkpoints: Checkpoints | None,
     ) -> None:
         super().__init__(
-            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, record
+            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, cuda_graphs
         )
         self._checkpoints = checkpoints
         self._interrupts = Interrupts()

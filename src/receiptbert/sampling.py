@@ -117,8 +117,8 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
 def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
     """How many texts go into each batch, so that all have about as many tokens, and none is empty.
 
-    With marks, texts of 3, 3, 4, 5 and 9 tokens end at tokens 3, 6, 10, 15 and 24. Of two batches, the first
-    has the texts that end in the first 12 tokens: three of them.
+    With special tokens, texts of 3, 3, 4, 5 and 9 tokens end at tokens 3, 6, 10, 15 and 24. Of two batches,
+    the first has the texts that end in the first 12 tokens: three of them.
 
     Args:
         lengths: tokens of each text, the shortest first, shape (n,).

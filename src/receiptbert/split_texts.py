@@ -11,29 +11,28 @@ from pathlib import Path
 import numpy as np
 
 from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
-from receiptbert.files import whole
 
 QUOTED = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each text
 
 
 def save_texts(tokenized: Path, split: str, texts: Iterable[str]) -> None:
     """Write ``texts`` as JSON strings, one per line, whatever line breaks they contain."""
-    with whole(tokenized / f"{split}.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
+    with (tokenized / f"{split}.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(f"{QUOTED(text)}\n" for text in texts)
 
 
-def load_texts(tokenized: Path, split: str, count: int | None = None) -> list[str]:
+def load_texts(tokenized: Path, split: str, count: int) -> list[str]:
     """What ``save_texts`` wrote.
 
     Args:
-        count: how many must be there, if that matters.
+        count: how many must be there.
 
     Raises:
         UserError: there is no such file, it is damaged, or it has a different number of texts.
     """
     path = tokenized / f"{split}.jsonl"
     texts = list(_read(path))
-    if count is not None and len(texts) != count:
+    if len(texts) != count:
         raise UserError(f"{path} has {len(texts):,} texts, but {count:,} are tokenized; {PRETOKENIZE_AGAIN}")
     return texts
 

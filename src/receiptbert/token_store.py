@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
-from receiptbert.files import whole
 from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -171,9 +170,8 @@ class TokenStore:
         arrays = {"ids": self.ids, "offsets": self.offsets}
         if self.labels is not None:
             arrays["labels"] = self.labels
-        with whole(path) as partial:
-            # Not `save_file`: its files can be read by their owner alone, whatever the umask.
-            partial.write_bytes(save(arrays, metadata={"tokenizer": self.tokenizer_fingerprint}))
+        # Not `save_file`: its files can be read by their owner alone, whatever the umask.
+        path.write_bytes(save(arrays, metadata={"tokenizer": self.tokenizer_fingerprint}))
 
     @classmethod
     def load(cls, path: Path, tokenizer: WordpieceTokenizer | None = None) -> "TokenStore":

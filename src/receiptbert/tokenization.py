@@ -195,7 +195,7 @@ class WordpieceTokenizer:
 
     @property
     def special_token_ids(self) -> list[int]:
-        """Ids that are not text: padding, unknown, and the marks that the model's inputs carry."""
+        """Ids that are not text: ``[PAD]``, ``[UNK]``, ``[CLS]``, ``[SEP]``, ``[MASK]``, and added ones."""
         special = {self._special(name) for name in SPECIAL_NAMES}
         added = self._backend.get_added_tokens_decoder().items()
         return sorted(special | {number for number, token in added if token.special})

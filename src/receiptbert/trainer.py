@@ -43,7 +43,7 @@ class Trainer(ResumableTrainer[BertModel]):
         max_grad_norm: gradients of a larger norm are clipped to this norm.
         precision: fp32, bf16 or fp16, of the matrix products in training; see ``choose_precision``.
         amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.
-        record: whether passes may be recorded, where that can be done; see ``cuda_graphs``.
+        cuda_graphs: whether passes may be recorded as CUDA graphs, where that can be done.
         checkpoints: where to save the state and resume from it; the batches must then come from a
             ``LengthGroupedBatchSampler``.
     """
@@ -60,7 +60,7 @@ class Trainer(ResumableTrainer[BertModel]):
         max_grad_norm: float | None = None,
         precision: str = "fp32",
         amp_backend: str = "torch",
-        record: bool = True,
+        cuda_graphs: bool = True,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__(
@@ -72,7 +72,7 @@ class Trainer(ResumableTrainer[BertModel]):
             max_grad_norm,
             precision,
             amp_backend,
-            record,
+            cuda_graphs,
             checkpoints,
         )
         self._pad_token_id = pad_token_id
@@ -92,7 +92,10 @@ class Trainer(ResumableTrainer[BertModel]):
         Raises:
             UserError: a loss or gradient is not finite, or gradients overflow fp16 at any scale.
             Interrupted: with ``checkpoints``, SIGINT, SIGTERM or SIGHUP came; the state is saved.
+            ValueError: there are epochs to train, but no batches.
         """
+        if n_epochs and not len(dataloader):
+            raise ValueError("the dataloader has no batches")
         per_epoch = num_optimizer_steps(len(dataloader), 1, self._num_accum_steps)
         with closing(self._history), self._resumable():
             while self._epoch < n_epochs:
