@@ -97,8 +97,8 @@ def main() -> None:
     figures = {
         "scaled": attention_weights(scaled=True),
         "not_scaled": attention_weights(scaled=False),
-        "wide_projection_is_faster": wide_projection(),
-        "lines_with_another_class_if_padding_is_not_masked": unmasked_padding(args.model, args.data),
+        "rate_of_a_wide_projection": wide_projection(),
+        "share_of_lines_with_another_class_if_padding_is_not_masked": unmasked_padding(args.model, args.data),
         f"multiplications_{KEYS}_tokens": multiplications(KEYS),
         "multiplications_512_tokens": multiplications(512),
         "parameters": {

@@ -41,9 +41,8 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="mini", help="shape of the model")
     parser.add_argument("--steps", type=positive, default=200)
     parser.add_argument("--device", default="auto")
-    parser.set_defaults(vocab_size=None)  # as many entries as the corpus fills
+    parser.set_defaults(vocab_size=None, overrides=[])  # as many entries as the corpus fills
     args = parser.parse_args()
-    args.overrides = [f"model.size={args.size}"]  # sets what `auto` is
     check_amp_backend("apex", "fp16", choose_device(args.device, key="--device"))
 
     setting = read_setting(args)

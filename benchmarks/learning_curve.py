@@ -10,8 +10,7 @@ SVMs alone are trained.
 
 The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds
 are done. Other series of the same rows in OUT stay, each with its command. With ``--work DIR`` everything is
-kept in DIR, and a run that was cut off goes on from there. After a change of the corpus, of the settings or
-of the code, use a new folder.
+kept in DIR, and a run that was cut off goes on from there. After a change of the code, use a new folder.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ from common import (
     write_params,
     write_result,
 )
-from quality import OVERRIDES, Contest, read_scores, run_stages, seeds
+from quality import OVERRIDES, Contest, digest, read_scores, run_stages, seeds
 from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
 from receiptbert.reports import read_json, write_json
@@ -70,6 +69,11 @@ def draw(corpus: pd.DataFrame, split: str, share: float) -> pd.DataFrame:
     return corpus.drop(corpus.index[rows[round(share * len(rows)) :]])
 
 
+def digest_of_rows(corpus: pd.DataFrame) -> str:
+    """Changes with any row of ``corpus``, and with their order."""
+    return hashlib.sha256(corpus.to_csv(index=False).encode()).hexdigest()
+
+
 def bert_scores(
     corpus: pd.DataFrame, unlabelled: float, seed: int, work: Path, jobs: int
 ) -> dict[float, float]:
@@ -82,9 +86,10 @@ def bert_scores(
     # From scratch nothing is pretrained, but the tokenizer needs texts and the encoder a shape.
     overrides = OVERRIDES["scratch"] if not unlabelled else []
     corpus = draw(corpus, UNSUPERVISED, unlabelled or min(filter(None, UNLABELLED)))
-    folder = work / f"{unlabelled}-{seed}"
+    overrides = [*overrides, *seeds(seed), "data.archive=corpus.zip"]
+    folder = work / f"{unlabelled}-{seed}-{digest(overrides, corpus=digest_of_rows(corpus))}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_params(folder, [*overrides, *seeds(seed), "data.archive=corpus.zip"])
+    write_params(folder, overrides)
     record = folder / "scores.json"  # by the share; appears when the pretraining is done
     if not record.exists():
         write_archive(corpus, folder / "corpus.zip")
@@ -129,8 +134,7 @@ class Curves:
 
     def __init__(self, name: str, corpus: pd.DataFrame, path: Path | None, drawn: Path | None) -> None:
         self._path, self._drawn, self._title = path, drawn, Path(name).stem
-        rows = corpus.to_csv(index=False).encode()
-        self._about = {"corpus": name, "sha256_of_rows": hashlib.sha256(rows).hexdigest()}
+        self._about = {"corpus": name, "sha256_of_rows": digest_of_rows(corpus)}
         self._scores: Scores = {}
         self._made: dict[str, Any] = {}  # the provenance of each series
         if path is not None and path.exists():

@@ -121,7 +121,10 @@ def _compare_bf16(folder: Path, args: argparse.Namespace, in_fp32: dict[str, flo
     seconds = _predict("csv", folder, args, "--precision", "bf16", "-o", "in_bf16.csv")["seconds"]
     labels, in_bf16 = (_labels(folder / name) for name in ("from_csv.csv", "in_bf16.csv"))
     other = sum(a != b for a, b in zip(labels, in_bf16, strict=True))
-    return {"bf16_ratio": in_fp32["seconds"] / seconds, "other_labels_in_bf16": other / len(labels)}
+    return {
+        "bf16_ratio": in_fp32["seconds"] / seconds,
+        "share_of_other_labels_in_bf16": other / max(len(labels), 1),
+    }
 
 
 def _labels(path: Path, count: int | None = None) -> list[str]:

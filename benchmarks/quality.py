@@ -48,7 +48,7 @@ from common import (
     write_params,
     write_result,
 )
-from linear import FEATURES, fit_svm, megabytes
+from linear import FEATURES, STRENGTHS, fit_svm, megabytes
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN
 from receiptbert.progress import say
 from receiptbert.reports import read_json, write_json
@@ -106,7 +106,8 @@ class Contest:
         start = time.perf_counter()
         model, val_f1 = fit_svm(self.corpus, features, seed)
         seconds = time.perf_counter() - start
-        rest = {"val_weighted_f1": val_f1, "seconds": seconds, "megabytes": megabytes(model)}
+        rest = {"C": model[-1].C, "val_weighted_f1": val_f1}
+        rest |= {"seconds": seconds, "megabytes": megabytes(model)}
         return self._test_scores(model.predict(self._rows(TEST)[TEXT])) | rest
 
     def pipeline(self, overrides: Sequence[str], seed: int, work: Path) -> Run:
@@ -121,7 +122,7 @@ class Contest:
         """The folder in ``work`` where the stages up to pretraining have run like this, and their seconds."""
         before = [override for override in overrides if not override.startswith("finetune.")]
         corpus = hashlib.sha256(self.archive.read_bytes()).hexdigest()
-        folder = work / _digest(before, "finetune", corpus=corpus)
+        folder = work / digest(before, "finetune", corpus=corpus)
         record = folder / "seconds.json"
         if not record.exists():
             start = time.perf_counter()
@@ -192,10 +193,12 @@ def _both(old: str, new: str) -> str:
 
 def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
     """A digest of what a run of ``name`` depends on besides corpus, seed and code."""
-    return _digest([*OVERRIDES[name], *overrides]) if name in OVERRIDES else "none"
+    if name in OVERRIDES:
+        return digest([*OVERRIDES[name], *overrides])
+    return hashlib.sha256(repr((FEATURES.get(name), STRENGTHS)).encode()).hexdigest()[:16]
 
 
-def _digest(overrides: Sequence[str], *without: str, **beside: str) -> str:
+def digest(overrides: Sequence[str], *without: str, **beside: str) -> str:
     """Digest of the shipped settings with ``overrides``, without some sections, and of ``beside``.
 
     As the stages see them: two spellings of a value are one.
@@ -281,23 +284,26 @@ def main() -> None:
         settings = {name: settings_digest(name, args.overrides) for name in names}
         runs = {name: dict(enumerate(table.runs(name, settings[name])[: args.seeds])) for name in names}
 
-        failed = Event()
+        stopped = Event()
 
         def run_seed(seed: int) -> None:
             for name in names:  # one after another: what they share is in one folder
-                if failed.is_set():
+                if stopped.is_set():
                     return
                 if seed not in runs[name]:
                     try:
                         runs[name][seed] = contest.run(name, seed, work)
                     except BaseException:
-                        failed.set()  # what other seeds began is finished, and nothing more begun
+                        stopped.set()  # what other seeds began is finished, and nothing more begun
                         raise
                     say(f"{name}, seed {seed}: weighted F1 on test {runs[name][seed]['weighted_f1']:.4f}")
                     table.write(name, settings[name], runs[name])
 
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(run_seed, range(args.seeds)))
+            try:
+                list(pool.map(run_seed, range(args.seeds)))
+            finally:  # of Ctrl-C, too, which comes to this thread
+                stopped.set()
     table.print()
 
 

@@ -40,6 +40,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             settings = [f"pretrain.max_steps={args.steps}", *args.overrides]
             figures[str(lines)] = _run_stages(Path(folder), lines, args.train, settings)
+        write_result(args.json, {"stages": figures})  # now: more lines may not fit into memory
     print(f"{'stage':16}" + "".join(f"{lines:>14,} lines" + " " * 10 for lines in args.lines))
     for stage in STAGES:
         cells = (figures[str(lines)][stage] for lines in args.lines)
@@ -47,7 +48,6 @@ def main() -> None:
             f"{stage:16}"
             + "".join(f"{cell['seconds']:12.1f} s {cell['peak_gib']:9.2f} GiB" for cell in cells)
         )
-    write_result(args.json, {"stages": figures})
 
 
 def _run_stages(folder: Path, lines: int, train: int, settings: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -79,7 +79,7 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
 
 def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     """Tokenize the corpus and put the task together; ``precision`` is as in ``choose_precision``."""
-    params = shipped_params(args.overrides)
+    params = shipped_params([f"model.size={args.size}", *args.overrides])  # what `auto` means
     corpus = read_archive(args.corpus)
     tokenizer = train_tokenizer(corpus, params.tokenizer)
     lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()

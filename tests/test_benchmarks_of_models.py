@@ -40,7 +40,7 @@ def test_predict_compares_the_formats(
     assert figures["formats_equal"]
     assert figures["labels_equal"]
     assert figures["bf16_ratio"] == 2
-    assert figures["other_labels_in_bf16"] < 1
+    assert figures["share_of_other_labels_in_bf16"] < 1
 
 
 def test_onnx_runtime_beside_torch(
@@ -118,11 +118,11 @@ def test_the_numbers_behind_the_answers(
     options = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data.csv")]
     monkeypatch.setattr(answers, "PASSES", 1)
     figures = run_benchmark("answers", options, tmp_path)
-    assert figures["wide_projection_is_faster"] > 0
+    assert figures["rate_of_a_wide_projection"] > 0
     assert figures["not_scaled"]["largest_weight"] > figures["scaled"]["largest_weight"]
     stuck = [figures[name]["queries_with_a_weight_above_0.99"] for name in ("not_scaled", "scaled")]
     assert stuck == pytest.approx([0.34, 0], abs=0.01)  # as docs/answers.md says
-    assert 0 < figures["lines_with_another_class_if_padding_is_not_masked"] <= 1
+    assert 0 < figures["share_of_lines_with_another_class_if_padding_is_not_masked"] <= 1
     # The published formulas: (V + P + 2) d + 2d, 4 (4d^2 + 6d), 4 (8d^2 + 7d).
     parameters = figures["parameters"]
     assert parameters["embeddings"] == (30_000 + 24 + 2 + 2) * 256

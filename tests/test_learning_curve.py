@@ -100,10 +100,15 @@ def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert calls == [(tuple(some), 90) for some in stages]
     assert f1[1.0] > f1[0.3] > f1[0.1] > 0
 
-    (tmp_path / "0.3-0/scores.json").write_text(json.dumps({"1.0": 0.5, "0.3": 0.4}))  # cut off there
+    (scores,) = tmp_path.glob("0.3-0-*/scores.json")
+    scores.write_text(json.dumps({"1.0": 0.5, "0.3": 0.4}))  # cut off there
     calls.clear()
     assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2) == {1.0: 0.5, 0.3: 0.4, 0.1: f1[0.1]}
     assert calls == [(tuple(learning_curve.AFTER_LABELS), 90)]
+
+    calls.clear()
+    learning_curve.bert_scores(corpus.iloc[1:], 0.3, 0, tmp_path, 2)  # another corpus has no scores yet
+    assert calls[0][0] == tuple(learning_curve.PRETRAINING)
 
     figures = []
     for name in ("one.svg", "other.svg"):

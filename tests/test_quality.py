@@ -1,10 +1,13 @@
 """quality.py: a table that grows seed by seed, each row with settings of its own."""
 
 import json
+import os
+import signal
 import sys
-import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
@@ -83,11 +86,11 @@ def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
 def test_after_a_seed_that_failed_no_other_begins(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str
 ) -> None:
-    begun = []
+    begun, together = [], Barrier(int(jobs))
 
     def fail(_contest: Any, name: str, seed: int, _work: Path) -> dict[str, float]:
         begun.append((name, seed))
-        time.sleep(0.1)
+        together.wait(60)
         sys.exit("pretrain ended with exit code 1")
 
     monkeypatch.setattr(quality.Contest, "run", fail)
@@ -95,6 +98,31 @@ def test_after_a_seed_that_failed_no_other_begins(
     with pytest.raises(SystemExit, match="exit code 1"):
         run_benchmark("quality", options, tmp_path)
     assert sorted(begun) == [("scratch", seed) for seed in range(int(jobs))]
+
+
+def test_after_ctrl_c_no_other_contestant_begins(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ending = [], Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *args: Any, **kwargs: Any) -> None:
+            ending.set()
+            super().shutdown(*args, **kwargs)
+
+    def interrupt(_contest: Any, name: str, *_: Any) -> dict[str, float]:
+        begun.append(name)
+        os.kill(os.getpid(), signal.SIGINT)  # comes to the main thread, which waits for this one
+        assert ending.wait(60)
+        return {"weighted_f1": 0.5, "macro_f1": 0.4}
+
+    monkeypatch.setattr(quality, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(quality.Contest, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(
+            "quality", ["--corpus", str(archive), "--seeds", "1", "--only", "scratch,default"], tmp_path
+        )
+    assert begun == ["scratch"]
 
 
 def test_a_summary_of_seeds() -> None:
@@ -114,7 +142,8 @@ def test_a_digest_is_of_settings_and_not_of_how_they_are_written() -> None:
     assert digest("runtime.device=cuda", "data.archive=x.zip") == digest()
     assert digest("pretrain.lr=3e-5") != digest()
     assert digest("data.train_on_held_out_texts=true") != digest()
-    assert quality.settings_digest("svm_char", ["pretrain.lr=3e-5"]) == quality.settings_digest("svm_word")
+    assert quality.settings_digest("svm_char", ["pretrain.lr=3e-5"]) == quality.settings_digest("svm_char")
+    assert quality.settings_digest("svm_char") != quality.settings_digest("svm_word")
 
 
 def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(
