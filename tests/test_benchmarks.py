@@ -1,5 +1,6 @@
 """What benchmarks share, and four that write their figures; how fast anything is, is no matter for a test."""
 
+import json
 import pickle
 import re
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import common
+import inference
 import throughput
 from receiptbert.errors import UserError
 from tests.benchmark_runs import run_benchmark
@@ -86,6 +88,15 @@ def test_a_benchmark_writes_its_figures(
         )
     assert str(tmp_path) not in figures["command"]
     assert figures.get("labels_equal", True)
+
+
+def test_other_labels_than_those_of_the_pipeline_are_no_success(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "_ours", lambda *_: lambda lines: ["another"] * len(lines))
+    with pytest.raises(SystemExit, match="the labels differ"):
+        run_benchmark("inference", ["--corpus", str(archive), *QUICK, "--lines", "50"], tmp_path)
+    assert not json.loads((tmp_path / "result.json").read_text())["labels_equal"]
 
 
 def test_the_first_of_the_rounds_is_not_counted() -> None:

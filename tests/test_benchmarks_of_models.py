@@ -1,6 +1,8 @@
 """Benchmarks of a finetuned model: predict, onnx_runtime, wheel, parity, answers."""
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,26 +20,31 @@ from receiptbert.onnx_export import CalibratedModel
 from tests.benchmark_runs import run_benchmark
 
 
+@pytest.mark.parametrize("equal", [True, False])
 def test_predict_compares_the_formats(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, equal: bool
 ) -> None:
     def measure(command: list[str], folder: Path, stdin: Path) -> dict[str, float]:
         monkeypatch.chdir(folder)
         with stdin.open(encoding="utf-8") as file:
             monkeypatch.setattr("sys.stdin", file)
             cli.main(command[3:])
+        if not equal and "in.parquet" in command:
+            (folder / "from_parquet.csv").write_text("other answers")
         return {"seconds": 1.0 if "bf16" in command else 2.0, "peak_gib": 0.5}
 
     monkeypatch.setattr(predict, "measure", measure)
     for module in (predict, precision):
         monkeypatch.setattr(module, "has_bf16", lambda _: True)
     options = ["--lines", "40", "--pipeline-lines", "7", "--model", str(checkpoint), "--device", "cpu"]
-    figures = run_benchmark("predict", options, tmp_path)
+    with nullcontext() if equal else pytest.raises(SystemExit, match="the outputs differ"):
+        run_benchmark("predict", options, tmp_path)
+    figures = json.loads((tmp_path / "result.json").read_text())
     assert figures["lines"] == figures["distinct_lines"] == 40
     assert (figures["lines_per_second"], figures["peak_memory_mib"]) == (20, 512)
     assert figures["peak_memory_of_a_tenth_mib"] == 512
     assert figures["pipeline_ratio"] > 0
-    assert figures["formats_equal"]
+    assert figures["formats_equal"] == equal
     assert figures["labels_equal"]
     assert figures["bf16_ratio"] == 2
     assert figures["share_of_other_labels_in_bf16"] < 1

@@ -90,12 +90,9 @@ def test_doubtful_lines_are_left_to_a_person(
     assert f"{doubtful} of {len(texts)} lines got no label" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_shards_are_the_whole(
-    run: Run, texts: list[str], monkeypatch: pytest.MonkeyPatch, ending: str
-) -> None:
-    monkeypatch.setattr("receiptbert.tables.CHUNK", 7)
-    monkeypatch.setattr("receiptbert.parquet.CHUNK", 7)
+def test_shards_are_the_whole(run: Run, texts: list[str], ending: str) -> None:
     write("in.csv", texts[:20])
     run("in.csv", "-o", f"in.{ending}", "--column", "text")
     run(f"in.{ending}", "-o", "whole.csv")
@@ -253,8 +250,9 @@ def test_a_full_stdout_ends_it_in_one_line(checkpoint: Path, tmp_path: Path) -> 
             command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("receiptbert: error: No space left on device")
-    assert ended.stderr.count("\n") == 1
+    line = ended.stderr.splitlines()[-1]  # a slow machine says before how far it is
+    assert line.startswith("receiptbert: error: No space left on device")
+    assert "Traceback" not in ended.stderr
 
 
 # --- What it loads and reads ---

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +56,16 @@ def test_the_delimiter_is_the_one_that_makes_the_column(run: Run) -> None:
     Path("in.csv").write_text("a,text\n1;2;3,чай\n", encoding="utf-8")
     run("in.csv", "-o", "out.csv")
     assert [row["text"] for row in read("out.csv")] == ["чай"]
+
+
+def test_what_can_be_read_only_once_is_read_once(run: Run) -> None:
+    """As the shell's ``<(zcat receipts.csv.gz)``."""
+    reading, writing = os.pipe()
+    os.write(writing, "text\nчай\nсыр\n".encode())
+    os.close(writing)
+    run(f"/dev/fd/{reading}", "--from", "csv", "-o", "out.csv")
+    os.close(reading)
+    assert [row["text"] for row in read("out.csv")] == ["чай", "сыр"]
 
 
 def test_a_header_on_stdin_may_be_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

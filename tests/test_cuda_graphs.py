@@ -26,6 +26,7 @@ from receiptbert.base_trainer import BaseTrainer
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.cuda_graphs import Compute, GraphedPasses, _Recorded, can_capture
 from receiptbert.errors import Interrupted
+from receiptbert.modeling import dropout_everywhere
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
@@ -93,11 +94,7 @@ def test_passes_are_recorded_where_they_do_no_more_than_launch_kernels(
     assert not can_capture(gpu, False, "torch")
 
 
-DROPOUT = {
-    "input_dropout_prob": 0.1,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
+DROPOUT = dropout_everywhere(0.1)
 
 
 @pytest.fixture
@@ -196,6 +193,22 @@ def test_finetuning_learns_the_same(
     finetune: Callable[..., History], as_usual: Callable[..., History], settings: dict[str, Any]
 ) -> None:
     assert finetune(**settings) == list(values(as_usual(partial(finetune, **settings))))
+
+
+def test_shapes_beyond_a_number_are_run_as_usual(
+    pretrain: Callable[..., History],
+    as_usual: Callable[..., History],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+) -> None:
+    recorded = []
+    record = PassesOnCpu._record
+    monkeypatch.setattr(
+        PassesOnCpu, "_record", lambda self, *given: recorded.append(1) or record(self, *given)
+    )
+    monkeypatch.setattr("receiptbert.cuda_graphs.MAX_GRAPHS", 2)
+    assert pretrain() == list(values(as_usual(pretrain)))
+    assert len(recorded) == (2 if device == "cpu" else 0)
 
 
 def test_a_training_that_was_cut_off_goes_on_as_if_it_were_not(

@@ -1,4 +1,4 @@
-"""Memory: how much is free, and what a training keeps."""
+"""Where to compute, how much memory is free there, and what a training keeps of it."""
 
 import os
 import subprocess
@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from receiptbert import onednn
-from receiptbert.devices import free_memory
+from receiptbert.devices import choose_device, free_memory
 from receiptbert.onednn import KEPT_SHAPES, keep_shapes
+from tests.conftest import Cut
+from tests.projects import STAGES, run_here, set_params
 
 # How much memory (KiB) a process has more after a tensor of 64 MiB has come and gone.
 GROWTH = """
@@ -58,6 +60,33 @@ def test_more_shapes_are_kept_where_each_product_is_compiled(
     monkeypatch.delenv(KEPT_SHAPES)
     keep_shapes(precision)
     assert os.environ[KEPT_SHAPES] == expected
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_gpu_gives_the_same_bits_if_it_is_asked_to(
+    project: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda _: None)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    choose_device("cuda", deterministic)
+    assert asked == [True] * deterministic
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+
+    def note(name: str, flag: bool) -> torch.device:
+        assert name == "cpu"
+        asked.append(flag)
+        raise Cut
+
+    set_params(project, {"runtime.deterministic": str(deterministic).lower()})
+    for stage in ("pretrain", "finetune"):
+        monkeypatch.setattr(f"{stage}.choose_device", note)
+        with pytest.raises(Cut):
+            run_here(STAGES[stage], project)
+    assert asked == [*[True] * deterministic, deterministic, deterministic]
 
 
 def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

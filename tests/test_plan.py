@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import memory
 from receiptbert import BertFinetuneModel, BertModel
 from receiptbert.encoder import BertShape
+from receiptbert.modeling import dropout_everywhere
 from receiptbert.plan import Plan, announce, parameters
 from receiptbert.sizes import SIZES
 from tests.conftest import ROOT
@@ -31,11 +32,7 @@ PLANS = [
 
 
 def make_model(plan: Plan) -> BertModel | BertFinetuneModel:
-    dropout = {
-        "input_dropout_prob": plan.dropout,
-        "hidden_dropout_prob": plan.dropout,
-        "attention_probs_dropout_prob": plan.dropout,
-    }
+    dropout = dropout_everywhere(plan.dropout)
     if plan.num_classes is None:
         model: Any = BertModel(**plan.shape.kwargs(), **dropout)
     else:

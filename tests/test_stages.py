@@ -17,7 +17,8 @@ import torch
 from receiptbert import Classifier, Trainer, WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
-from receiptbert.labelled import majority_class
+from receiptbert.finetuning import Finetuning
+from receiptbert.labelled import load_labelled, majority_class, training_set
 from receiptbert.onednn import KEPT_SHAPES
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining, min_text_length
@@ -176,6 +177,23 @@ def test_passes_are_not_recorded_where_memory_lacks(
         pretraining.require_memory()
         _, trainer = pretraining.train(cast(Any, None), cast(Any, None))
         assert trainer._graphs == expected
+
+
+def test_finetuning_records_no_passes_where_memory_lacks(
+    tiny_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiptbert.finetuning.can_capture", lambda *_: True)
+    params = load_params(tiny_project / "params.yaml")
+    source, device = tiny_project / "models/pretrained", torch.device("cpu")
+    finetuning = Finetuning(params.finetune, source, 100, device, params.runtime)
+    train = load_labelled(tiny_project / "data/tokenized", "train", finetuning.tokenizer)
+    data = training_set(*train, params.finetune)
+    recorded = finetuning._plan(data)
+    plain = dataclasses.replace(recorded, cuda_graphs=False)
+    for free, expected in ((recorded.total_memory + 1, True), (plain.total_memory + 1, False)):
+        monkeypatch.setattr("receiptbert.finetuning.free_memory", lambda _, free=free: free)
+        finetuning.require_memory(data)
+        assert finetuning._cuda_graphs == expected
 
 
 def test_texts_held_out_are_never_trained_on(tiny_project: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from receiptbert import Collator, PretrainDataset, WordpieceTokenizer
+from receiptbert.modeling import dropout_everywhere
 from tests.small_trainings import pretrain_loader, pretrain_trainer
 
 Make = Callable[..., Any]
@@ -35,9 +36,7 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
 ) -> None:
     results = []
     for active in (False, True):
-        model = pretrain_model(
-            input_dropout_prob=0.1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
-        )
+        model = pretrain_model(**dropout_everywhere(0.1))
         model.activation_checkpointing = active
         computed: list[str] = []
         model._backbone._layers[0].register_forward_pre_hook(lambda *_, log=computed: log.append("layer"))

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from receiptbert import WordpieceTokenizer, make_scorer
 from receiptbert.flat_texts import padding_mask
+from receiptbert.modeling import dropout_everywhere
 from tests.small_trainings import finetune_parts, labelled, pretrain_loader, pretrain_trainer
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
@@ -22,9 +23,7 @@ Make = Callable[..., Any]
 def golden_pretraining(
     texts: list[str], tokenizer: WordpieceTokenizer, make: Make, dropout: float
 ) -> list[list[float]]:
-    model = make(
-        input_dropout_prob=dropout, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
-    )
+    model = make(**dropout_everywhere(dropout))
     trainer = pretrain_trainer(model, tokenizer, max_grad_norm=1.0)
     loader = pretrain_loader(texts, tokenizer)
     torch.manual_seed(1)
