@@ -60,12 +60,13 @@ def run(
     monkeypatch.setattr("receiptbert.checkpoints.REST", 0)
     lines, classes = labelled(texts)
     first = 0
+    pipeline.TOKENIZED.mkdir(parents=True)
     for split, size in SIZES.items():
         some, their = lines[first : first + size], classes[first : first + size]
         TokenStore.from_texts(some, tokenizer, their).save(pipeline.TOKENIZED / f"{split}.safetensors")
         save_texts(pipeline.TOKENIZED, split, some)
         first += size
-    Classes(labels=list("012"), names=list("абв")).save(pipeline.TOKENIZED / "classes.json")
+    Classes(labels=list("012"), names=list("абв")).save(pipeline.CLASSES)
     save_pretrained(pretrain_model(), tokenizer, pipeline.PRETRAINED)
 
     def run(**overrides: str) -> dict[Path, bytes]:
@@ -270,7 +271,7 @@ def test_a_stage_goes_on_only_with_the_same_inputs(
     elif changed == "texts":
         save_texts(pipeline.TOKENIZED, "unsupervised", ["б"])
     elif changed == "classes":
-        Classes(labels=list("012"), names=list("абг")).save(pipeline.TOKENIZED / "classes.json")
+        Classes(labels=list("012"), names=list("абг")).save(pipeline.CLASSES)
     elif changed == "pretrained":
         save_pretrained(pretrain_model(act_func="relu"), tokenizer, pipeline.PRETRAINED)
     with pytest.raises(Cut):
