@@ -174,7 +174,7 @@ def read_scores(folder: Path) -> Run:
 
 def summary(runs: Sequence[Run]) -> Row:
     """Mean and deviation of the weighted F1 on test, as ``mean`` and ``std``, means of the rest, the runs."""
-    means = {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
+    means = {name: statistics.fmean(run[name] for run in runs) for name in runs[0] if name != "C"}
     weighted = [run["weighted_f1"] for run in runs]
     return {
         "mean": means.pop("weighted_f1"),
@@ -195,7 +195,9 @@ def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
     """A digest of what a run of ``name`` depends on besides corpus, seed and code."""
     if name in OVERRIDES:
         return digest([*OVERRIDES[name], *overrides])
-    return hashlib.sha256(repr((FEATURES.get(name), STRENGTHS)).encode()).hexdigest()[:16]
+    if name not in FEATURES:
+        return "none"
+    return hashlib.sha256(repr((FEATURES[name], STRENGTHS)).encode()).hexdigest()[:16]
 
 
 def digest(overrides: Sequence[str], *without: str, **beside: str) -> str:

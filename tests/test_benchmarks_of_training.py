@@ -1,6 +1,8 @@
 """Benchmarks of stages and trainings: throughput, scale, epoch, apex_check, sizes, memory, half_precision."""
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +56,14 @@ def test_operations_are_those_of_the_plan(archive: Path) -> None:
         assert throughput.operations(setting, stage) == pytest.approx(plan.operations_per_token)
 
 
+def test_the_size_sets_what_is_auto_and_the_user_has_the_last_word(archive: Path) -> None:
+    for overrides, expected in (([], 0.1), (["pretrain.dropout=0.3"], 0.3)):
+        given = argparse.Namespace(
+            corpus=archive, overrides=overrides, size="base", vocab_size=None, device="cpu"
+        )
+        assert read_setting(given, "fp32").params.pretrain.dropout == expected
+
+
 def test_scale_measures_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(command: list[str], folder: Path) -> dict[str, float]:
         run_here(STAGES[Path(command[1]).stem], folder)
@@ -65,6 +75,22 @@ def test_scale_measures_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     figures = run_benchmark("scale", options, tmp_path)
     assert list(figures["stages"]["100"]) == common.STAGES
     assert all(cell == {"seconds": 2.0, "peak_gib": 0.5} for cell in figures["stages"]["100"].values())
+
+
+def test_scale_keeps_what_it_measured_before_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object) -> dict[str, float]:
+        if len(measured) == len(common.STAGES):
+            sys.exit("unzip failed")
+        measured.append(1)
+        return {"seconds": 2.0, "peak_gib": 0.5}
+
+    measured: list[int] = []
+    monkeypatch.setattr(scale, "measure", measure)
+    with pytest.raises(SystemExit, match="unzip failed"):
+        run_benchmark("scale", ["--lines", "100", "110", "--train", "200"], tmp_path)
+    assert list(json.loads((tmp_path / "result.json").read_text())["stages"]) == ["100"]
 
 
 def test_an_epoch_over_generated_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

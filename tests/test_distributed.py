@@ -141,6 +141,14 @@ def test_two_processes_finetune_as_one_does(
 # --- A process of several, without the others ---
 
 
+def test_processes_of_all_hosts_and_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (distributed.num_processes(), distributed.num_processes_here()) == (1, 1)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (distributed.num_processes(), distributed.num_processes_here()) == (4, 2)
+
+
 def test_a_checkpoint_that_is_due_is_agreed_upon_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "num_processes", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))

@@ -14,6 +14,7 @@ import pytest
 
 import common
 import quality
+from linear import STRENGTHS
 from receiptbert.params import load_params
 from tests.benchmark_runs import pretend_scores, run_benchmark
 from tests.conftest import ROOT
@@ -25,6 +26,7 @@ def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:
     figures = run_benchmark("quality", [*options, "svm_char"], tmp_path)
     assert figures["majority"] == first["majority"]
     assert figures["svm_char"]["mean"] > figures["majority"]["mean"]
+    assert figures["svm_char"]["runs"][0]["C"] in STRENGTHS
     table = quality.Table(archive, tmp_path / "result.json")
     assert table.runs("svm_char", quality.settings_digest("svm_char")) == figures["svm_char"]["runs"]
     of_another_corpus = quality.Table(ROOT / "data/sample.zip", tmp_path / "result.json")

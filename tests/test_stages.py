@@ -18,7 +18,7 @@ from receiptbert import Classifier, Trainer, WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.finetuning import Finetuning
-from receiptbert.labelled import load_labelled, majority_class, training_set
+from receiptbert.labelled import TrainingSet, load_labelled, majority_class, training_set
 from receiptbert.onednn import KEPT_SHAPES
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining, min_text_length
@@ -179,15 +179,30 @@ def test_passes_are_not_recorded_where_memory_lacks(
         assert trainer._graphs == expected
 
 
+def make_finetuning(project: Path) -> tuple[Finetuning, TrainingSet]:
+    params = load_params(project / "params.yaml")
+    source, device = project / "models/pretrained", torch.device("cpu")
+    finetuning = Finetuning(params.finetune, source, 100, device, params.runtime)
+    train = load_labelled(project / "data/tokenized", "train", finetuning.tokenizer)
+    return finetuning, training_set(*train, params.finetune)
+
+
+def test_plans_tell_processes_of_all_hosts_from_those_of_this_one(
+    tiny_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pretraining", "finetuning"):
+        monkeypatch.setattr(f"receiptbert.{module}.num_processes", lambda: 4)
+        monkeypatch.setattr(f"receiptbert.{module}.num_processes_here", lambda: 2)
+    finetuning, data = make_finetuning(tiny_project)
+    for plan in (make_pretraining(tiny_project).plan, finetuning._plan(data)):
+        assert (plan.processes, plan.processes_here) == (4, 2)
+
+
 def test_finetuning_records_no_passes_where_memory_lacks(
     tiny_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiptbert.finetuning.can_capture", lambda *_: True)
-    params = load_params(tiny_project / "params.yaml")
-    source, device = tiny_project / "models/pretrained", torch.device("cpu")
-    finetuning = Finetuning(params.finetune, source, 100, device, params.runtime)
-    train = load_labelled(tiny_project / "data/tokenized", "train", finetuning.tokenizer)
-    data = training_set(*train, params.finetune)
+    finetuning, data = make_finetuning(tiny_project)
     recorded = finetuning._plan(data)
     plain = dataclasses.replace(recorded, cuda_graphs=False)
     for free, expected in ((recorded.total_memory + 1, True), (plain.total_memory + 1, False)):

@@ -60,12 +60,12 @@ def test_mixed_precision_trains_like_fp32(
         torch.manual_seed(1)
         trainer.train(pretrain_loader(texts, tokenizer), 2)
         losses[precision] = [record["MLM"] for record in trainer.history]
-        norms[precision] = [record["grad_norm"] for record in trainer.history]  # not of scaled gradients
+        norms[precision] = trainer.history[0]["grad_norm"]  # not that of the scaled gradients
         assert all(parameter.dtype == torch.float32 for parameter in trainer._model.parameters())
     for precision in ("bf16", "fp16"):
         assert losses[precision] != losses["fp32"]
         np.testing.assert_allclose(losses[precision], losses["fp32"], rtol=0.02)
-        np.testing.assert_allclose(norms[precision], norms["fp32"], rtol=0.5)
+        assert norms[precision] == pytest.approx(norms["fp32"], rel=0.1)
 
 
 def test_in_bf16_few_numbers_of_targets_are_computed(
