@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, VAL
 from receiptbert.linear_teacher import CHARACTERS, WORDS, tfidf
 
-STRENGTHS = [0.1, 0.3, 1.0, 3.0]
+STRENGTHS = [0.1, 0.3, 1.0, 3.0, 10.0]
 # The n-grams of the linear teacher, rare ones too: slower, and a little better.
 EVERY = {"min_df": 1}
 FEATURES: dict[str, list[dict[str, Any]]] = {
