@@ -33,6 +33,8 @@ settings.load_profile("receiptbert")
 # Tests send these signals, which are ignored by what nohup or a script starts in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# What programs handle.
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
 
 # The models here are so small that a second thread only costs time.
 torch.set_num_threads(1)
@@ -105,6 +107,15 @@ def _without_waiting_for_the_disk() -> Iterator[None]:
 def _same_random_numbers() -> None:
     """Whatever ran before in this process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_signal_handlers() -> Iterator[None]:
+    """Commands and torch's launcher leave theirs: a program that calls them ends soon, but pytest does not."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
