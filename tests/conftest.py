@@ -111,7 +111,7 @@ def _same_random_numbers() -> None:
 
 @pytest.fixture(autouse=True)
 def _same_signal_handlers() -> Iterator[None]:
-    """Commands and torch's launcher leave theirs: a program that calls them ends soon, but pytest does not."""
+    """Commands and torch's launcher leave theirs: a program that calls them ends soon, pytest does not."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():

@@ -29,6 +29,7 @@ class BaseTrainer(Generic[Model]):
         optimizer: Optimizer,
         scheduler: Scheduler,
         device: torch.device | str,
+        *,
         logdir: str | None,
         max_grad_norm: float | None,
         precision: str,

@@ -66,12 +66,12 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
             optimizer,
             scheduler,
             device,
-            logdir,
-            max_grad_norm,
-            precision,
-            amp_backend,
-            cuda_graphs,
-            checkpoints,
+            logdir=logdir,
+            max_grad_norm=max_grad_norm,
+            precision=precision,
+            amp_backend=amp_backend,
+            cuda_graphs=cuda_graphs,
+            checkpoints=checkpoints,
         )
         self._pad_token_id = pad_token_id
         self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)

@@ -225,8 +225,22 @@ def load_classifier(folder: Path) -> SavedClassifier:
             f"{folder}: its head has {len(bias)} outputs and the problem_type {kind!r}; name a checkpoint "
             "that chooses one of several classes"
         )
+    names, labels = _classes(config, len(bias), folder)
+    model, ours = BertFinetuneModel(**shape.kwargs(), num_classes=len(names)), from_hf(weights)
+    _require_all(model, _copy_weights(model, ours), folder)
+    if any(name.startswith("_backbone.") for name in ours.keys() - model.state_dict().keys()):
+        raise UserError(f"{folder / WEIGHTS} has more layers than {CONFIG} promises; {TAKE_AGAIN}")
+    return SavedClassifier(model.eval(), load_tokenizer(folder), names, labels, _temperature(config, folder))
+
+
+def _classes(config: dict[str, Any], number: int, folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the classes, and what the corpus calls them.
+
+    Args:
+        number: how many outputs the head has, for a config.json that names none.
+    """
     # Absent where nobody named the classes; these are transformers' names.
-    of_ids = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(bias))}
+    of_ids = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(number)}
     if not isinstance(of_ids, dict) or set(of_ids) != {str(i) for i in range(len(of_ids))}:
         raise UserError(f"{folder / CONFIG}: id2label must name the classes 0, 1, 2 and so on; {TAKE_AGAIN}")
     names = _class_names([of_ids[str(i)] for i in range(len(of_ids))], folder, "id2label")
@@ -235,11 +249,7 @@ def load_classifier(folder: Path) -> SavedClassifier:
         raise UserError(
             f"{folder}: {CONFIG} has {len(names)} classes and {len(labels)} {LABELS}; {TAKE_AGAIN}"
         )
-    model, ours = BertFinetuneModel(**shape.kwargs(), num_classes=len(names)), from_hf(weights)
-    _require_all(model, _copy_weights(model, ours), folder)
-    if any(name.startswith("_backbone.") for name in ours.keys() - model.state_dict().keys()):
-        raise UserError(f"{folder / WEIGHTS} has more layers than {CONFIG} promises; {TAKE_AGAIN}")
-    return SavedClassifier(model.eval(), load_tokenizer(folder), names, labels, _temperature(config, folder))
+    return names, labels
 
 
 def _class_names(values: Any, folder: Path, key: str) -> list[str]:

@@ -37,6 +37,7 @@ class ResumableTrainer(BaseTrainer[Model]):
         optimizer: Optimizer,
         scheduler: Scheduler,
         device: torch.device | str,
+        *,
         logdir: str | None,
         max_grad_norm: float | None,
         precision: str,
@@ -45,7 +46,15 @@ class ResumableTrainer(BaseTrainer[Model]):
         checkpoints: Checkpoints | None,
     ) -> None:
         super().__init__(
-            model, optimizer, scheduler, device, logdir, max_grad_norm, precision, amp_backend, cuda_graphs
+            model,
+            optimizer,
+            scheduler,
+            device,
+            logdir=logdir,
+            max_grad_norm=max_grad_norm,
+            precision=precision,
+            amp_backend=amp_backend,
+            cuda_graphs=cuda_graphs,
         )
         self._checkpoints = checkpoints
         self._interrupts = Interrupts()
