@@ -41,16 +41,17 @@ def test_apex_is_called_as_the_assignment_says(
     assert train(precision="fp16", amp_backend="apex") == expected
 
 
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
 def test_apex_casts_in_the_forward_passes_of_the_training_alone(
-    apex: ModuleType, texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+    apex: ModuleType, texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, recomputed: bool
 ) -> None:
-    trainer, loaders = finetune_parts(
-        texts, tokenizer, finetune_model(), precision="fp16", amp_backend="apex"
-    )
+    model = finetune_model()
+    model.activation_checkpointing = recomputed  # in the backward pass
+    trainer, loaders = finetune_parts(texts, tokenizer, model, precision="fp16", amp_backend="apex")
     assert not apex.casting
     seen = set()
-    trainer._model.register_forward_pre_hook(
-        lambda model, _: seen.add(("train" if model.training else "eval", apex.casting))
+    model._backbone.levels()[-1].register_forward_pre_hook(
+        lambda layer, _: seen.add(("train" if layer.training else "eval", apex.casting))
     )
     trainer.train(loaders, 2)
     assert seen == {("train", True), ("eval", False)}

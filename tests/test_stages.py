@@ -17,6 +17,7 @@ import torch
 from receiptbert import Classifier, Trainer, WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
+from receiptbert.errors import UserError
 from receiptbert.finetuning import Finetuning
 from receiptbert.labelled import TrainingSet, load_labelled, majority_class, training_set
 from receiptbert.onednn import KEPT_SHAPES
@@ -177,6 +178,22 @@ def test_passes_are_not_recorded_where_memory_lacks(
         pretraining.require_memory()
         _, trainer = pretraining.train(cast(Any, None), cast(Any, None))
         assert trainer._graphs == expected
+
+
+def test_apex_accumulates_batches_in_a_single_process_alone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several, it would keep the sums of all batches but the last from being averaged."""
+    monkeypatch.setattr("receiptbert.pretraining.check_amp_backend", lambda *_: None)
+    set_params(project, {"runtime.amp_backend": "apex", "pretrain.num_accum_steps": "2"})
+    make_pretraining(project)
+    monkeypatch.setattr("receiptbert.pretraining.num_processes", lambda: 2)
+    with pytest.raises(
+        UserError, match=r"apex, which cannot accumulate .*; set torch, or pretrain\.num_accum_steps to 1$"
+    ):
+        make_pretraining(project)
+    set_params(project, {"pretrain.num_accum_steps": "1"})
+    make_pretraining(project)
 
 
 def make_finetuning(project: Path) -> tuple[Finetuning, TrainingSet]:

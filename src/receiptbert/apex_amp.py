@@ -37,7 +37,7 @@ class ApexAmp:
 
     @contextmanager
     def casts(self) -> Iterator[None]:
-        """The casts of O1, for a forward pass."""
+        """The casts of O1, for a pass."""
         self._off.__exit__(None, None, None)
         try:
             yield
@@ -50,7 +50,8 @@ class ApexAmp:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``, scaled and unscaled again."""
-        with self._amp.scale_loss(loss, self._optimizer) as scaled:
+        # With casts: activation checkpointing computes the layers of the forward pass once more.
+        with self._amp.scale_loss(loss, self._optimizer) as scaled, self.casts():
             scaled.backward()
         # Looked at after each backward pass: between two steps the scale may rise as well as fall.
         before, self.scale = self.scale, self._loss_scaler()["loss_scale"]

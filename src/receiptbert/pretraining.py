@@ -53,6 +53,12 @@ class Pretraining:
     ) -> None:
         p, runtime = params.pretrain, params.runtime
         check_amp_backend(runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
+        if runtime.amp_backend == "apex" and p.num_accum_steps > 1 and num_processes() > 1:
+            # Apex keeps the sums of earlier batches from the last one's backward pass, which averages.
+            raise UserError(
+                "params.yaml: runtime.amp_backend = apex, which cannot accumulate batches in several "
+                "processes; set torch, or pretrain.num_accum_steps to 1"
+            )
         self.precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
         self._params = params
         self._tokenizer = tokenizer
