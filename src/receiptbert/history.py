@@ -67,7 +67,7 @@ class History:
     def resume(self, records: list[dict[str, float]], logdir: str | None) -> None:
         """Continue after ``records``, in the log of the run that was interrupted after them."""
         self.records, self.logdir = records, logdir
-        # From the last of them on: if it ended an epoch, that is scored again, and logged under the same step.
+        # From the last of them on: an epoch that it ended is scored again, and logged under the same step.
         self._purge_step = len(records)
         for last in records[-1:]:
             self.log({name: value for name, value in last.items() if name != "step"}, len(records))
