@@ -89,7 +89,7 @@ def start_of_finetuning(p: FinetuneParams) -> Path:
     """
     if p.of_our_shape:
         return PRETRAINED  # from scratch means the same shape and vocabulary without the learned weights
-    if os.path.realpath(p.init) == os.path.realpath(FINETUNED):
+    if Path(os.path.realpath(p.init)).is_relative_to(os.path.realpath(FINETUNED)):
         raise UserError(
             f"finetune.init = {p.init}, which finetune replaces; copy it and name the copy (`dvc checkout "
             f"{FINETUNED}` brings it back if DVC has removed it)"

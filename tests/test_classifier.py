@@ -55,6 +55,11 @@ def test_labels_are_those_of_the_corpus(classifier: Classifier, checkpoint: Path
         assert unaware.label == unaware.category == answer.category
 
 
+def test_a_device_may_be_that_of_torch(classifier: Classifier, checkpoint: Path, texts: list[str]) -> None:
+    other = Classifier.from_pretrained(checkpoint, device=torch.device("cpu"))
+    assert other(texts[:9]) == classifier(texts[:9])
+
+
 def test_runners_up_follow_in_order(classifier: Classifier, texts: list[str]) -> None:
     for answer in classifier(texts[:20], top_k=9):
         ranked = [answer.confidence, *(other.confidence for other in answer.runners_up)]

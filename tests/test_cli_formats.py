@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -134,6 +135,21 @@ def test_types_of_parquet_are_kept(run: Run) -> None:
     assert json.loads(second)["text"] is None
 
 
+def test_pandas_reads_what_it_wrote_with_numbers_for_names(run: Run) -> None:
+    pd.DataFrame([["а", 1.5], ["б", 2.5]]).to_parquet("in.parquet")
+    run("in.parquet", "--column", "0", "-o", "out.parquet")
+    written = pd.read_parquet("out.parquet")
+    assert list(written.columns) == ["0", "1", "label", "category", "confidence"]
+    assert written["1"].tolist() == [1.5, 2.5]
+
+
+def test_parquet_with_a_name_that_is_no_text_is_refused(run: Run) -> None:
+    parquet.write_table(pa.table({"text": ["а"], "name": ["б"]}), "in.parquet")
+    Path("in.parquet").write_bytes(Path("in.parquet").read_bytes().replace(b"name", b"n\xffme"))
+    with pytest.raises(SystemExit, match=r"in\.parquet is not a Parquet file, or is damaged \("):
+        run("in.parquet", "-o", "out.csv")
+
+
 def test_texts_that_parquet_has_as_bytes_are_written_as_texts(run: Run) -> None:
     """As Impala and old versions of Spark and Hive write them."""
     for of in (pa.binary(), pa.large_binary()):
@@ -206,6 +222,14 @@ def test_odd_csvs_are_read(run: Run, content: str, expected: dict[str, str]) -> 
     (line,) = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
     assert dict(list(json.loads(line).items())[:-3]) == expected
     assert csv.field_size_limit() == 131_072
+
+
+def test_texts_of_the_only_column_may_have_delimiters(run: Run) -> None:
+    texts = ["СОК 0,2; 6 ШТ,", "\tа;", '"б",', "в"]
+    Path("in.csv").write_text('text\nСОК 0,2; 6 ШТ,\n\tа;\n"""б"","\nв\n', encoding="utf-8")
+    run("in.csv", "-o", "out.csv")
+    assert [row["text"] for row in read("out.csv")] == texts
+    assert Path("out.csv").read_text(encoding="utf-8").startswith("text,label,category,confidence\n")
 
 
 def test_columns_that_collide_with_ours_stay(run: Run) -> None:

@@ -29,6 +29,12 @@ def test_reads_texts_that_look_like_missing_values(tmp_path: Path) -> None:
     assert corpus["text"].tolist()[-3:] == ["NA", "null", ""]
 
 
+def test_reads_a_line_of_a_text_that_is_the_name_of_a_split(tmp_path: Path) -> None:
+    rows = '"set\ntest",1,train\n"val",2,train\n"a, train",2,train\n"train\n",1,train\n'
+    corpus = read_corpus(corpus_file(tmp_path, GOOD + rows))
+    assert corpus["text"].tolist()[-4:] == ["set\ntest", "val", "a, train", "train\n"]
+
+
 def test_reads_the_longest_text_that_is_allowed(tmp_path: Path) -> None:
     corpus = read_corpus(corpus_file(tmp_path, GOOD.replace("kvass", "x" * 10_000)))
     assert corpus["text"].iloc[-1] == "x" * 10_000

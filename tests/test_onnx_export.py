@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -124,7 +125,11 @@ def test_the_command(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    export_onnx(checkpoint, tmp_path / "quiet.onnx")
+    # Warnings of the exporter's own workings would be shown.
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     monkeypatch.setattr(onnx_export, "_export", lambda *arguments: shutil.copy(exported, arguments[-1]))
     monkeypatch.chdir(tmp_path)
     Path("lines.txt").write_text("аб\r\n\r\nв г\r\n", encoding="utf-8", newline="")

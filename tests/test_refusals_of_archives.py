@@ -4,6 +4,7 @@ A row of the tables: what is bad, the bad thing, and a regular expression for th
 for anything. Nothing bad may leave output behind.
 """
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,8 @@ OUTSIDE = "points outside the archive; create it again"
 WHOLE = "is not a complete zip archive"
 ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("missing", lambda path: None, "in.zip not found; set data.archive to a zip with your CSV"),  # noqa: ARG005
-    ("a folder", Path.mkdir, "in.zip is a folder; set data.archive to a zip with your CSV"),
+    ("a folder", Path.mkdir, "in.zip is not a file; set data.archive to a zip with your CSV"),
+    ("a pipe", os.mkfifo, "in.zip is not a file; set data.archive to a zip with your CSV"),
     ("empty file", bytes_of(b""), f"in.zip {WHOLE} (File is not a zip file); make or download it again"),
     (
         "the CSV itself",

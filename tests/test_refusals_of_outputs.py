@@ -60,6 +60,14 @@ def other_weights(folder: Path) -> None:
     save_file(weights, path)
 
 
+def quantized(folder: Path) -> None:
+    path = folder / "models/finetuned/model.safetensors"
+    weights = load_file(path)
+    name = "bert.encoder.layer.0.output.dense.weight"
+    weights[name] = (weights[name] * 100).to(torch.int8)
+    save_file(weights, path)
+
+
 def one_layer_more(folder: Path) -> None:
     path = folder / "models/finetuned/model.safetensors"
     weights = load_file(path)
@@ -153,6 +161,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a last step that spoils the model", "finetune", params(finetune__weight_decay="1e300", finetune__epochs="1", finetune__batch_size="1000", finetune__min_steps="0"), NOT_FINITE),
     ("weights that are no numbers", "evaluate", spoilt_weights, NOT_FINITE),
     ("its own output as the start", "finetune", params(finetune__init=FINETUNED), "finetune.init = models/finetuned, which finetune replaces; copy it and name the copy (`dvc checkout models/finetuned` brings it back if DVC has removed it)"),
+    ("a folder in its own output", "finetune", params(finetune__init=f"{FINETUNED}/base"), "finetune.init = models/finetuned/base, which finetune replaces; copy it and name …"),
     ("its own output, written otherwise", "finetune", params(finetune__init="models/../models/finetuned"), "finetune.init = models/../models/finetuned, which finetune replaces; copy it and name the copy (`dvc checkout models/finetuned` brings it back if DVC has removed it)"),
     ("texts too short", "pretrain", short_texts, "too few unsupervised texts have 2 tokens or more: pretraining needs at least ten, …"),
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
@@ -197,6 +206,8 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a class of the corpus unknown", "evaluate", classes_added, f"{FINETUNED} knows … classes, the corpus has … or more; run `dvc repro`"),
     ("another shape", "evaluate", config(intermediate_size=12), f"{FINETUNED}/model.safetensors lacks … weights of the shape that config.json promises, … among them; {AGAIN}"),
     ("another vocabulary", "evaluate", other_weights, f"{FINETUNED}/model.safetensors lacks 1 weights of the shape that config.json promises, bert.embeddings.word_embeddings.weight among them; {AGAIN}"),
+    ("weights that are integers", "evaluate", quantized, f"{FINETUNED}/model.safetensors lacks 1 weights of the shape that config.json promises, bert.encoder.layer.0.output.dense.weight among them; {AGAIN}"),
+    ("quantized weights", "evaluate", config(quantization_config={"bits": 8}), f"{FINETUNED}: its weights are quantized; name a checkpoint whose weights are not"),
     ("a layer more", "evaluate", one_layer_more, f"{FINETUNED}/model.safetensors has more layers than config.json promises; {AGAIN}"),
     ("no weights", "evaluate", content(f"{FINETUNED}/model.safetensors", None), f"{FINETUNED} holds no model.safetensors; load it with transformers and save it again"),
     ("a folder for weights", "evaluate", folder_for(f"{FINETUNED}/model.safetensors"), f"{FINETUNED}/model.safetensors: Is a directory; {MOVE_AWAY}"),

@@ -98,7 +98,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
     (b"text,id\ra,1\r", ["in.csv"], "in.csv, line 1: a carriage return without a line feed; save"),
     (b"text,id\na,1\nb,c,2\n", ["in.csv"], "in.csv, line 3: 3 fields, the header has 2; quote texts that"),
     (b'text,id\n"a,1\nb,2\n', ["in.csv"], "in.csv, line 2: unexpected end of data; texts that have quotes"),
-    (b'text\n"a" b\n', ["in.csv"], "in.csv, line 2: ',' expected after '\"'; texts that have quotes"),
+    (b'text,id\n"a" b,1\n', ["in.csv"], "in.csv, line 2: ',' expected after '\"'; texts that have quotes"),
     (b"text\n", ["in.csv", "-o", "no/out.csv"], "no is not a folder; create it, or name another"),
     (
         b"text\n",
@@ -191,9 +191,9 @@ def test_bad_input_ends_in_one_line(
 
 
 def test_errors_late_in_a_file_are_found_before_any_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("in.csv").write_text("text\n" + "а\n" * 50_000 + "а,б\n", encoding="utf-8")
+    Path("in.csv").write_text("text,id\n" + "а,1\n" * 50_000 + "а,б,1\n", encoding="utf-8")
     monkeypatch.setattr(Classifier, "from_pretrained", pytest.fail)
-    with pytest.raises(SystemExit, match="line 50002: 2 fields"):
+    with pytest.raises(SystemExit, match="line 50002: 3 fields"):
         run("in.csv", "-o", "out.csv")
 
 

@@ -48,6 +48,8 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
     Raises:
         UserError: no such file, not a zip, damaged, encrypted, none or several CSVs, too large.
     """
+    if archive.exists() and not archive.is_file():  # a pipe, say, from which nothing may ever come
+        raise UserError(f"{archive} is not a file; set data.archive to a zip with your CSV")
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _choose_members(archive, opened)
@@ -56,8 +58,7 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
                 _copy_member(archive, opened, member, folder / name)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{archive} not found; set data.archive to a zip with your CSV") from None
-    except IsADirectoryError:
-        raise UserError(f"{archive} is a folder; set data.archive to a zip with your CSV") from None
+
     except NotImplementedError as error:  # from zipfile: a newer version, strong encryption, patched data
         raise UserError(f"{archive}: {error}; create it again with plain deflate") from None
     except DAMAGE as error:

@@ -92,7 +92,7 @@ class Classifier:
     def from_pretrained(
         cls,
         folder: str | Path,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "fp32",
         batch_size: int = PREDICTION_BATCH_SIZE,
     ) -> "Classifier":
@@ -100,7 +100,7 @@ class Classifier:
 
         Args:
             folder: where it is.
-            device: ``auto`` is the GPU if there is one, else the CPU; or ``cpu``, ``cuda:1`` ...
+            device: ``auto`` is the GPU if there is one, else the CPU; or ``cpu``, ``cuda:1``, one of torch's.
             precision: ``fp32`` gives the labels that ``evaluate`` scores, but none to blank texts; ``bf16``
                 and ``fp16`` are faster where the hardware has them, and may decide a close call differently;
                 ``auto`` chooses.
@@ -110,7 +110,7 @@ class Classifier:
             UserError: no such folder, no finetuned BERT in it, or no such device.
         """
         folder = Path(folder)
-        where = choose_device(device, key="device")
+        where = choose_device(str(device), key="device")
         precision = choose_precision(precision, where, "precision")
         saved = load_classifier(folder)
         classes = list(zip(saved.labels, saved.names, strict=True))

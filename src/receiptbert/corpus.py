@@ -29,8 +29,9 @@ WHOLE_NUMBER = r"-?\d{1,1000}"  # the most repeats that pandas' regular expressi
 NO_LABEL = ["", "na", "n/a", "#n/a", "<na>", "nan", "nat", "none", "null"]
 # What `describe` calls the rows whose label was ignored; `read_corpus` counts them in `attrs`.
 IGNORED_LABELS = "unsupervised_rows_with_label"
-# A whole field of a CSV that names a split.
-SPLIT_FIELD = rf"(?:^|[,\r\n]) *\"?(?:{'|'.join(SPLITS)})\"? *(?:[,\r\n]|$)"
+# A whole field of a CSV that names a split, and a comma beside it: a row has other fields.
+SPLIT_NAME = rf" *\"?(?:{'|'.join(SPLITS)})\"? *"
+SPLIT_FIELD = rf"(?:^|[\r\n]){SPLIT_NAME},|,{SPLIT_NAME}(?:[,\r\n]|$)"
 QUOTES = (
     "a quote opens here and seems to close in another row; double quotes within a text and quote the whole "
     "text"

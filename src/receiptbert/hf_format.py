@@ -110,6 +110,8 @@ def read_shape(folder: Path) -> BertShape:
         raise UserError(
             f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used; name another"
         )
+    if config.get("quantization_config"):
+        raise UserError(f"{folder}: its weights are quantized; name a checkpoint whose weights are not")
     shape = BertShape(**{ours: config[theirs] for ours, theirs in SHAPE.items()})
     for ours, size in shape.kwargs().items():
         if ours not in ("act_func", "eps") and (type(size) is not int or size < 1):
@@ -154,7 +156,7 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
 
     Returns:
         the names of the weights found, as in ``self.state_dict()``; those of other names or shapes are
-        skipped.
+        skipped, and so are integers.
 
     Raises:
         UserError: the folder has no intact model.safetensors, or the file holds no ``state_dict``.
@@ -175,7 +177,12 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
 
 def _copy_weights(model: nn.Module, weights: StateDict) -> list[str]:
     state = model.state_dict()
-    found = [name for name in state if name in weights and weights[name].shape == state[name].shape]
+    found = [
+        name
+        for name, tensor in state.items()
+        # Integers are weights that some tool has quantized, in units of its own.
+        if name in weights and weights[name].shape == tensor.shape and weights[name].is_floating_point()
+    ]
     with torch.no_grad():
         for name in found:
             state[name].copy_(weights[name])

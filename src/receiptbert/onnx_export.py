@@ -174,11 +174,12 @@ def _export(model: CalibratedModel, max_seqlen: int, saved: SavedClassifier, pat
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the exporter's warnings of its own workings, and that torchvision is missing."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript")}
+    for name in before:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -8,6 +8,7 @@ size of the model is ``auto``, the dataclasses hold the value for that size (see
 import dataclasses
 import difflib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -209,8 +210,8 @@ def load_params(path: Path) -> Params:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} not found; run from the project's root") from None
-    # The last three come from values that are not what they look like (2024-02-30) and endless brackets.
-    except (YAMLError, ValueError, LookupError, RecursionError) as error:
+    # The others come from values that are not what they look like (2024-02-30) and endless brackets.
+    except (YAMLError, ValueError, LookupError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
         return _build(Params, _without_auto(document), "")
@@ -282,16 +283,16 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if value == "auto":
             return None
         hint = int
+    if hint in (int, float) and type(value) is int and abs(value) >= 1 << 31:
+        raise _BadValueError(f"{key} must be below {1 << 31:,}")
     # bool is an int to Python, never to a person who writes `epochs: yes`.
-    if hint is float and type(value) is int and abs(value) < 1 << 31:
+    if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         or_auto = " or auto" if key in MAY_BE_AUTO else ""
         raise _BadValueError(f"{key} = {value!r} must be {_TYPE_NAMES[hint]}{or_auto}")
     if isinstance(value, float) and not math.isfinite(value):
         raise _BadValueError(f"{key} = {value!r} must be a finite number")
-    if isinstance(value, int) and abs(value) >= 1 << 31:
-        raise _BadValueError(f"{key} = {value!r} must be below {1 << 31:,}")
     return value
 
 
@@ -304,7 +305,10 @@ def _require(holds: bool, key: str, rule: str) -> None:
 
 
 def _may_be_path(text: str) -> bool:
-    return bool(text) and "\0" not in text
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _require_training_ranges(params: PretrainParams | FinetuneParams) -> None:

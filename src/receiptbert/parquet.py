@@ -1,5 +1,6 @@
 """Parquet tables, read and written a chunk at a time; needs the library ``pyarrow``."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from receiptbert.errors import UserError
 from receiptbert.tables import CHUNK, Column, Table, Write
 
 TYPES = {str: pa.string(), float: pa.float64()}
+PANDAS = b"pandas"  # the key under which it notes how to make its table from the file
 
 
 class ParquetTable:
@@ -86,11 +88,20 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Name the file in errors about its content, which the library reports without it."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).strip()
         raise UserError(f"{path} is not a Parquet file, or is damaged ({reason}); export it again") from None
+
+
+def _about_any_names(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
+    """``metadata`` of a file, without what pandas notes there if the names of all columns are numbers, say;
+    it could not read the file with ours."""
+    if not metadata or PANDAS not in metadata:
+        return metadata
+    noted = json.loads(metadata[PANDAS]) | {"column_indexes": []}
+    return metadata | {PANDAS: json.dumps(noted).encode()}
 
 
 @contextmanager
@@ -101,7 +112,7 @@ def parquet_writer(stream: BinaryIO, table: Table, answers: dict[str, type]) -> 
         answers: the type, str or float, of each further column.
     """
     if isinstance(table, ParquetTable):
-        fields, metadata = list(table.schema), table.schema.metadata
+        fields, metadata = list(table.schema), _about_any_names(table.schema.metadata)
     else:
         fields, metadata = [pa.field(name, pa.string()) for name in table.columns], None
     fields += [pa.field(name, TYPES[kind]) for name, kind in answers.items()]

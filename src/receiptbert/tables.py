@@ -28,6 +28,7 @@ Write: TypeAlias = Callable[[Sequence[Column]], None]
 TEXT = "text"  # the one column of plain lines
 DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # a CSV's header tells which one it has
 
+UNIT_SEPARATOR = "\x1f"  # a control character that no text has
 MAX_HEAD = 100  # lines that a header has at the most
 
 # A spreadsheet runs a cell that begins like this; numbers are harmless.
@@ -125,8 +126,11 @@ class TextTable:
             return self._column in fields, len(fields), len(fields) > 1 and delimiter != ","
 
         self.delimiter = max(DELIMITERS[self.kind], key=likelihood)
+        # A table of one column needs none, so its texts may have any of them.
+        alone = len(header_fields(head, self.delimiter)) == 1
+        between = UNIT_SEPARATOR if alone else self.delimiter
         # If not strict, it would accept a quote left open and swallow the rest of the file.
-        rows = csv.reader(chain(head, lines), delimiter=self.delimiter, strict=True)
+        rows = csv.reader(chain(head, lines), delimiter=between, strict=True)
         width = 0
         start = 1  # the line in which the row begins that is read next
         try:
@@ -136,17 +140,17 @@ class TextTable:
                 if not row or (width != 1 and is_blank(row)):
                     continue
                 width = width or len(row)
-                yield self._padded(row, width, begun)
+                yield self._padded(row, width, begun, between)
         except csv.Error as error:
             raise UserError(f"{self._name}, line {start}: {_explained(error)}") from None
         if not width:
             raise UserError(f"{self._name} is empty; its first line must name the columns")
 
-    def _padded(self, row: list[str], width: int, line: int) -> list[str]:
+    def _padded(self, row: list[str], width: int, line: int, between: str) -> list[str]:
         if any(row[width:]):
             raise UserError(
                 f"{self._name}, line {line}: {len(row)} fields, the header has {width}; "
-                f"quote texts that have {self.delimiter!r} in them"
+                f"quote texts that have {between!r} in them"
             )
         return row[:width] + [""] * (width - len(row))
 
