@@ -170,6 +170,15 @@ def test_numbers_of_parquet_are_written_in_as_few_digits_as_they_need(run: Run) 
     assert [label != "" for label in labels] == [True, False, False]
 
 
+def test_values_within_columns_of_parquet_are_written_like_those_of_columns(run: Run) -> None:
+    kind = pa.list_(pa.struct({"name": pa.binary(), "price": pa.float32()}))
+    items = [[{"name": "сыр".encode(), "price": 9.99}, None], [], None]
+    parquet.write_table(pa.table({"text": ["а", "б", "в"], "items": pa.array(items, kind)}), "in.parquet")
+    run("in.parquet", "-o", "out.jsonl")
+    written = [json.loads(line)["items"] for line in Path("out.jsonl").read_text("utf-8").splitlines()]
+    assert written == [[{"name": "сыр", "price": 9.99}, None], [], None]
+
+
 def test_json_has_no_nan(run: Run) -> None:
     prices = [float("nan"), float("-inf")]
     table = {"text": ["а", "б"], "price": prices, "more": [[price] for price in prices]}

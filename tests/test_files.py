@@ -103,6 +103,21 @@ def test_a_folder_appears_whole_and_without_files_of_before(tmp_path: Path) -> N
     assert contents(tmp_path) == {"folder/b": b"b"}
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["to nothing", "to a folder"])
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path, there: bool) -> None:
+    target, path = tmp_path / "elsewhere", tmp_path / "models"
+    if there:
+        target.mkdir()
+    path.symlink_to(target)
+    with whole(path) as partial:
+        partial.mkdir()
+        (partial / "weights").write_text("x")
+    assert not path.is_symlink()
+    assert contents(path) == {"weights": b"x"}
+    assert target.exists() == there
+    assert {file.name for file in tmp_path.iterdir()} <= {"elsewhere", "models"}
+
+
 def test_what_a_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
     (tmp_path / "folder.part").mkdir()
     (tmp_path / "folder.part" / "half").write_text("half")

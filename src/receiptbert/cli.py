@@ -32,9 +32,10 @@ these columns already, all of ours begin with predicted_.
 The endings tell the formats: .csv, .tsv, .parquet and .txt (plain lines) are read; .csv, .tsv, .parquet
 and .jsonl are written. Text is UTF-8. A CSV has a header, and commas, semicolons or tabs between its
 fields; texts of an only column may have any of them. A CSV written from a CSV keeps its delimiter, one
-written from anything else has commas. Empty lines of a CSV are no rows, nor are lines of spaces where it has
-several columns; a row that is too short is filled up. Plain lines have no header, and each of them is a row, an empty one too. A text without anything to read
-gets an empty label and a confidence of 0."""
+written from anything else has commas. Empty lines of a CSV are no rows, nor are lines of spaces where
+it has several columns; a row that is too short is filled up. Plain lines have no header, and each of
+them is a row, an empty one too. A text without anything to read gets an empty label and a confidence of
+0."""
 
 PREDICT_EXAMPLES = """\
 examples:

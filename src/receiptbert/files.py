@@ -64,14 +64,15 @@ def _appearing(path: Path, partial: Path) -> Iterator[Path]:
             yield partial
             for file in [partial, *partial.rglob("*")]:
                 _sync(file)
-            if partial.is_dir() and path.exists():  # a folder cannot replace another
+            if partial.is_dir() and os.path.lexists(path):  # it can replace neither a folder nor a link
                 _remove(old)
                 path.rename(old)
             os.replace(partial, path)
             _sync(path.parent)
         finally:
             _remove(partial)
-            if old.exists() and not path.exists():  # ended between the two renames, now or in an earlier run
+            # Ended between the two renames, now or in an earlier run.
+            if os.path.lexists(old) and not os.path.lexists(path):
                 old.rename(path)
             _remove(old)
 

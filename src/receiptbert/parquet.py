@@ -73,6 +73,10 @@ class ParquetTable:
 
 
 def _value(scalar: pa.Scalar) -> Any:
+    if scalar.is_valid and pa.types.is_struct(scalar.type):
+        return {name: _value(item) for name, item in scalar.items()}
+    if scalar.is_valid and (pa.types.is_list(scalar.type) or pa.types.is_large_list(scalar.type)):
+        return list(map(_value, scalar.values))
     try:
         value = scalar.as_py()
     except (ValueError, OverflowError, pa.ArrowException):
