@@ -58,7 +58,6 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
                 _copy_member(archive, opened, member, folder / name)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{archive} not found; set data.archive to a zip with your CSV") from None
-
     except NotImplementedError as error:  # from zipfile: a newer version, strong encryption, patched data
         raise UserError(f"{archive}: {error}; create it again with plain deflate") from None
     except DAMAGE as error:
