@@ -1,11 +1,12 @@
 """Weighted F1 on val of other settings against the shipped ones, over random splits; test is not scored.
 
     python benchmarks/sweep.py [--corpus ZIP] [--splits N] [--jobs N] [--work DIR] [--json OUT]
-                               ["KEY=VALUE KEY=VALUE" ...]
+                               [-S KEY=VALUE ...] ["KEY=VALUE KEY=VALUE" ...]
 
-Each argument is a candidate: changes of ``params.yaml``, as ``dvc exp run -S`` takes them. The rows of train
-and val are split anew for each of N splits, whose numbers are the seeds too. Test only serves to leave out
-its texts, on which no run may train, and is then dropped.
+Each argument is a candidate: changes of ``params.yaml``, as ``dvc exp run -S`` takes them. ``-S`` changes a
+setting in all runs, those of the shipped settings too: for a shorter pretraining, say. The rows of train and
+val are split anew for each of N splits, whose numbers are the seeds too. Test only serves to leave out its
+texts, on which no run may train, and is then dropped.
 
 The F1 of a run is that of the best epoch on the very val that chose it. So it is optimistic, for all
 candidates alike: it serves to compare them. Differences from the shipped settings are paired by split. Their
@@ -33,6 +34,7 @@ import numpy as np
 import pandas as pd
 
 from common import (
+    add_overrides,
     argument_parser,
     deviation,
     positive,
@@ -88,18 +90,19 @@ class Trial:
     folders: dict[str, Path]  # of each level
 
 
-def read_candidates(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The changes that each candidate makes, by its name: none for the shipped settings, which are the first.
+def read_candidates(arguments: Sequence[str], in_all: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The changes that each candidate makes, by its name, after those ``in_all``; the shipped settings first.
 
     Raises:
         UserError: a candidate changes what the sweep itself decides, or what is no setting of a model.
     """
-    candidates: dict[str, list[str]] = {SHIPPED: []}
-    for overrides in map(str.split, arguments):
-        for key in (override.partition("=")[0] for override in overrides):
+    candidates: dict[str, list[str]] = {}
+    for overrides in ([], *map(str.split, arguments)):
+        changes = [*in_all, *overrides]
+        for key in (override.partition("=")[0] for override in changes):
             if key.startswith(("data.", "runtime.")) or key.endswith(".seed"):
                 raise UserError(f"{key} is not for a candidate to change")
-        candidates[" ".join(overrides) or SHIPPED] = overrides
+        candidates[" ".join(overrides) or SHIPPED] = changes
     return candidates
 
 
@@ -274,12 +277,14 @@ def main() -> None:
     parser.add_argument("--splits", type=positive, default=3, help="of train and val, for each candidate")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at the same time")
     parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
+    add_overrides(parser, ", in all runs")
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
     digest = hashlib.sha256(args.corpus.read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            trials = plan(read_candidates(args.candidates), args.splits, digest, args.work or Path(scratch))
+            candidates = read_candidates(args.candidates, args.overrides)
+            trials = plan(candidates, args.splits, digest, args.work or Path(scratch))
         except UserError as error:
             parser.error(str(error))
 

@@ -108,6 +108,16 @@ def test_what_settings_leave_equal_is_shared() -> None:
     assert not of_splits[0] & of_splits[1]
 
 
+def test_what_is_changed_in_all_runs_is_changed_in_the_shipped_settings_too() -> None:
+    shipped, candidate = sweep.plan(
+        sweep.read_candidates([LR], ["pretrain.lr=1e-3", TEACHERS]), 1, "digest", Path()
+    )
+    assert (shipped.candidate, candidate.candidate) == ("shipped", LR)
+    params = [common.shipped_params(trial.overrides) for trial in (shipped, candidate)]
+    assert [p.finetune.teachers for p in params] == [0, 0]
+    assert [p.pretrain.lr for p in params] == [1e-3, 2e-3]
+
+
 def test_folders_are_made_once_and_a_sweep_goes_on(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
