@@ -4,7 +4,7 @@
 
 On a small corpus, each experiment changes one parameter of the work tree as the last one left it. Some are
 killed (``kill -9`` of DVC, which takes its trainer along), and the next one goes on from there (if DVC died
-while it wrote ``dvc.lock`` or ``params.yaml``, after the remedy that README gives). In the end, after
+while it wrote ``dvc.lock`` or ``params.yaml``, after the remedy in docs/training.md). In the end, after
 ``dvc repro``, ``dvc status`` must find nothing to do, ``git status`` must name only what README says, and
 every output must have the bytes that a fresh project with these parameters gives.
 """

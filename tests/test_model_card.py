@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,16 @@ def test_coverage_is_told_at_the_temperature() -> None:
     (row,) = (row for row in found.coverage if row.threshold == 0.5)
     assert row.coverage == pytest.approx(kept[4])
     assert kept[1] != kept[4]
+
+
+def test_of_a_package_that_the_path_has_twice_the_first_is_named(
+    monkeypatch: pytest.MonkeyPatch, finetune_model: Make
+) -> None:
+    """As where ``lib64`` is a link to ``lib``, or a cluster's folder stands before the environment's."""
+
+    def twice(name: str) -> list[Any]:
+        return [SimpleNamespace(name=name, version="1.0+cpu"), SimpleNamespace(name=name, version="0.9")]
+
+    monkeypatch.setattr("receiptbert.model_card.metadata.distributions", twice)
+    card = model_card(evaluation(), finetune_model(), DATA)
+    assert [line for line in card.splitlines() if line.startswith("| torch |")] == ["| torch | 1.0 |"]

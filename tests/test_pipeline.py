@@ -145,6 +145,17 @@ def test_only_what_uses_a_change_runs_again(project: Path) -> None:
     assert stages_run(run(["dvc", "repro"], project).stdout) == ["unzip", "evaluate"]
 
 
+def test_a_damaged_output_is_restored_and_one_stage_can_be_forced(project: Path) -> None:
+    """As the messages on damaged outputs advise, and README on a checkpoint that DVC does not watch."""
+    outputs = [project / "data/tokenized/lengths.json", project / "models/finetuned/config.json"]
+    before = [path.read_bytes() for path in outputs]
+    for path in outputs:
+        path.write_text("{")
+    assert not stages_run(run(["dvc", "repro"], project).stdout)
+    assert [path.read_bytes() for path in outputs] == before
+    assert stages_run(run(["dvc", "repro", "-s", "-f", "finetune"], project).stdout) == ["finetune"]
+
+
 def test_an_experiment_trains_with_its_number_and_nothing_is_computed_again(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

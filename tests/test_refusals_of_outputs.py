@@ -144,7 +144,7 @@ def spoilt_weights(folder: Path) -> None:
 NOT_FINITE = "the model's answers are not finite numbers: its training diverged, or its weights are damaged; finetune it anew (at a lower finetune.lr), or take it again from where it came"
 FINETUNED = "models/finetuned"
 OF_CONFIG = f"{FINETUNED}/config.json"
-AGAIN = "run its stage again (`dvc repro -f STAGE`), or download it again"
+AGAIN = "restore it with `dvc repro`, or download it again"
 MOVE_AWAY = "a folder stands where a file must be; move it away"
 OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no CSV yet", "train_tokenizer", content("data/raw/data.csv", None), "data/raw/data.csv not found; run `dvc repro unzip`"),
@@ -152,10 +152,10 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no tokenizer yet", "pretokenize", lambda folder: shutil.rmtree(folder / "models/tokenizer"), "models/tokenizer holds no tokenizer.json and no vocab.txt; run `dvc repro`, or name a BERT checkpoint folder"),
     ("a damaged tokenizer", "pretokenize", content("models/tokenizer/tokenizer.json", "{"), f"models/tokenizer/tokenizer.json is damaged (…); {AGAIN}"),
     ("no facts yet", "pretrain", content("data/tokenized/lengths.json", None), "data/tokenized/lengths.json not found; run `dvc repro pretokenize`"),
-    ("damaged facts", "pretrain", content("data/tokenized/lengths.json", "{"), "data/tokenized/lengths.json is damaged (…); run `dvc repro -f pretokenize`"),
-    ("facts of another version", "pretrain", content("data/tokenized/lengths.json", "{}"), "data/tokenized/lengths.json is damaged (…); run `dvc repro -f pretokenize`"),
+    ("damaged facts", "pretrain", content("data/tokenized/lengths.json", "{"), "data/tokenized/lengths.json is damaged (…); run `dvc repro pretokenize`"),
+    ("facts of another version", "pretrain", content("data/tokenized/lengths.json", "{}"), "data/tokenized/lengths.json is damaged (…); run `dvc repro pretokenize`"),
     ("no store yet", "pretrain", content("data/tokenized/unsupervised.safetensors", None), "data/tokenized/unsupervised.safetensors not found; run `dvc repro pretokenize`"),
-    ("a damaged store", "pretrain", content("data/tokenized/unsupervised.safetensors", "x" * 100), "data/tokenized/unsupervised.safetensors is not a token store (…); run `dvc repro -f pretokenize`"),
+    ("a damaged store", "pretrain", content("data/tokenized/unsupervised.safetensors", "x" * 100), "data/tokenized/unsupervised.safetensors is not a token store (…); run `dvc repro pretokenize`"),
     ("a store of another tokenizer", "pretrain", other_tokenizer, "data/tokenized/unsupervised.safetensors was made with another tokenizer; run `dvc repro pretokenize`"),
     ("texts without letters", "pretrain", texts_without_letters, "no unsupervised text has a letter, and tokens without letters are never predicted; set pretrain.letters_only to false"),
     ("a last step that spoils the model", "finetune", params(finetune__weight_decay="1e300", finetune__epochs="1", finetune__batch_size="1000", finetune__min_steps="0"), NOT_FINITE),
@@ -175,19 +175,19 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "finetune.init = nowhere is not a folder; set pretrained, scratch, or that of a BERT"),
     ("no checkpoint for later", "pretrain", params(finetune__init="Scratch"), "finetune.init = Scratch is not a folder; set pretrained, scratch, or that of a BERT"),
     ("a link to itself", "finetune", started_from_a_link_to_itself, "finetune.init = base is not a folder; set pretrained, scratch, or that of a BERT"),
-    ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro -f pretokenize`"),
-    ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels is of another type); run `dvc repro -f pretokenize`"),
-    ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"longest": "9"}'), "data/tokenized/lengths.json is damaged (longest is of another type); run `dvc repro -f pretokenize`"),
+    ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro pretokenize`"),
+    ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels is of another type); run `dvc repro pretokenize`"),
+    ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"longest": "9"}'), "data/tokenized/lengths.json is damaged (longest is of another type); run `dvc repro pretokenize`"),
     ("no counts", "evaluate", content("metrics/data.json", None), "metrics/data.json not found; run `dvc repro`"),
     ("damaged counts", "evaluate", content("metrics/data.json", "<<<<<<<"), "metrics/data.json is damaged (…); run `dvc repro`"),
     ("counts that are a list", "evaluate", content("metrics/data.json", "[]"), "metrics/data.json is damaged (it holds no JSON object); run `dvc repro`"),
     ("counts of another version", "evaluate", content("metrics/data.json", "{}"), "metrics/data.json lacks rows; run `dvc repro`"),
     ("no texts for teachers", "finetune", texts_of_teachers("unsupervised", None), "data/tokenized/unsupervised.jsonl not found; run `dvc repro pretokenize`"),
-    ("damaged texts", "finetune", texts_of_teachers("train", '"чай"\n"сыр'), "data/tokenized/train.jsonl is damaged (line 2: …); run `dvc repro -f pretokenize`"),
-    ("too few train texts", "finetune", texts_of_teachers("train", '"чай"\n'), "data/tokenized/train.jsonl has 1 texts, but … are tokenized; run `dvc repro -f pretokenize`"),
-    ("too few val texts", "finetune", texts_of_teachers("val", '"чай"\n'), "data/tokenized/val.jsonl has 1 texts, but … are tokenized; run `dvc repro -f pretokenize`"),
-    ("too few test texts", "evaluate", content("data/tokenized/test.jsonl", ""), "data/tokenized/test.jsonl has 0 texts, but 20 are tokenized; run `dvc repro -f pretokenize`"),
-    ("numbers for texts", "evaluate", content("data/tokenized/test.jsonl", "1\n2\n"), "data/tokenized/test.jsonl is damaged (line 1: no text); run `dvc repro -f pretokenize`"),
+    ("damaged texts", "finetune", texts_of_teachers("train", '"чай"\n"сыр'), "data/tokenized/train.jsonl is damaged (line 2: …); run `dvc repro pretokenize`"),
+    ("too few train texts", "finetune", texts_of_teachers("train", '"чай"\n'), "data/tokenized/train.jsonl has 1 texts, but … are tokenized; run `dvc repro pretokenize`"),
+    ("too few val texts", "finetune", texts_of_teachers("val", '"чай"\n'), "data/tokenized/val.jsonl has 1 texts, but … are tokenized; run `dvc repro pretokenize`"),
+    ("too few test texts", "evaluate", content("data/tokenized/test.jsonl", ""), "data/tokenized/test.jsonl has 0 texts, but 20 are tokenized; run `dvc repro pretokenize`"),
+    ("numbers for texts", "evaluate", content("data/tokenized/test.jsonl", "1\n2\n"), "data/tokenized/test.jsonl is damaged (line 1: no text); run `dvc repro pretokenize`"),
     ("no model yet", "evaluate", lambda folder: shutil.rmtree(folder / FINETUNED), f"{FINETUNED} is not a folder; name that of a finetuned model (`dvc repro` makes one, `dvc checkout` brings back the last one)"),
     ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is damaged (…); {AGAIN}"),
     ("config is a list", "evaluate", content(OF_CONFIG, "[]"), f"{OF_CONFIG} is damaged (it holds no JSON object); {AGAIN}"),

@@ -152,6 +152,11 @@ BAD: list[tuple[bytes, list[str], str]] = [
         "stdin is read as plain lines, but the first of them names a column 'text'; give --from csv, or",
     ),
     (
+        b"\n \ntext,id\ntea,1\n",
+        ["-"],
+        "stdin is read as plain lines, but the first of them names a column 'text'",
+    ),
+    (
         "id;имя\n1;чай\n".encode(),
         ["-", "--column", "имя"],
         "stdin is read as plain lines, which have no column 'имя'; give --from csv",

@@ -41,8 +41,8 @@ def test_json_comes_back(tmp_path: Path) -> None:
 
 
 def test_csv_rounds_and_quotes(tmp_path: Path) -> None:
-    write_csv(tmp_path / "p.csv", ["text", "value"], [("a,b", 2 / 3), ("с", 1)])
-    assert (tmp_path / "p.csv").read_bytes().decode() == 'text,value\n"a,b",0.66667\nс,1\n'
+    write_csv(tmp_path / "p.csv", ["text", "value"], [("a,b", 2 / 3), ("с\r d \n", 1)])
+    assert (tmp_path / "p.csv").read_bytes().decode() == 'text,value\n"a,b",0.66667\nс d ,1\n'
 
 
 def test_mean_curve_averages_runs_of_steps() -> None:

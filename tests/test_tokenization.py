@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,9 +201,9 @@ def test_older_checkpoints_have_a_vocabulary_and_settings(tmp_path: Path) -> Non
         ("tokenizer_config.json", "{", "tokenizer_config.json is damaged"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json is damaged"),
         ("tokenizer_config.json", "null", "tokenizer_config.json is damaged"),
-        ("tokenizer_config.json", '{"cls_token": 5}', "cls_token cannot be 5; run"),
-        ("tokenizer_config.json", '{"cls_token": {}}', "cls_token cannot be {}; run"),
-        ("tokenizer_config.json", '{"do_lower_case": "yes"}', "do_lower_case cannot be 'yes'; run"),
+        ("tokenizer_config.json", '{"cls_token": 5}', "cls_token cannot be 5; restore"),
+        ("tokenizer_config.json", '{"cls_token": {}}', "cls_token cannot be {}; restore"),
+        ("tokenizer_config.json", '{"do_lower_case": "yes"}', "do_lower_case cannot be 'yes'; restore"),
         ("tokenizer_config.json", '{"cls_token": "<s>"}', "the tokenizer has no cls token"),
     ],
 )
@@ -215,10 +216,22 @@ def test_damaged_tokenizers_are_refused(
         WordpieceTokenizer.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_folder_whose_name_is_not_utf_8_is_not_called_damaged(
+    tokenizer: WordpieceTokenizer, tmp_path: Path, name: str
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved")
+    folder = tmp_path / os.fsdecode(b"mod\xe9l")
+    folder.mkdir()
+    shutil.copy(tmp_path / "saved" / name, folder)
+    with pytest.raises(UserError, match=rf"{name}: its name is not in UTF-8, as the tokenizer needs it"):
+        WordpieceTokenizer.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("content", [b"", bytes(range(256)), b"[PAD]\n[UNK]\n[CLS]\n[MASK]\na\n"])
 def test_damaged_vocabularies_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vocab.txt").write_bytes(content)
-    with pytest.raises(UserError, match=r"vocab\.txt is damaged \(.+\); run its stage again"):
+    with pytest.raises(UserError, match=r"vocab\.txt is damaged \(.+\); restore it"):
         WordpieceTokenizer.from_pretrained(tmp_path)
 
 

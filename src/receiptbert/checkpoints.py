@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -118,9 +119,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove these checkpoints: the training's outputs are written."""
         if self._folder.exists():
-            for path in self._folder.iterdir():
-                path.unlink()
-            self._folder.rmdir()
+            shutil.rmtree(self._folder)
 
     def _paths(self) -> list[Path]:
         """The checkpoints, the newest first."""

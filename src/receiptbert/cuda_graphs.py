@@ -67,7 +67,8 @@ class GraphedPasses:
         """Run a pass over ``inputs``; return what to log of them. None if it must be run as usual.
 
         That is a pass that comes for the first time: it may be the last of its kind, and what libraries set
-        up on first use cannot be recorded. Call it before each pass all the same.
+        up on first use cannot be recorded. It is also one of a new kind once there are ``MAX_GRAPHS``. Call
+        it before each pass all the same.
 
         Args:
             key: what distinguishes passes that cannot share a graph, the shapes of the inputs included.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PRETOKENIZE_AGAIN = "run `dvc repro -f pretokenize`"  # how to repair what is in data/tokenized
+PRETOKENIZE_AGAIN = "run `dvc repro pretokenize`"  # how to repair what is in data/tokenized
 
 
 class UserError(Exception):

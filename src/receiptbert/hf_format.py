@@ -141,7 +141,7 @@ def _temperature(config: dict[str, Any], folder: Path) -> float:
     if type(temperature) not in (int, float) or not 0.001 <= temperature <= 1000:
         raise UserError(
             f"{folder / CONFIG}: {TEMPERATURE} = {temperature!r} must be a number between 0.001 and 1000; "
-            "run `dvc repro -f finetune`, or take the line out for 1"
+            "restore it with `dvc repro`, or take the line out for 1"
         )
     return float(temperature)
 

@@ -193,9 +193,9 @@ Both choose the same class; the scores of the second are at temperature 1 (the t
 
 
 def _versions() -> str:
-    found = [
-        (package.name, package.version) for name in PACKAGES for package in metadata.distributions(name=name)
-    ]
+    # Of a package that the path has twice, the first is the one imported.
+    installed = [next(iter(metadata.distributions(name=name)), None) for name in PACKAGES]
+    found = [(package.name, package.version) for package in installed if package]
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     # The part after a plus names a build, for this or that GPU.
     rows = [("Python", python), *((name, version.split("+")[0]) for name, version in found)]

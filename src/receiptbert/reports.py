@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from receiptbert.json_files import read_json_object
 
 # Enough to tell experiments apart, and no more: the noise of the last bits stays out of `git diff`.
 DECIMALS = 5
+LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -34,11 +36,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write the data of a plot as CSV, floats rounded to ``DECIMALS``."""
+    """Write the data of a plot as CSV: floats rounded to ``DECIMALS``, texts in one line."""
     with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows([_rounded(value) for value in row] for row in rows)
+        writer.writerows([_cell(value) for value in row] for row in rows)
 
 
 def mean_curve(
@@ -56,6 +58,11 @@ def mean_curve(
         [run[-1]["step"], *(sum(record[name] for record in run) / len(run) for name in columns)]
         for run in runs
     ]
+
+
+def _cell(value: Any) -> Any:
+    # A carriage return would end the row: Python before 3.13 does not quote it.
+    return LINE_BREAK.sub(" ", value) if isinstance(value, str) else _rounded(value)
 
 
 def _rounded(value: Any) -> Any:

@@ -74,10 +74,10 @@ class TextTable:
         self.columns = next(self._rows)
 
     def peek(self) -> list[str]:
-        """The first row, which is still to be read; empty if there is none."""
-        first = list(islice(self._rows, 1))
+        """The first row that is not blank, which is still to be read; empty if ``MAX_HEAD`` are blank."""
+        first = list(islice(self._rows, MAX_HEAD))
         self._rows = chain(first, self._rows)
-        return first[0] if first else []
+        return next((row for row in first if "".join(row).strip()), [])
 
     def count(self) -> int | None:
         """The number of rows, after checking all of them for errors; None for stdin."""

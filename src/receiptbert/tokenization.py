@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
 # Texts handed to the Rust side at once: enough to keep every core busy, few enough to bound memory.
 CHUNK = 10_000
 # How to repair a damaged checkpoint, ours or another.
-TAKE_AGAIN = "run its stage again (`dvc repro -f STAGE`), or download it again"
+TAKE_AGAIN = "restore it with `dvc repro`, or download it again"
 # Tokenizers differ in what they make of capitals, accents, Chinese, unseen and compatibility characters and
 # punctuation, before they look for pieces.
 PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc № ½ ﬁ 3,2%"
@@ -260,7 +260,10 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _damage_named(path: Path) -> Iterator[None]:
     path.open("rb").close()  # a file that may not be read is not damaged
     try:
+        str(path).encode()  # the library may report such a name as another fault
         yield
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: its name is not in UTF-8, as the tokenizer needs it; rename it") from None
     except Exception as error:  # the library raises no more specific class
         raise UserError(f"{path} is damaged ({error}); {TAKE_AGAIN}") from None
 
