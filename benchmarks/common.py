@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import statistics
@@ -22,11 +23,11 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from receiptbert import cli
 from receiptbert.archive import DATA_NAME, extract_corpus
-from receiptbert.cli import positive as positive  # options that are whole numbers, as in the command
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
 from receiptbert.equal_texts import held_out_too, number_texts
-from receiptbert.errors import UserError, one_line_errors
+from receiptbert.errors import UserError, one_line_errors, printable
 from receiptbert.failures import explain
 from receiptbert.params import Params, TokenizerParams, load_params
 from receiptbert.progress import say
@@ -48,6 +49,11 @@ def argument_parser(doc: str, *, corpus: bool = True) -> argparse.ArgumentParser
         parser.add_argument("--corpus", type=Path, default=ROOT / "data/sample.zip", help="a zip as in data/")
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a positive integer, which may count millions of lines."""
+    return cli.positive(text, digits=9)
 
 
 def seconds(text: str) -> float:
@@ -118,6 +124,10 @@ def write_params(folder: Path, overrides: Sequence[str]) -> None:
 def deviation(values: Sequence[float]) -> float:
     """The sample standard deviation; 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+# For a pipeline beside models that learn from `read_archive`.
+AS_READ = ["data.train_on_held_out_texts=false"]
 
 
 def read_archive(archive: Path) -> pd.DataFrame:
@@ -218,7 +228,10 @@ def write_result(
         return
     if rates:
         figures = {**figures, "medians": {name: statistics.median(values) for name, values in rates.items()}}
-    write_json(path, {**figures, **provenance()})
+    result = {**figures, **provenance()}
+    # A name of a corpus may hold bytes that are not UTF-8.
+    names = {key: printable(value) for key, value in result.items() if isinstance(value, str)}
+    write_json(path, result | names)
 
 
 def provenance() -> dict[str, str]:
@@ -246,7 +259,8 @@ def _commit() -> str:
 def _this_command() -> str:
     """What was typed, without the folders of absolute paths, which mean nothing elsewhere."""
     script = f"benchmarks/{Path(sys.argv[0]).name}"
-    arguments = [Path(value).name if Path(value).is_absolute() else value for value in sys.argv[1:]]
+    # A path may also follow an equals sign, as in --corpus=PATH and -S finetune.init=PATH.
+    arguments = [re.sub(r"(^|=)/(?:.*/)?", r"\1", value) for value in sys.argv[1:]]
     return shlex.join(["python", script, *arguments])
 
 

@@ -58,7 +58,7 @@ def prepare(folder: Path, lines: int) -> None:
 def pretrain(folder: Path) -> dict[str, float | str]:
     """Pretrain with the settings in ``folder``; what it took, and the loss on the texts held out."""
     params = load_params(folder / "params.yaml")
-    device = choose_device(params.runtime.device)
+    device = choose_device(params.runtime.device, params.runtime.deterministic)
     keep_freed_memory(device, params.pretrain.precision)
     tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
     texts = TokenStore.load(folder / "data/tokenized/unsupervised.safetensors", tokenizer)
@@ -84,7 +84,10 @@ def pretrain(folder: Path) -> dict[str, float | str]:
         "vocab_size": tokenizer.vocab_size,
         **({"gpu_gib": memory} if memory is not None else {}),
         **pretraining.evaluate(trainer),
-        **{key: str(value) for key, value in conditions(device, pretraining.precision, "torch").items()},
+        **{
+            key: str(value)
+            for key, value in conditions(device, pretraining.precision, params.runtime.amp_backend).items()
+        },
     }
 
 

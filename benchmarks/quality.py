@@ -34,6 +34,7 @@ import pandas as pd
 from sklearn.metrics import f1_score
 
 from common import (
+    AS_READ,
     STAGES,
     add_overrides,
     argument_parser,
@@ -132,7 +133,10 @@ class Contest:
         return folder, read_json(record)["seconds"]
 
     def _run_stages(self, folder: Path, overrides: Sequence[str], stages: Sequence[str]) -> None:
-        write_params(folder, [*overrides, f"data.archive={self.archive.resolve()}"])
+        link = folder / "corpus.zip"  # its own path may be no YAML
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.archive.resolve())
+        write_params(folder, [*overrides, f"data.archive={link.name}", *AS_READ])
         run_stages(folder, stages, self.jobs)
 
     def _rows(self, split: str) -> pd.DataFrame:

@@ -127,8 +127,9 @@ def make_pretraining(
 ) -> tuple[Trainer, Batches]:
     """Our trainer and the batches of an epoch.
 
-    As in the stage, except for the learning rate, which is constant, and the masking, which is that of
-    Hugging Face's collator: token by token.
+    As in the stage, except for what speed and memory do not depend on (the learning rate is constant, no text
+    is held out) and for the masking, which is that of Hugging Face's collator: token by token, 80/10/10. Each
+    batch is a step.
     """
     p = setting.params.pretrain
     dataset = PretrainDataset(

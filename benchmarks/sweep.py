@@ -34,6 +34,7 @@ import numpy as np
 import pandas as pd
 
 from common import (
+    AS_READ,
     add_overrides,
     argument_parser,
     deviation,
@@ -111,7 +112,7 @@ def plan(candidates: Mapping[str, list[str]], splits: int, digest: str, work: Pa
     trials = []
     for split in range(splits):
         for candidate, changes in candidates.items():
-            overrides = [f"data.archive={ARCHIVE}", *changes, *seeds(split)]
+            overrides = [f"data.archive={ARCHIVE}", *AS_READ, *changes, *seeds(split)]
             names = folder_names(digest, split, overrides)
             folders = {level: work / name for level, name in names.items()}
             trials.append(Trial(candidate, split, overrides, folders))

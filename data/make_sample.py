@@ -22,7 +22,7 @@ import yaml
 
 T = TypeVar("T")
 SIZES = {"unlabelled": 50_000, "train": 5_000, "val": 1_000, "test": 3_000}
-CATEGORIES, MIN_TRAIN_ROWS = 96, 3  # every category has at least so many train rows
+CATEGORIES, MIN_TRAIN_ROWS = 96, 3  # every category has at least so many train rows, if there are enough
 TABLE, VARIANTS = 1024, 8  # slots of a weighted table; shortened spellings kept per phrase
 MAX_TRIES = 1000  # for a line unlike the others
 
@@ -296,6 +296,8 @@ def main(argv: list[str] | None = None) -> None:
     sizes = {"unsupervised" if name == "unlabelled" else name: getattr(args, name) for name in SIZES}
     if min(sizes.values()) < 0:
         parser.error("a number of rows must not be negative")
+    if not args.out.name:
+        parser.error(f"{args.out} is no name of an archive")
     try:
         write_archive(args.out, Generator(args.lexicon, args.seed), sizes)
     except (LexiconError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:

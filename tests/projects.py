@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and "runs" not in path.parts
+        if path.is_file() and "runs" not in path.relative_to(folder).parts
     }
 
 

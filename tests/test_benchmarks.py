@@ -1,6 +1,7 @@
 """What benchmarks share, and four that write their figures; how fast anything is, is no matter for a test."""
 
 import json
+import os
 import pickle
 import re
 import sys
@@ -16,6 +17,7 @@ import common
 import inference
 import throughput
 from receiptbert.errors import UserError
+from setting import Setting
 from tests.benchmark_runs import run_benchmark
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
@@ -90,6 +92,26 @@ def test_a_benchmark_writes_its_figures(
     assert figures.get("labels_equal", True)
 
 
+def test_lines_that_one_of_two_predictors_would_skip_are_not_timed(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours computes equal lines once, and gives no label to a line without tokens."""
+    corpus = common.read_archive(archive)
+    unlabelled = corpus.index[corpus["split"] == "unsupervised"]
+    corpus.loc[unlabelled, "text"] = ["чай", " ", *("чай", "сыр") * 149]
+    common.write_archive(corpus, tmp_path / "few.zip")
+    classified = []
+
+    def watch(setting: Setting, folder: str) -> Callable[[list[str]], list[str]]:
+        classify = ours(setting, folder)
+        return lambda lines: classified.append(lines) or classify(lines)  # type: ignore[func-returns-value]
+
+    ours = inference._ours
+    monkeypatch.setattr(inference, "_ours", watch)
+    run_benchmark("inference", ["--corpus", str(tmp_path / "few.zip"), *QUICK, "--lines", "3"], tmp_path)
+    assert classified[:2] == [["чай", "сыр"], ["чай"]]
+
+
 def test_other_labels_than_those_of_the_pipeline_are_no_success(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +155,17 @@ def test_stages_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_command_that_is_written_can_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "sys.argv", ["/somewhere/sweep.py", "--corpus", "/home/x.zip", "a.b=1 c.d=2", "e.f=3"]
+        "sys.argv",
+        ["/somewhere/sweep.py", "--corpus", "/home/x.zip", "--json=/a/b.json", "a.b=1 c.d=2", "e.f=3/4"],
     )
-    assert common.provenance()["command"] == "python benchmarks/sweep.py --corpus x.zip 'a.b=1 c.d=2' e.f=3"
+    assert common.provenance()["command"] == (
+        "python benchmarks/sweep.py --corpus x.zip --json=b.json 'a.b=1 c.d=2' e.f=3/4"
+    )
+
+
+def test_a_name_that_is_not_utf_8_costs_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.fsdecode(b"\xe9.zip")
+    monkeypatch.setattr("sys.argv", ["sweep.py", "--corpus", name])
+    common.write_result(tmp_path / "result.json", {"corpus": name, "f1": 0.5})
+    figures = json.loads((tmp_path / "result.json").read_text())
+    assert (figures["corpus"], figures["f1"]) == (r"\udce9.zip", 0.5)

@@ -1,5 +1,8 @@
 """What the documentation says one can type works as it stands."""
 
+import argparse
+import contextlib
+import importlib
 import re
 import shlex
 import shutil
@@ -23,6 +26,7 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+RESULTS = sorted((ROOT / "benchmarks/results").glob("*.json"))
 EXPERIMENTS = sorted(
     {
         command
@@ -87,15 +91,29 @@ def test_settings_of_experiments_are_such(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_benchmarks_have_the_options_that_are_given(path: Path) -> None:
-    common, setting = ((ROOT / f"benchmarks/{name}.py").read_text() for name in ("common", "setting"))
+def test_benchmarks_accept_the_options_that_are_given(path: Path) -> None:
     for name, options in re.findall(r"python benchmarks/(\w+)\.py([^`\n]*)", path.read_text()):
-        code = (ROOT / f"benchmarks/{name}.py").read_text()
-        if "add_setting_options(parser" in code:
-            code += setting
-        code += common.replace('"--corpus"', "") if "corpus=False" in code else common
-        for option in re.findall(r"--[\w-]+", options):
-            assert f'"{option}"' in code, (name, option)
+        parser_of(name).parse_args(shlex.split(options.replace(" ...", ""), comments=True))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_the_command_of_a_result_can_be_run_again(path: Path) -> None:
+    for name, options in re.findall(r'"command": "python benchmarks/(\w+)\.py(.*)"', path.read_text()):
+        parser_of(name).parse_args(shlex.split(options))
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """What parses the command line of a benchmark."""
+    found: list[argparse.ArgumentParser] = []
+
+    def find(parser: argparse.ArgumentParser, *_: object) -> None:
+        found.append(parser)
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(InterruptedError):
+        patch.setattr(argparse.ArgumentParser, "parse_args", find)
+        importlib.import_module(name).main()
+    return found[0]
 
 
 def anchors(path: Path) -> set[str]:

@@ -118,3 +118,10 @@ def test_broken_lexicon(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out.zip").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_no_name_for_the_archive(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        make_sample.main([name])
+    assert "is no name of an archive" in capsys.readouterr().err

@@ -48,6 +48,9 @@ def test_a_table_keeps_seeds_that_lack_none_before_them(archive: Path, tmp_path:
     assert len(quality.Table(archive, tmp_path / "result.json").runs("svm_word", "settings")) == 2
 
 
+KEPT = "data.train_on_held_out_texts=true"
+
+
 def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,12 +60,13 @@ def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
         params = load_params(folder / "params.yaml")
         assert params.pretrain.seed == params.finetune.seed
         assert params.finetune.epochs == 3
-        assert Path(params.data.archive) == archive
+        assert (folder / params.data.archive).samefile(archive)
+        assert not params.data.train_on_held_out_texts  # the models beside it do not
         calls.append((stages[-1], params.finetune.seed, params.finetune.teachers, params.finetune.init))
         pretend_scores(folder, 0.5)
 
     monkeypatch.setattr(quality, "run_stages", pretend)
-    contest = quality.Contest(archive, common.read_archive(archive), ["finetune.epochs=3"])
+    contest = quality.Contest(archive, common.read_archive(archive), ["finetune.epochs=3", KEPT])
     for name, seed in (("default", 7), ("undistilled", 7), ("undistilled", 8), ("scratch", 8)):
         run = contest.run(name, seed, tmp_path)
     assert calls == [

@@ -34,6 +34,8 @@ CSVS: list[tuple[str, str | bytes, str]] = [
         CSV.replace("text", "Text"),
         " lacks the column text; its header is 'Text,label,split' …",
     ),
+    ("a no-break space first", f"\u00a0\n{CSV}", " lacks the column text; its header is '\\xa0' and …"),
+    ("a no-break space", CSV.replace("\n", "\n\u00a0\n", 1), f", row 2, column split: '' {NO_SPLIT}"),
     ("a column twice", CSV.replace("text,", "text,text,"), " has two columns named text; leave one"),
     (
         "semicolons",

@@ -248,10 +248,10 @@ def _shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def positive(text: str) -> int:
-    """The type of an option that is a positive integer."""
-    if not re.fullmatch(r"0*[1-9]\d{0,5}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 999,999")
+def positive(text: str, digits: int = 6) -> int:
+    """The type of an option that is a positive integer of so many ``digits`` at most."""
+    if not re.fullmatch(rf"0*[1-9]\d{{0,{digits - 1}}}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {10**digits - 1:,}")
     return int(text)
 
 

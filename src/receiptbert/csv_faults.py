@@ -199,8 +199,11 @@ def _shown(row: int, line: int) -> str:
 
 
 def is_blank(fields: list[str]) -> bool:
-    """Whether a row is an empty line or one of spaces, which is no row in a table of several columns."""
-    return not fields or (len(fields) == 1 and fields[0] != "" and not fields[0].strip())
+    """Whether a row is an empty line or one of spaces, which is no row in a table of several columns.
+
+    Spaces and tabs, as for pandas: a line with any other space in it has a field.
+    """
+    return not fields or (len(fields) == 1 and fields[0] != "" and not fields[0].strip(" \t"))
 
 
 @contextmanager
