@@ -2,7 +2,7 @@
 
     python benchmarks/answers.py [--json OUT]
 
-Runs in seconds. The figure on padding needs the finetuned model and the lines of the last ``make repro``.
+Runs in seconds. Some figures need the finetuned model and the lines of the last ``make repro``.
 """
 
 import math
@@ -17,31 +17,37 @@ from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertShape
 from receiptbert.hf_format import load_classifier
+from receiptbert.modeling import BertFinetuneModel
 from receiptbert.plan import parameters
 from receiptbert.pretraining import EPS
+from receiptbert.tokenization import WordpieceTokenizer
 from setting import shape_of
 
 MINI = BertShape(**shape_of("mini"), vocab_size=30_000, max_seqlen=24, act_func="gelu", eps=EPS)
 KEYS = 11  # tokens of a receipt line, marks included
+STUCK = 0.01
 PASSES = 50  # forward and backward, timed together
 
 
 def attention_weights(scaled: bool) -> dict[str, float]:
     """Softmax over scores of random queries and keys of unit variance: how sharp, and how well it can learn.
 
-    The derivative of a weight p by its own score is p (1 - p), so a weight near 1 is stuck.
+    The derivative of a weight p by its own dot product is p (1 - p), times the scale. A query is called stuck
+    where it is small for all keys.
     """
     generator = torch.Generator().manual_seed(0)
     size = MINI.hidden_size // MINI.num_attention_heads
+    scale = 1 / math.sqrt(size) if scaled else 1.0
     queries, keys = (torch.randn(1000, KEYS, size, generator=generator) for _ in range(2))
-    scores = queries @ keys.transpose(1, 2) / (math.sqrt(size) if scaled else 1.0)
+    scores = queries @ keys.transpose(1, 2) * scale
     weights = scores.softmax(dim=-1)
     largest = weights.max(dim=-1).values
+    derivatives = weights * (1 - weights) * scale
     return {
         "deviation_of_scores": float(scores.std()),
         "largest_weight": float(largest.mean()),
         "queries_with_a_weight_above_0.99": float((largest > 0.99).float().mean()),
-        "derivative": float((weights * (1 - weights)).mean()),
+        "queries_stuck": float((derivatives.max(dim=-1).values < STUCK).float().mean()),
     }
 
 
@@ -61,9 +67,10 @@ def wide_projection() -> float:
     return ratio(rates["wide"], rates["narrow"])
 
 
-def unmasked_padding(folder: Path, corpus: Path, extra: int = 5) -> float:
+def unmasked_padding(
+    model: BertFinetuneModel, tokenizer: WordpieceTokenizer, corpus: Path, extra: int = 5
+) -> float:
     """Share of test lines that get another class when padded by ``extra`` tokens that are not masked."""
-    model, tokenizer, *_ = load_classifier(folder)
     rows = read_corpus(corpus)
     texts = rows.loc[rows[SPLIT] == TEST, TEXT].tolist()
     dataset = InferenceDataset(texts, model.shape.maxlen - extra, tokenizer)
@@ -94,17 +101,21 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
     parser.add_argument("--data", type=Path, default=ROOT / "data/raw/data.csv")
     args = parser.parse_args()
+    model, tokenizer, *_ = load_classifier(args.model)
     figures = {
         "scaled": attention_weights(scaled=True),
         "not_scaled": attention_weights(scaled=False),
         "rate_of_a_wide_projection": wide_projection(),
-        "share_of_lines_with_another_class_if_padding_is_not_masked": unmasked_padding(args.model, args.data),
+        "share_of_lines_with_another_class_if_padding_is_not_masked": unmasked_padding(
+            model, tokenizer, args.data
+        ),
         f"multiplications_{KEYS}_tokens": multiplications(KEYS),
         "multiplications_512_tokens": multiplications(512),
         "parameters": {
             **parameters(MINI, None),
             "second_matrix_if_not_tied": MINI.vocab_size * MINI.hidden_size,
         },
+        f"parameters_with_{model.shape.vocab_size}_entries": parameters(model.shape, None),
     }
     for name, value in figures.items():
         print(f"{name}: {value}")

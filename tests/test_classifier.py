@@ -182,8 +182,8 @@ def test_models_that_cannot_classify_are_refused(
         Classifier.from_pretrained(checkpoint, batch_size=0)
     for labels, message in [
         (["1", "2"], "has 3 classes and 2 corpus_labels"),
-        (5, ": corpus_labels must hold the classes as texts; run its stage again"),
-        ([1, 2, None], ": corpus_labels must hold the classes as texts; run its stage again"),
+        (5, ": corpus_labels must hold the classes as texts; restore it"),
+        ([1, 2, None], ": corpus_labels must hold the classes as texts; restore it"),
     ]:
         change_config(checkpoint, corpus_labels=labels)
         with pytest.raises(UserError, match=rf"config\.json.*{message}"):

@@ -144,3 +144,14 @@ def test_prediction_keeps_the_order_of_the_texts(
     ]
     assert together.tolist() == one_by_one
     assert len(set(one_by_one)) > 1
+
+
+def test_a_loader_that_shuffles_or_drops_texts_is_refused(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    trainer, _ = finetune_parts(texts, tokenizer, finetune_model())
+    dataset = InferenceDataset(texts[:5], 12, tokenizer)
+    with pytest.raises(ValueError, match="shuffle=False"):
+        trainer.predict(DataLoader(dataset, shuffle=True))
+    with pytest.raises(ValueError, match="has 4 of 5 texts"):
+        trainer.predict(DataLoader(dataset, batch_size=2, drop_last=True, collate_fn=torch.stack))
