@@ -69,11 +69,12 @@ def generate_corpus(archive: Path, *options: str) -> None:
 
 def commit(folder: Path, variables: dict[str, str] | None = None) -> None:
     """Commit all that git does not ignore in ``folder``; ``variables`` as for ``run``."""
-    run(["git", "add", "-A"], folder, variables)
-    # Whatever the user's own settings: no signature, no hooks.
-    settings = ["user.name=x", "user.email=x@x", "commit.gpgsign=false", "core.hooksPath=/dev/null"]
-    options = [word for setting in settings for word in ("-c", setting)]
-    run(["git", *options, "commit", "-qm", "state"], folder, variables)
+    # Whatever the user's own settings: no signature, no hooks, nothing else ignored than by the project.
+    settings = ["user.name=x", "user.email=x@x", "commit.gpgsign=false"]
+    settings += ["core.excludesFile=/dev/null", "core.hooksPath=/dev/null"]
+    git = ["git", *(word for setting in settings for word in ("-c", setting))]
+    run([*git, "add", "-A"], folder, variables)
+    run([*git, "commit", "-qm", "state"], folder, variables)
 
 
 def outputs(project: Path) -> dict[str, bytes]:

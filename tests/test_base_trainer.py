@@ -62,8 +62,12 @@ def test_accumulated_batches_are_one_step(
     assert len(trainer.history) == 3 + 3
 
 
-def test_each_accumulated_batch_has_random_numbers_of_its_own(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, monkeypatch: pytest.MonkeyPatch
+def test_each_batch_has_random_numbers_of_its_own(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    finetune_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     positions = []
 
@@ -75,6 +79,10 @@ def test_each_accumulated_batch_has_random_numbers_of_its_own(
     batch = next(iter(pretrain_loader(texts, tokenizer)))
     pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2).train([batch] * 5, 2)
     assert len(set(positions)) == 10
+    positions.clear()
+    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    trainer.train(loaders, 2)
+    assert len(set(positions)) == 2 * len(loaders["train"]) > 2
 
 
 @pytest.mark.parametrize(

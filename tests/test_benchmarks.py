@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import common
@@ -82,6 +83,7 @@ def test_a_benchmark_writes_its_figures(
     monkeypatch.setattr(throughput, "ProcessPoolExecutor", InlineExecutor)
     monkeypatch.setattr(throughput, "keep_freed_memory", lambda *_: None)  # would be kept for all tests
     monkeypatch.setattr(throughput, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     figures = run_benchmark(name, ["--corpus", str(archive), *options], tmp_path)
     assert figures.keys() >= {"command", "processor"} | (ROWS if name == "quality" else set())
     for key, (faster, slower) in RATIOS[name].items():  # of one round, so no median is involved
@@ -90,6 +92,17 @@ def test_a_benchmark_writes_its_figures(
         )
     assert str(tmp_path) not in figures["command"]
     assert figures.get("labels_equal", True)
+
+
+def test_models_beside_the_pipeline_do_not_learn_texts_of_test(archive: Path, tmp_path: Path) -> None:
+    corpus = common.read_archive(archive)
+    train, test = (corpus.index[corpus["split"] == split] for split in ("train", "test"))
+    corpus.loc[train[0], "text"] = corpus.loc[test[0], "text"].upper()
+    common.write_archive(corpus, tmp_path / "leaking.zip")
+    pd.testing.assert_frame_equal(
+        common.read_archive(tmp_path / "leaking.zip").reset_index(drop=True),
+        corpus.drop(train[0]).reset_index(drop=True),
+    )
 
 
 def test_lines_that_one_of_two_predictors_would_skip_are_not_timed(

@@ -53,6 +53,10 @@ def test_whole_words_are_masked_or_spared(dataset: PretrainDataset) -> None:
         pairs = continues[true_ids][1:] & ~special[:-1]
         shares[whole_words] = (target[1:] == target[:-1])[pairs].float().mean().item()
         assert target[~special].float().mean().item() == pytest.approx(0.3, abs=0.01)
+        # The next word has a fate of its own.
+        words = ~continues[true_ids][1:] & ~special[1:] & ~special[:-1]
+        both = (target[1:] & target[:-1])[words].float().mean().item()
+        assert both == pytest.approx(0.3**2, abs=0.015)
     assert shares[True] == 1
     assert shares[False] == pytest.approx(0.3**2 + 0.7**2, abs=0.02)
 

@@ -2,15 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from torch.utils.data import DataLoader
 
-from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn
-from receiptbert.distillation import distillation_pool, read_teaching_texts, teacher_seed
+from receiptbert import FinetuneDataset, WordpieceTokenizer, collate_fn, distillation
+from receiptbert.distillation import (
+    TeachingTexts,
+    distillation_pool,
+    read_teaching_texts,
+    teacher_seed,
+)
+from receiptbert.finetuning import Finetuned
 from receiptbert.labelled import Labelled, TrainingSet
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
@@ -54,6 +62,34 @@ def test_no_more_unlabelled_texts_are_drawn_than_there_is_time_for(
     assert len(set(teaching.unlabelled)) == len(teaching.unlabelled) == number
     ids = [teaching.unlabelled_ids[i].tolist() for i in range(number)]
     assert ids == [tokenizer(text) for text in teaching.unlabelled]
+
+
+def test_all_teachers_have_the_same_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the weight is the linear teacher's; the BERTs share the rest, and their scores are averaged."""
+    rng = np.random.default_rng(0)
+    of_bert = dict(enumerate(rng.normal(size=(3, 5, 3)).astype(np.float32)))
+    of_linear = softmax(rng.normal(size=(5, 3)), axis=1).astype(np.float32)
+    numbers = iter(of_bert)
+
+    class Teachers:
+        num_classes = 3
+
+        def train(self, *_: Any) -> Finetuned:
+            number = next(numbers)
+            return Finetuned(cast(Any, number), [], {"f1": 0.5 + number / 10}, {})
+
+        def logits(self, number: int, _: TokenStore) -> Any:
+            return of_bert[number]
+
+    linear = SimpleNamespace(probabilities=lambda texts: of_linear[: len(texts)])
+    monkeypatch.setattr(distillation, "LinearTeacher", lambda *_: linear)
+    texts = TeachingTexts(["чай"] * 2, ["сыр"] * 2, ["мёд"] * 5, store(2, 5))
+    val = Labelled(store(1, 2), np.zeros(2, np.int64))
+    runs = cast(Any, [None] * len(of_bert))
+    pool, scores = distillation.distil(cast(Any, Teachers()), training_set(2, 1), val, texts, 0, runs)
+    expected = sum(softmax(logits, axis=1) for logits in of_bert.values()) / 6 + of_linear / 2
+    np.testing.assert_allclose(pool.targets[2:], expected, rtol=1e-5)
+    assert scores["teacher_val_weighted_f1"] == pytest.approx(0.6)
 
 
 def test_neighbouring_seeds_share_no_teacher() -> None:

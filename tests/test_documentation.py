@@ -20,6 +20,7 @@ from receiptbert.archive import extract_corpus
 from receiptbert.corpus import SPLIT, TEXT, read_corpus
 from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.params import load_params
+from receiptbert.sizes import SIZES
 from tests.conftest import ROOT
 
 DOCUMENTS = [
@@ -27,6 +28,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 RESULTS = sorted((ROOT / "benchmarks/results").glob("*.json"))
+TRAINING = (ROOT / "docs/training.md").read_text()
 EXPERIMENTS = sorted(
     {
         command
@@ -114,6 +116,14 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         patch.setattr(argparse.ArgumentParser, "parse_args", find)
         importlib.import_module(name).main()
     return found[0]
+
+
+def test_the_rates_of_each_size_are_those_of_the_table() -> None:
+    rows = re.findall(
+        r"^\| (\w+)(?: \(shipped\))? \|.*\| ([\d.e-]+) \| ([\d.e-]+) \|$", TRAINING, re.MULTILINE
+    )
+    found = {name: (float(pretrain), float(finetune)) for name, pretrain, finetune in rows}
+    assert found == {name: (size.pretrain.lr, size.finetune.lr) for name, size in SIZES.items()}
 
 
 def anchors(path: Path) -> set[str]:

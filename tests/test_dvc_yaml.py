@@ -43,6 +43,15 @@ def test_code_deps_are_the_real_imports(stage: str) -> None:
     assert listed == imported_modules(stage)
 
 
+def test_every_setting_but_those_of_the_hardware_is_tracked() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tracked = {key for spec in SPECS.values() for key in spec.get("params", [])}
+    tracked |= {"data.archive"}  # its bytes are: a dependency of unzip
+    keys = {f"{section}.{name}" for section, values in params.items() for name in values}
+    untracked = {key for key in keys if not {key, key.split(".")[0]} & tracked}
+    assert untracked == {key for key in keys if key.startswith("runtime.")}
+
+
 def test_preparing_data_does_not_wait_for_torch() -> None:
     imports = f"import {', '.join(list(STAGES)[:3])}"
     script = f"import sys; sys.path.insert(0, 'src'); {imports}; print('torch' in sys.modules)"

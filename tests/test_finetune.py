@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from receiptbert.base_trainer import BaseTrainer
 from receiptbert.calibration import fit_temperature
 from receiptbert.corpus_facts import Classes
 from receiptbert.distillation import teacher_seed
+from receiptbert.finetune_trainer import FinetuneTrainer
 from receiptbert.finetuning import Finetuning
 from receiptbert.hf_format import load_classifier, save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import TrainingSet, training_set
 from receiptbert.linear_teacher import LinearTeacher
 from receiptbert.params import load_params
-from receiptbert.partial_embedding import tokens_in
+from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan
 from receiptbert.sampling import MixtureBatchSampler
 from receiptbert.split_texts import save_texts
@@ -149,6 +151,44 @@ def test_each_unsupervised_text_has_the_answer_of_both_kinds_of_teachers(
     assert bert > 0.6
     np.testing.assert_allclose(totals, 1, rtol=1e-5)
     np.testing.assert_allclose(halves, 0.5, rtol=1e-5)
+
+
+def test_teachers_learn_labels_and_the_final_model_what_the_teachers_say_too(
+    run: Callable[..., dict[Path, bytes]], tokenizer: WordpieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, trainers, trained = [], [], []
+
+    def make_batches(*arguments: Any) -> MixtureBatchSampler:
+        sampler = MixtureBatchSampler(*arguments)
+        drawn.append((sampler.texts_per_epoch, len(sampler)))
+        return sampler
+
+    def make_trainer(*arguments: Any, **kwargs: Any) -> FinetuneTrainer:
+        trainers.append((kwargs["label_smoothing"], kwargs["amp_backend"], kwargs["cuda_graphs"]))
+        return FinetuneTrainer(*arguments, **kwargs)
+
+    def train_only(model: BertFinetuneModel, ids: torch.Tensor) -> AbstractContextManager[None]:
+        trained.append(ids)
+        return only_tokens(model, ids)
+
+    monkeypatch.setattr("receiptbert.finetuning.MixtureBatchSampler", make_batches)
+    monkeypatch.setattr("receiptbert.finetuning.FinetuneTrainer", make_trainer)
+    monkeypatch.setattr("receiptbert.finetuning.only_tokens", train_only)
+    run(teachers="1", label_smoothing="0.2")
+    assert drawn == [(80, 2), (80 + 80, 2)]
+    # The labels of the final model's pool are smoothed already, the teachers' answers never are.
+    assert trainers == [(0.2, "torch", False), (0.0, "torch", False)]
+    texts = [
+        TokenStore.load(pipeline.TOKENIZED / f"{split}.safetensors") for split in ("train", "unsupervised")
+    ]
+    for ids, store in zip(trained, (texts[0], texts[0].followed_by(texts[1])), strict=True):
+        assert torch.equal(ids, tokens_in(store, tokenizer))
+
+
+def test_the_rate_of_finetuning_rises_and_falls(run: Callable[..., dict[Path, bytes]]) -> None:
+    run(teachers="0", epochs="4", warmup="0.5", lr="8e-4", final_lr="0.0")
+    rates = [0, 2e-4, 4e-4, 6e-4, 8e-4, 6e-4, 4e-4, 2e-4]
+    assert logged(Path(), "finetune")["lr"] == pytest.approx(rates)
 
 
 def test_each_model_has_a_seed_of_its_own(

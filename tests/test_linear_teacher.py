@@ -59,3 +59,9 @@ def test_the_linear_teacher_answers_text_by_text_and_always_alike(monkeypatch: p
 def test_texts_without_characters_teach_nothing() -> None:
     with pytest.raises(UserError, match=r"no features \(empty vocabulary.*\); set finetune.teachers to 0"):
         LinearTeacher([" ", ""], np.array([0, 1]), ["а"], np.array([0]), 2)
+
+
+def test_the_linear_teacher_reads_words_beside_characters() -> None:
+    features = teacher([0, 2, 3])._vectorizer.get_feature_names_out()
+    kinds = {name.partition("__")[2] for name in features}
+    assert {" мо", "ыр ", "молоко", "молоко 00"} <= kinds  # the last is a pair of words

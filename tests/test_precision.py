@@ -26,6 +26,10 @@ def test_auto_asks_the_gpu_that_computes(
     assert choose_precision("auto", torch.device("cuda:1"), "pretrain.precision") == chosen
 
 
+def test_a_gpu_has_fp16() -> None:
+    assert choose_precision("fp16", torch.device("cuda"), "pretrain.precision") == "fp16"
+
+
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
 def test_what_the_hardware_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(precision, "has_bf16", lambda _: False)

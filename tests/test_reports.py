@@ -109,6 +109,7 @@ def test_a_perfect_score_has_no_width() -> None:
 def test_class_scores_name_every_class_that_occurs() -> None:
     table = class_scores(TRUE, PREDICTED, ["Чай", "Сыр", "Мыло", "Никогда"])
     assert [(row[0], row[4]) for row in table] == [("Чай", 3), ("Сыр", 2), ("Мыло", 1)]
+    assert table[0][1:4] == pytest.approx((4 / 7, 2 / 4, 2 / 3))  # F1, precision, recall
     assert table[1][1:4] == pytest.approx((0.5, 0.5, 0.5))
 
 

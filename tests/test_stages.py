@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from receiptbert import Classifier, Trainer, WordpieceTokenizer
+from receiptbert import Classifier, Collator, Trainer, WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
 from receiptbert.corpus_facts import Classes, TextLengths
 from receiptbert.errors import UserError
@@ -162,6 +163,42 @@ def make_pretraining(project: Path) -> Pretraining:
         TextLengths.load(project / "data/tokenized/lengths.json").longest,
         torch.device("cpu"),
     )
+
+
+def test_pretraining_is_scored_on_the_texts_held_out(tiny_project: Path) -> None:
+    pretraining, seeds = make_pretraining(tiny_project), []
+
+    def evaluate(loader: Any) -> dict[str, float]:
+        assert loader is pretraining._held_out_loader
+        seeds.append(torch.initial_seed())
+        return {"mlm_loss": 3.0}
+
+    for before in (1, 2):  # the same masks whatever came before
+        torch.manual_seed(before)
+        assert pretraining.evaluate(cast(Any, SimpleNamespace(evaluate=evaluate))) == {"mlm_loss": 3.0}
+    assert seeds == 2 * [load_params(tiny_project / "params.yaml").pretrain.seed]
+
+
+def test_the_plan_counts_steps_of_accumulated_batches(project: Path) -> None:
+    set_params(project, {"pretrain.batch_size": "40", "pretrain.epochs": "3", "pretrain.max_steps": "9999"})
+    batches = make_pretraining(project).steps // 3
+    set_params(project, {"pretrain.num_accum_steps": str(batches - 1)})
+    assert make_pretraining(project).steps == 3 * 2  # the last step of an epoch has one batch
+
+
+def test_each_setting_of_masking_reaches_the_collator(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of them have equal values as shipped, so that a swap would change nothing."""
+    settings = {"mask_prob": 0.4, "random_prob": 0.2, "keep_unchanged_prob": 0.3}
+    kinds = {"whole_words": True, "letters_only": False}
+    set_params(project, {f"pretrain.{key}": str(value) for key, value in settings.items()})
+    set_params(project, {f"pretrain.{key}": str(value).lower() for key, value in kinds.items()})
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "receiptbert.pretraining.Collator",
+        lambda tokenizer, **kwargs: (given.append(kwargs), Collator(tokenizer, **kwargs))[1],
+    )
+    make_pretraining(project)
+    assert given == [settings | kinds]
 
 
 def test_passes_are_not_recorded_where_memory_lacks(
