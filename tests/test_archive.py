@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from receiptbert import archive
 from receiptbert.archive import extract_corpus
 from receiptbert.errors import UserError
+from tests.conftest import ROOT
 from tests.projects import make_zip
 
 CSV = "text,label,split\nmilk,1,train\n"
@@ -26,6 +28,19 @@ def test_members_that_an_old_tool_of_windows_named(tmp_path: Path) -> None:
     members = {"deep\\data.csv": CSV, "deep\\categories.csv": "label,name\n1,Dairy\n"}
     extract_corpus(make_zip(tmp_path / "a.zip", members | {".git\\x.csv": "x"}), tmp_path / "raw")
     assert written(tmp_path / "raw") == {"data.csv": CSV, "categories.csv": "label,name\n1,Dairy\n"}
+
+
+def test_no_corpus_is_taken_for_a_bomb(tmp_path: Path) -> None:
+    """The sample, and a far more repetitive one of some MiB."""
+    extract_corpus(ROOT / "data/sample.zip", tmp_path / "sample")
+    with zipfile.ZipFile(ROOT / "data/sample.zip") as sample:
+        assert (tmp_path / "sample/data.csv").read_bytes() == sample.read("data.csv")
+    rows = "".join(f"milk {number % 1500},1,train\n" for number in range(200_000))
+    path = make_zip(tmp_path / "a.zip", {"data.csv": CSV + rows})
+    assert 20 < len(rows) / path.stat().st_size < archive.MAX_RATIO
+    extract_corpus(path, tmp_path / "raw")
+    assert (tmp_path / "raw/data.csv").read_text() == CSV + rows
+    assert archive.MAX_BYTES > 2 * 2**30  # three million lines are a tenth of that
 
 
 def test_junk_is_ignored(tmp_path: Path) -> None:

@@ -134,8 +134,17 @@ def test_with_other_inputs_or_other_code_there_is_no_checkpoint(
 
 def test_the_code_that_a_checkpoint_depends_on_is_that_of_the_project() -> None:
     source = ROOT / "src"
-    assert source / "receiptbert/checkpoints.py" in _code()
+    assert {source / "receiptbert/checkpoints.py", source / "pretrain.py"} <= set(_code())
     assert all(file.is_relative_to(source) for file in _code())
+
+
+def test_a_training_removes_its_own_checkpoints_alone(tmp_path: Path) -> None:
+    for fingerprint in ("a", "b"):
+        with Checkpoints(tmp_path / "stage", fingerprint, 60) as checkpoints:
+            checkpoints.save(1, state(1))
+    checkpoints.remove()
+    with Checkpoints(tmp_path / "stage", "a", 60) as checkpoints:
+        assert checkpoints.load() is not None
 
 
 def test_another_trainer_is_refused_by_name(tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def test_labels_are_those_of_the_corpus(classifier: Classifier, checkpoint: Path
         assert unaware.label == unaware.category == answer.category
 
 
+def test_the_order_of_keys_in_the_configuration_is_no_matter(
+    classifier: Classifier, checkpoint: Path, texts: list[str]
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    change_config(checkpoint, id2label=dict(reversed(config["id2label"].items())))
+    assert Classifier.from_pretrained(checkpoint)(texts[:20]) == classifier(texts[:20])
+
+
 def test_a_device_may_be_that_of_torch(classifier: Classifier, checkpoint: Path, texts: list[str]) -> None:
     other = Classifier.from_pretrained(checkpoint, device=torch.device("cpu"))
     assert other(texts[:9]) == classifier(texts[:9])

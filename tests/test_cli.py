@@ -221,6 +221,24 @@ def test_a_kill_ends_it_as_a_kill_does(
     assert files() == ["in.csv"]
 
 
+def test_a_signal_that_is_ignored_does_not_end_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SIGHUP is under nohup."""
+    classify = Classifier.__call__
+
+    def closed_terminal(classifier: Classifier, *arguments: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return classify(classifier, *arguments, **kwargs)
+
+    write("in.csv", ["а"])
+    monkeypatch.setattr(Classifier, "__call__", closed_terminal)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run("in.csv", "-o", "out.csv")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert files() == ["in.csv", "out.csv"]
+
+
 def test_debugging_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECEIPTBERT_DEBUG", "1")
     with pytest.raises(UserError, match="not found"):

@@ -259,3 +259,8 @@ def test_formulas_are_made_harmless_for_spreadsheets_alone(run: Run) -> None:
     assert Path("out.csv").read_bytes().startswith(b"\xef\xbb\xbftext,")
     harmless = [row["\ufefftext"] for row in read("out.csv")]
     assert harmless == ["'=1+1", "'-а", "'@а", "'+7 а", "'\t=1", "-5,5", "+3", "а=1"]
+    # A line break in front hides nothing, and a name is a cell, too.
+    Path("in.csv").write_bytes(b'text,=1+1\n"\r=1","\n=1"\n')
+    run("in.csv", "--spreadsheet", "-o", "out.csv")
+    (row,) = read("out.csv")
+    assert (row["\ufefftext"], row["'=1+1"]) == ("'\r=1", "'\n=1")

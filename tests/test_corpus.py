@@ -95,8 +95,8 @@ def test_names_are_distinct_and_fall_back_to_labels(tmp_path: Path) -> None:
 
 def test_category_labels_are_read_as_the_corpus_labels_are(tmp_path: Path) -> None:
     path = tmp_path / "categories.csv"
-    path.write_text("label,name\n12.0,Tea\n 3 ,Soap\n")
-    assert read_categories(path) == {"12": "Tea", "3": "Soap"}
+    path.write_text("label,name\n12.0, Tea \n 3 ,Soap\n4, \n")
+    assert read_categories(path) == {"12": "Tea", "3": "Soap", "4": ""}
     path.write_text("label,name\n12.0,Tea\n12,Soap\n")
     with pytest.raises(UserError, match="row 3, column label: '12' is named twice"):
         read_categories(path)
@@ -104,19 +104,20 @@ def test_category_labels_are_read_as_the_corpus_labels_are(tmp_path: Path) -> No
 
 def test_description_counts_what_goes_wrong_silently(tmp_path: Path) -> None:
     extra = "MILK,1,test\n tea ,1,unsupervised\nsoda,7,test\nrye  bread,1,train\n,1,train\n ,2,test\n"
+    extra += "rum,9,train\n"
     corpus = read_corpus(corpus_file(tmp_path, GOOD + extra))
     described = describe(corpus, number_texts(corpus["text"]))
-    assert described["rows"] == {"train": 4, "val": 1, "test": 4, "unsupervised": 2}
-    assert described["distinct_texts"]["train"] == 3
+    assert described["rows"] == {"train": 5, "val": 1, "test": 4, "unsupervised": 2}
+    assert described["distinct_texts"]["train"] == 4
     assert described["blank_texts"] == 2
     assert described["texts_in_several_splits"] == 2  # milk and tea; blank is no text
     assert described["texts_with_several_labels"] == 1  # rye bread
     assert described["test_rows_seen_elsewhere"] == 1  # MILK
     assert described["unsupervised_rows_with_label"] == 1  # tea
-    assert described["classes"] == {"train": 2, "val": 1, "test": 3}
+    assert described["classes"] == {"train": 3, "val": 1, "test": 3}
     assert described["classes_absent_from_train"] == 1  # 7
-    assert described["train_rows_per_class"] == {"largest": 3, "median": 2.0, "smallest": 1}
-    assert described["largest_class_share"] == 0.75
+    assert described["train_rows_per_class"] == {"largest": 3, "median": 1.0, "smallest": 1}
+    assert described["largest_class_share"] == 0.6
 
 
 def test_texts_alike_to_the_tokenizer_are_one_text(tokenizer: WordpieceTokenizer) -> None:

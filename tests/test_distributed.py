@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,3 +243,36 @@ def test_a_process_with_other_files_than_the_leaders_does_not_train(
     (tmp_path / "texts").write_text("of an old copy")
     with pytest.raises(UserError, match=r"process 3, on .*, has other parameters, inputs or code than"):
         training_fingerprint(["parameters"], [tmp_path / "texts"])
+
+
+def test_long_waits_are_those_of_a_patient_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, whatever trains: NCCL cannot send what they send."""
+    made, groups = [], []
+
+    def new_group(backend: str, timeout: timedelta) -> str:
+        made.append((backend, timeout))
+        return "patient"
+
+    def note(*_: Any, group: Any, **__: Any) -> None:
+        groups.append(group)
+
+    def gather(shares: list[Any], share: Any, group: Any) -> None:
+        shares[:] = [share, share[:1]]
+        groups.append(group)
+
+    monkeypatch.setattr(distributed, "_patient", None)
+    monkeypatch.setattr(distributed, "meeting_place", lambda: (None, 0, 2))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: made.append(backend))
+    monkeypatch.setattr(dist, "new_group", new_group)
+    distributed.join(on_gpu=True)
+    assert made == ["nccl", ("gloo", distributed.LONG_TIMEOUT)]
+
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    for name in ("barrier", "broadcast_object_list", "all_reduce"):
+        monkeypatch.setattr(dist, name, note)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    distributed.wait_for_all()
+    assert distributed.from_leader(lambda: 5) == 5
+    assert distributed.in_shares(lambda rows: rows[:, None].astype(np.float32), 3).shape == (3, 1)
+    distributed.Agreement().on(False, 0)
+    assert groups == ["patient"] * 4

@@ -180,11 +180,18 @@ def test_any_hugging_face_bert_can_be_finetuned(hf_class: Any, tmp_path: Path) -
     theirs.save_pretrained(tmp_path)
     shape = read_shape(tmp_path)
     assert (shape.eps, shape.act_func, shape.intermediate_size) == (1e-12, "gelu", 20)
+    path = tmp_path / "config.json"  # as old ones leave out what is as in the paper
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key not in AS_IN_THE_PAPER}
+    path.write_text(json.dumps(old))
+    assert read_shape(tmp_path) == shape
     ours = BertFinetuneModel(**shape.kwargs(), num_classes=2).eval()
     load_encoder(ours, tmp_path)
     ids = torch.randint(0, 60, (2, 7))
     encoder = getattr(theirs, "bert", theirs)
     torch.testing.assert_close(ours._backbone(ids), encoder(ids).last_hidden_state, atol=1e-6, rtol=1e-5)
+
+
+AS_IN_THE_PAPER = {"hidden_act", "layer_norm_eps", "type_vocab_size"}
 
 
 def test_tensorflow_names_of_layer_norms_are_understood(

@@ -12,6 +12,7 @@ import common
 import learning_curve
 import quality
 from receiptbert.errors import UserError
+from receiptbert.params import load_params
 from tests.benchmark_runs import pretend_scores, run_benchmark
 
 
@@ -22,7 +23,13 @@ def test_points_of_a_learning_curve_side_by_side(
         return {labels: unlabelled / 2 + labels / 10 + seed / 100 for labels in learning_curve.LABELS}
 
     # A tenth of so few labels is too little for a linear model.
-    monkeypatch.setattr(quality.Contest, "svm", lambda *_: {"weighted_f1": 0.5})
+    shares = []
+
+    def svm(contest: quality.Contest, *_: Any) -> dict[str, float]:
+        shares.append((contest.corpus["split"] == "train").sum() / 300)
+        return {"weighted_f1": 0.5}
+
+    monkeypatch.setattr(quality.Contest, "svm", svm)
     monkeypatch.setattr(learning_curve, "bert_scores", pretend)
     drawn = []
     monkeypatch.setattr(learning_curve, "plot", lambda scores, *_: drawn.append(list(scores)))
@@ -37,9 +44,12 @@ def test_points_of_a_learning_curve_side_by_side(
         "BERT, 10% of the unlabelled lines",
         "BERT from scratch",
     ]
+    assert set(shares) == set(learning_curve.LABELS)
     assert [len(series) for series in drawn] == [2, 3, 4, 5, 6]  # as each is done
     assert drawn[-1] == list(found)
 
+    other = common.read_archive(archive).iloc[1:]  # its points have nothing to do with those in the file
+    assert not learning_curve.Curves(archive.name, other, tmp_path / "result.json", None)._scores
     # The SVMs alone, and the rest stays.
     again = run_benchmark("learning_curve", [*options, "--seeds", "0"], tmp_path)
     assert again["weighted_f1"] == found
@@ -109,6 +119,19 @@ def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.Mon
     calls.clear()
     learning_curve.bert_scores(corpus.iloc[1:], 0.3, 0, tmp_path, 2)  # another corpus has no scores yet
     assert calls[0][0] == tuple(learning_curve.PRETRAINING)
+
+    settings = []
+
+    def note(folder: Path, *_: Any) -> None:
+        params = load_params(folder / "params.yaml")
+        p = params.finetune
+        settings.append((p.init, p.teachers, params.pretrain.seed, p.seed))
+        pretend_scores(folder, 0.5)
+
+    monkeypatch.setattr(learning_curve, "run_stages", note)
+    for unlabelled, seed in ((0.0, 0), (0.3, 1)):
+        learning_curve.bert_scores(corpus, unlabelled, seed, tmp_path, 1)
+    assert set(settings) == {("scratch", 0, 0, 0), ("pretrained", 2, 1, 1)}
 
     figures = []
     for name in ("one.svg", "other.svg"):

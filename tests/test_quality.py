@@ -14,7 +14,7 @@ import pytest
 
 import common
 import quality
-from linear import STRENGTHS
+from linear import STRENGTHS, fit_svm
 from receiptbert.params import load_params
 from tests.benchmark_runs import pretend_scores, run_benchmark
 from tests.conftest import ROOT
@@ -25,12 +25,25 @@ def test_quality_is_a_table_that_grows(archive: Path, tmp_path: Path) -> None:
     first = run_benchmark("quality", [*options, "majority"], tmp_path)
     figures = run_benchmark("quality", [*options, "svm_char"], tmp_path)
     assert figures["majority"] == first["majority"]
+    corpus = common.read_archive(archive)
+    shares = corpus.loc[corpus["split"] == "test", "label"].value_counts(normalize=True)
+    share = shares.get(corpus.loc[corpus["split"] == "train", "label"].mode()[0], 0)
+    assert figures["majority"]["mean"] == pytest.approx(share * 2 * share / (1 + share), abs=1e-4)
     assert figures["svm_char"]["mean"] > figures["majority"]["mean"]
     assert figures["svm_char"]["runs"][0]["C"] in STRENGTHS
     table = quality.Table(archive, tmp_path / "result.json")
     assert table.runs("svm_char", quality.settings_digest("svm_char")) == figures["svm_char"]["runs"]
     of_another_corpus = quality.Table(ROOT / "data/sample.zip", tmp_path / "result.json")
     assert not of_another_corpus.runs("svm_char", quality.settings_digest("svm_char"))
+
+
+def test_the_strength_of_an_svm_is_the_best_on_val(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, found = common.read_archive(archive), []
+    for strength in STRENGTHS:
+        monkeypatch.setattr("linear.STRENGTHS", [strength])
+        found.append(fit_svm(corpus, "svm_word", 0)[1])
+    monkeypatch.setattr("linear.STRENGTHS", STRENGTHS)
+    assert fit_svm(corpus, "svm_word", 0)[1] == max(found) > min(found)
 
 
 def test_quality_of_several_seeds_side_by_side(archive: Path, tmp_path: Path) -> None:
@@ -78,6 +91,13 @@ def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
         ("pretrain", 8, 0, "scratch"),
         ("evaluate", 8, 0, "scratch"),
     ]
+    other = tmp_path / "other.zip"
+    common.write_archive(common.read_archive(archive).iloc[1:], other)
+    calls.clear()
+    archive = other
+    of_other = quality.Contest(other, common.read_archive(other), ["finetune.epochs=3"])
+    of_other.run("default", 7, tmp_path)  # nothing of another corpus is used again
+    assert [stage for stage, *_ in calls] == ["pretrain", "evaluate"]
     assert run.pop("seconds") >= 0
     assert run == {
         "weighted_f1": 0.5,

@@ -108,6 +108,16 @@ def test_what_settings_leave_equal_is_shared() -> None:
     assert not of_splits[0] & of_splits[1]
 
 
+def test_what_corpora_and_splits_make_is_not_shared(archive: Path, tmp_path: Path) -> None:
+    names = [set(sweep.folder_names(digest, split, []).values()) for digest in "ab" for split in (0, 1)]
+    assert len(set.union(*names)) == 4 * len(sweep.LEVELS)
+    corpus, labels = common.read_archive(archive), []
+    for trial in sweep.plan(sweep.read_candidates([]), 2, "digest", tmp_path):
+        assert sweep.make(trial, "tokenized", corpus, 1)
+        labels.append((trial.folders["tokenized"] / "data/tokenized/train.jsonl").read_text())
+    assert labels[0] != labels[1]
+
+
 def test_what_is_changed_in_all_runs_is_changed_in_the_shipped_settings_too() -> None:
     shipped, candidate = sweep.plan(
         sweep.read_candidates([LR], ["pretrain.lr=1e-3", TEACHERS]), 1, "digest", Path()

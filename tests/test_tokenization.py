@@ -97,6 +97,8 @@ def test_a_rare_character_beyond_the_alphabet_is_unknown(
     tokenizer = train(["aaa bbb cc d"] * 3, tmp_path)
     assert tokenizer("d") == [tokenizer.unk_token_id]
     assert tokenizer("c") != [tokenizer.unk_token_id]
+    tokenizer = train(["z"] * 9 + ["aa bb cc"], tmp_path)  # a word's letters count as often as the word
+    assert tokenizer("z") != [tokenizer.unk_token_id]
 
 
 def test_too_small_a_vocabulary_is_refused(tmp_path: Path) -> None:

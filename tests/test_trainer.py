@@ -30,6 +30,21 @@ def test_a_budget_of_steps_ends_the_training(
         assert len(trainer.history) == budget
 
 
+def test_the_losses_told_are_those_of_the_last_steps(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    pretrain_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("receiptbert.trainer.RECENT_STEPS", 2)
+    trainer = pretrain_trainer(pretrain_model(), tokenizer)
+    trainer.train(pretrain_loader(texts, tokenizer), 1)
+    assert len(trainer.history) > 2
+    mlm, sop = (sum(step[name] for step in trainer.history[-2:]) / 2 for name in ("MLM", "SOP"))
+    assert f"epoch 1: MLM {mlm:.4f}, SOP {sop:.4f} over the last 2 steps" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
     texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, precision: str
