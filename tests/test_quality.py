@@ -95,7 +95,7 @@ def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
     common.write_archive(common.read_archive(archive).iloc[1:], other)
     calls.clear()
     archive = other
-    of_other = quality.Contest(other, common.read_archive(other), ["finetune.epochs=3"])
+    of_other = quality.Contest(other, common.read_archive(other), ["finetune.epochs=3", KEPT])
     of_other.run("default", 7, tmp_path)  # nothing of another corpus is used again
     assert [stage for stage, *_ in calls] == ["pretrain", "evaluate"]
     assert run.pop("seconds") >= 0
