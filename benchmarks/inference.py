@@ -61,7 +61,7 @@ def main() -> None:
             lines = list(islice(texts, args.lines))[:count]
             start = time.perf_counter()
             # If the corpus has not so many, in parts: no line twice among what is given at once.
-            parts = (lines[start : start + len(distinct)] for start in range(0, len(lines), len(distinct)))
+            parts = (lines[first : first + len(distinct)] for first in range(0, len(lines), len(distinct)))
             answers = [answer for part in parts for answer in classify(part)]
             seconds = time.perf_counter() - start
             if classify is ours:
