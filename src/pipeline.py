@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
-from receiptbert.errors import UserError, discard_stdout, one_line_errors
+from receiptbert.errors import UserError, discard, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.interrupts import end_with_parent
 from receiptbert.params import FinetuneParams, Params, load_params
@@ -62,7 +62,7 @@ def run_stage(
                 print(line, flush=True)
         except OSError as error:  # a full disk, a reader that is gone: no reason to fail, and to train again
             say(f"{name}: warning: cannot write to stdout ({error.strerror}); the files are complete")
-            discard_stdout()
+            discard(sys.stdout)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # What a user may have set for programs of ours.
 os.environ.pop("RECEIPTBERT_DEBUG", None)
 os.environ.pop("TQDM_DISABLE", None)
+os.environ.pop("PYTHONUNBUFFERED", None)  # nothing would be left in a stream that breaks
 # DVC sends no usage statistics, and looks for no newer version.
 os.environ["DVC_NO_ANALYTICS"] = os.environ["CI"] = "1"
 # The dozens of stages that run as processes of their own would compile the code anew, a second each.

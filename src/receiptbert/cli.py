@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from receiptbert.choices import PRECISIONS, PREDICTION_BATCH_SIZE
-from receiptbert.errors import Interrupted, discard_stdout, one_line_errors, printable
+from receiptbert.errors import Interrupted, discard, one_line_errors, printable
 from receiptbert.failures import explain
 from receiptbert.interrupts import ending_signals
 from receiptbert.predicting import INPUTS, OUTPUTS, open_table, predict
@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         with one_line_errors(PROGRAM, lambda error: _explain(error, args.run.__name__)):
             args.run(args)
     except BrokenPipeError:  # whoever read our output has seen enough (`| head`)
-        discard_stdout()
+        discard(sys.stdout)
         sys.exit(141)  # as if SIGPIPE had ended the program
     except SystemExit:
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()
         except OSError:  # stdout is what failed
-            discard_stdout()
+            discard(sys.stdout)
         raise
 
 

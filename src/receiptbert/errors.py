@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 PRETOKENIZE_AGAIN = "run `dvc repro pretokenize`"  # how to repair what is in data/tokenized
 
@@ -33,9 +34,11 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def discard_stdout() -> None:
-    """Drop what is left for a stdout that cannot be written to: Python would retry at exit, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def discard(stream: TextIO) -> None:
+    """Drop what is left for a stream that cannot be written to: Python would retry at exit, complain, and end
+    with status 120."""
+    if not stream.closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """Progress of long work: a bar in a terminal, a plain line now and then elsewhere."""
 
+import atexit
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from functools import cache
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from receiptbert.errors import printable
+from receiptbert.errors import discard, printable
 
 T = TypeVar("T")
 
@@ -69,8 +70,15 @@ def say(line: str) -> None:
     """
     if quiet or sys.stderr is None:  # closed: print would use stdout instead, which is for answers
         return
-    with suppress(OSError):
+    try:
         print(printable(line), file=sys.stderr, flush=True)
+    except OSError:  # the next line tries again; the disk may have room by then
+        _discard_the_rest_at_exit()
+
+
+@cache
+def _discard_the_rest_at_exit() -> None:
+    atexit.register(discard, sys.stderr)
 
 
 def readable(record: dict[str, float]) -> str:
