@@ -19,8 +19,8 @@ import torch
 
 from common import argument_parser, positive, run_main, write_result
 from receiptbert.amp import check_amp_backend
-from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.devices import choose_device
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.devices import choose_device, device_name
 from receiptbert.pretraining import Pretraining
 from receiptbert.sizes import SIZES
 from setting import Setting, read_setting
@@ -61,7 +61,7 @@ def main() -> None:
     }
     for name, values in figures.items():
         print(f"{name:5}  " + "  ".join(f"{key} {value:.5g}" for key, value in values.items()))
-    device = conditions(setting.device, "fp16", "apex")["device"]
+    device = device_name(setting.device)
     facts = {"steps": args.steps, "size": args.size, "device": device, "torch_version": torch.__version__}
     write_result(args.json, {**figures, **facts})
 
@@ -73,7 +73,7 @@ def pretrain(setting: Setting, steps: int, precision: str, amp_backend: str) -> 
         pretrain=replace(setting.params.pretrain, precision=precision, max_steps=steps, epochs=steps),
         runtime=replace(setting.params.runtime, amp_backend=amp_backend),
     )
-    texts, longest = setting.unlabelled, setting.maxlen
+    texts, longest = setting.unlabelled, setting.shape.maxlen
     pretraining = Pretraining(params, texts, setting.tokenizer, longest, setting.device)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import pandas as pd
@@ -29,6 +30,7 @@ from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
 from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.errors import UserError, one_line_errors, printable
 from receiptbert.failures import explain
+from receiptbert.json_files import read_json_object
 from receiptbert.params import Params, TokenizerParams, load_params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
@@ -144,6 +146,15 @@ def write_archive(corpus: pd.DataFrame, path: Path) -> None:
     text = corpus.to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
     with ZipFile(path, "w", ZIP_DEFLATED) as archive:
         archive.writestr(DATA_NAME, text)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what a benchmark wrote by ``write_json``.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_json_object(path, "remove it; what it records is then made anew")
 
 
 def tokenizer_texts(corpus: pd.DataFrame) -> list[str]:

@@ -16,7 +16,16 @@ from pathlib import Path
 
 import torch
 
-from common import STAGES, add_overrides, argument_parser, positive, run_main, write_params, write_result
+from common import (
+    STAGES,
+    add_overrides,
+    argument_parser,
+    positive,
+    read_record,
+    run_main,
+    write_params,
+    write_result,
+)
 from project import generate_corpus
 from quality import run_stages
 from receiptbert.checkpoints import Checkpoints, conditions
@@ -26,7 +35,7 @@ from receiptbert.errors import UserError
 from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
 from receiptbert.progress import say
-from receiptbert.reports import read_json, write_json
+from receiptbert.reports import write_json
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -46,7 +55,7 @@ def prepare(folder: Path, lines: int) -> None:
         "pretokenize": asdict(params.pretokenize),
     }
     if record.exists():
-        if read_json(record) != made_with:
+        if read_record(record) != made_with:
             raise UserError(f"{folder} holds lines that were prepared otherwise; name another folder")
         return
     say(f"generating {lines:,} lines")

@@ -56,13 +56,13 @@ def _tokenizer(setting: Setting) -> BertTokenizerFast:
 def _config(setting: Setting, dropout: float, **more: Any) -> BertConfig:
     shape = setting.shape
     return BertConfig(
-        vocab_size=shape["vocab_size"],
-        hidden_size=shape["hidden_size"],
-        num_hidden_layers=shape["num_hidden_layers"],
-        num_attention_heads=shape["num_attention_heads"],
-        intermediate_size=shape["intermediate_size"],
-        max_position_embeddings=shape["max_seqlen"],
-        hidden_act=shape["act_func"],
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=shape.max_seqlen,
+        hidden_act=shape.act_func,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         **more,

@@ -108,11 +108,11 @@ def distinct_lines(setting: Setting) -> list[str]:
 
 def _finetuned(setting: Setting) -> BertFinetuneModel:
     torch.manual_seed(0)
-    model = BertFinetuneModel(**setting.shape, num_classes=setting.num_classes)
-    dataset = FinetuneDataset(setting.train, setting.targets, setting.tokenizer, setting.maxlen)
+    model = BertFinetuneModel(**setting.shape.kwargs(), num_classes=setting.num_classes)
+    dataset = FinetuneDataset(setting.train, setting.targets, setting.tokenizer, setting.shape.maxlen)
     loader = DataLoader(
         dataset,
-        batch_sampler=LengthGroupedBatchSampler(dataset.lengths, setting.params.finetune.batch_size),
+        batch_sampler=LengthGroupedBatchSampler(dataset.shown_lengths, setting.params.finetune.batch_size),
         collate_fn=partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
     optimizer = get_optimizer(model)

@@ -34,6 +34,7 @@ from common import (
     positive,
     provenance,
     read_archive,
+    read_record,
     run_main,
     write_archive,
     write_params,
@@ -42,7 +43,7 @@ from common import (
 from quality import OVERRIDES, Contest, digest, read_scores, run_stages, seeds
 from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
-from receiptbert.reports import read_json, write_json
+from receiptbert.reports import write_json
 
 LABELS = [1.0, 0.3, 0.1]
 UNLABELLED = [1.0, 0.0, 0.1, 0.3]
@@ -95,7 +96,7 @@ def bert_scores(
         write_archive(corpus, folder / "corpus.zip")
         run_stages(folder, PRETRAINING, jobs)
         write_json(record, {})
-    scores = read_json(record)
+    scores = read_record(record)
     for labels in LABELS:
         if str(labels) not in scores:
             write_archive(draw(corpus, TRAIN, labels), folder / "corpus.zip")
@@ -138,7 +139,7 @@ class Curves:
         self._scores: Scores = {}
         self._made: dict[str, Any] = {}  # the provenance of each series
         if path is not None and path.exists():
-            figures = read_json(path)
+            figures = read_record(path)
             if all(figures.get(key) == value for key, value in self._about.items()):
                 self._made = figures["made"]
                 self._scores = {

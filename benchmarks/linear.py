@@ -3,12 +3,12 @@
 from typing import Any
 
 import pandas as pd
-from sklearn.metrics import f1_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, VAL
 from receiptbert.linear_teacher import CHARACTERS, WORDS, tfidf
+from receiptbert.metrics import f1
 
 STRENGTHS = [0.1, 0.3, 1.0, 3.0, 10.0]
 # The n-grams of the linear teacher, rare ones too: slower, and a little better.
@@ -27,7 +27,7 @@ def fit_svm(corpus: pd.DataFrame, features: str, seed: int) -> tuple[Pipeline, f
     def fit(strength: float) -> tuple[float, Pipeline]:
         model = make_pipeline(tfidf(*FEATURES[features]), LinearSVC(C=strength, random_state=seed))
         predicted = model.fit(train[TEXT], train[LABEL]).predict(val[TEXT])
-        return float(f1_score(val[LABEL], predicted, average="weighted", zero_division=0)), model
+        return f1(val[LABEL], predicted, "weighted"), model
 
     val_f1, model = max(map(fit, STRENGTHS), key=lambda fitted: fitted[0])
     return model, val_f1

@@ -18,14 +18,13 @@ from typing import NamedTuple
 import torch
 
 from common import argument_parser, run_main, write_result
-from receiptbert.checkpoints import Checkpoints, conditions
+from receiptbert.checkpoints import Checkpoints
+from receiptbert.choices import PRECISIONS
 from receiptbert.cuda_graphs import can_capture
-from receiptbert.devices import choose_device, keep_freed_memory
-from receiptbert.encoder import BertShape
+from receiptbert.devices import choose_device, device_name, keep_freed_memory
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.plan import GIB, Plan
-from receiptbert.precision import DTYPES, choose_precision
-from receiptbert.pretraining import EPS
+from receiptbert.precision import choose_precision
 from setting import Setting, make_pretraining, read_setting
 
 STEPS = 150  # the heap grows while shapes of batches are new
@@ -80,11 +79,11 @@ def measure(row: Row, setting: Setting) -> tuple[float, float]:
 
 def plan_of(row: Row, setting: Setting) -> Plan:
     """The plan that the stage would make."""
-    lengths = setting.unlabelled.lengths.clip(max=setting.maxlen) + SPECIAL_TOKENS_PER_TEXT
+    lengths = setting.unlabelled.lengths.clip(max=setting.shape.maxlen) + SPECIAL_TOKENS_PER_TEXT
     return Plan(
-        shape=BertShape(**setting.shape, eps=EPS),
+        shape=setting.shape,
         num_classes=None,
-        trained_tokens=setting.shape["vocab_size"],
+        trained_tokens=setting.shape.vocab_size,
         soft_targets=0,
         texts=row.batch_size,
         processes=1,
@@ -107,7 +106,7 @@ def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     args = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
     print(f"{'GiB':66}      plan  measured")
@@ -121,7 +120,7 @@ def main() -> None:
         print(f"{row.name:66}{plan / GIB:10.2f}{measured / GIB:10.2f}", flush=True)
     device = choose_device(args.device, key="--device")
     precision = choose_precision(args.precision, device, "--precision")
-    facts = {"device": conditions(device, precision, "torch")["device"], "precision": precision}
+    facts = {"device": device_name(device), "precision": precision}
     write_result(args.json, {**facts, "rows": figures})
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import f1_score
 from torch import nn
 
 from common import (
@@ -32,6 +31,7 @@ from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
 from receiptbert.errors import UserError
 from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
+from receiptbert.metrics import f1
 from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx
 
 Probabilities = npt.NDArray[np.float32]  # (n, C)
@@ -77,7 +77,7 @@ def main() -> None:
     classes = {name: probabilities.argmax(axis=1) for name, probabilities in answers.items()}
     figures = {
         name: {
-            "weighted_f1": float(f1_score(true, classes[name], average="weighted", zero_division=0)),
+            "weighted_f1": f1(true, classes[name], "weighted"),
             "same_labels": float((classes[name] == classes["torch"]).mean()),
             "largest_difference": float(np.abs(answers[name] - answers["torch"]).max()),
             "megabytes": megabytes[name],

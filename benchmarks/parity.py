@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score
 from transformers import pipeline
 
 from common import ROOT, argument_parser, read_archive, run_main, write_result
@@ -25,6 +24,7 @@ from receiptbert.calibration import Answers, expected_calibration_error
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT
 from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
+from receiptbert.metrics import f1
 from receiptbert.onnx_export import OnnxModel, export_onnx
 
 Ask = Callable[[Path, list[str]], list[str]]  # the categories that the model in a folder gives to texts
@@ -45,7 +45,7 @@ def main() -> None:
     figures: dict[str, object] = {
         "corpus": args.corpus.name,
         "rows": len(rows),
-        "weighted_f1": float(f1_score(true, labels, average="weighted", zero_division=0)),
+        "weighted_f1": f1(true, labels, "weighted"),
         "calibration_error": expected_calibration_error(Answers(confidence, labels == true)),
     }
     categories = [prediction.category for prediction in predictions]

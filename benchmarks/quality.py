@@ -31,7 +31,6 @@ from threading import Event, Lock
 from typing import Any
 
 import pandas as pd
-from sklearn.metrics import f1_score
 
 from common import (
     AS_READ,
@@ -42,6 +41,7 @@ from common import (
     positive,
     provenance,
     read_archive,
+    read_record,
     run_main,
     shipped_params,
     stage_command,
@@ -51,6 +51,7 @@ from common import (
 )
 from linear import FEATURES, STRENGTHS, fit_svm, megabytes
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN
+from receiptbert.metrics import f1
 from receiptbert.progress import say
 from receiptbert.reports import read_json, write_json
 
@@ -130,7 +131,7 @@ class Contest:
             folder.mkdir(parents=True, exist_ok=True)
             self._run_stages(folder, overrides, STAGES[: STAGES.index("finetune")])
             write_json(record, {"seconds": time.perf_counter() - start})
-        return folder, read_json(record)["seconds"]
+        return folder, read_record(record)["seconds"]
 
     def _run_stages(self, folder: Path, overrides: Sequence[str], stages: Sequence[str]) -> None:
         link = folder / "corpus.zip"  # its own path may be no YAML
@@ -144,10 +145,7 @@ class Contest:
 
     def _test_scores(self, answers: Sequence[str]) -> Run:
         true = self._rows(TEST)[LABEL]
-        return {
-            f"{average}_f1": float(f1_score(true, answers, average=average, zero_division=0))
-            for average in ("weighted", "macro")
-        }
+        return {f"{average}_f1": f1(true, answers, average) for average in ("weighted", "macro")}
 
 
 def seeds(seed: int) -> list[str]:
@@ -230,7 +228,7 @@ class Table:
         self._rows: dict[str, Row] = {}
         self._lock = Lock()
         if path is not None and path.exists():
-            figures = read_json(path)
+            figures = read_record(path)
             if figures.get("sha256") == self._about["sha256"]:
                 self._rows = {name: row for name, row in figures.items() if isinstance(row, dict)}
 

@@ -17,16 +17,17 @@ from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_li
 from receiptbert.corpus_facts import TextLengths
 from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import choose_device
+from receiptbert.encoder import BertShape
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.loading import make_loader
 from receiptbert.modeling import BertModel, dropout_everywhere
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
-from receiptbert.pretraining import min_text_length
+from receiptbert.pretraining import EPS, min_text_length
 from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
-from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES
+from receiptbert.sizes import SIZES, follow_width
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.trainer import Trainer
@@ -51,19 +52,14 @@ class Setting:
     train: TokenStore
     targets: npt.NDArray[np.int64]
     num_classes: int
-    shape: dict[str, Any]  # keyword arguments of our models
+    shape: BertShape
     device: torch.device
     precision: str
-
-    @property
-    def maxlen(self) -> int:
-        """The most tokens of a text that a model sees."""
-        return int(self.shape["max_seqlen"]) - SPECIAL_TOKENS_PER_TEXT
 
     def inputs(self, store: TokenStore) -> list[list[int]]:
         """``[CLS] text [SEP]`` of every text as a list of ids."""
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        return [[cls, *store[i][: self.maxlen].tolist(), sep] for i in range(len(store))]
+        return [[cls, *store[i][: self.shape.maxlen].tolist(), sep] for i in range(len(store))]
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
@@ -96,26 +92,22 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
         train=TokenStore.from_texts(rows[TEXT], tokenizer),
         targets=np.array([labels.index(label) for label in rows[LABEL]]),
         num_classes=len(labels),
-        shape={
+        shape=BertShape(
             **shape_of(args.size),
-            "act_func": params.model.act_func,
-            "vocab_size": max(tokenizer.vocab_size, args.vocab_size or 0),
-            "max_seqlen": longest + SPECIAL_TOKENS_PER_TEXT,
-        },
+            act_func=params.model.act_func,
+            vocab_size=max(tokenizer.vocab_size, args.vocab_size or 0),
+            max_seqlen=longest + SPECIAL_TOKENS_PER_TEXT,
+            eps=EPS,
+        ),
         device=device,
         precision=choose_precision(precision, device, "--precision"),
     )
 
 
-def shape_of(size: str) -> dict[str, int]:
+def shape_of(size: str) -> dict[str, Any]:
     """What a size of ``SIZES`` says of a model's shape."""
-    hidden_size = SIZES[size].hidden_size
-    return {
-        "hidden_size": hidden_size,
-        "num_hidden_layers": SIZES[size].num_hidden_layers,
-        "num_attention_heads": hidden_size // SIZE_PER_HEAD,
-        "intermediate_size": EXPANSION * hidden_size,
-    }
+    own = {"hidden_size": SIZES[size].hidden_size, "num_hidden_layers": SIZES[size].num_hidden_layers}
+    return own | follow_width(SIZES[size].hidden_size)
 
 
 def make_pretraining(
@@ -133,14 +125,14 @@ def make_pretraining(
     """
     p = setting.params.pretrain
     dataset = PretrainDataset(
-        setting.unlabelled, setting.tokenizer, 1, setting.maxlen, p.permute_prob, device=setting.device
+        setting.unlabelled, setting.tokenizer, 1, setting.shape.maxlen, p.permute_prob, device=setting.device
     )
     loader = make_loader(
         dataset,
-        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), batch_size),
+        LengthGroupedBatchSampler(dataset.shown_lengths, batch_size),
         Collator(setting.tokenizer, mask_prob=p.mask_prob),
     )
-    model = BertModel(**setting.shape, **dropout_everywhere(dropout), sop_weight=p.sop_weight)
+    model = BertModel(**setting.shape.kwargs(), **dropout_everywhere(dropout), sop_weight=p.sop_weight)
     model.activation_checkpointing = activation_checkpointing
     optimizer = get_optimizer(model)
     trainer = Trainer(

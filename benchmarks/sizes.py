@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 
 from common import Rates, argument_parser, in_turns, positive, ratio, run_main, seconds, write_result
-from receiptbert.checkpoints import conditions
-from receiptbert.devices import choose_device, keep_freed_memory
-from receiptbert.precision import DTYPES, choose_precision
+from receiptbert.choices import PRECISIONS
+from receiptbert.devices import choose_device, device_name, keep_freed_memory
+from receiptbert.precision import choose_precision
 from receiptbert.sizes import SIZES
 from setting import Setting, Task, read_setting, shape_of
 from throughput import Contestant, matrix_rate, operations, pretrain_ours
@@ -58,7 +58,7 @@ def main() -> None:
     matrix_rates = {name: statistics.median(rates[matrix_of(name)]) for name in dict.fromkeys(precisions)}
     print_table(rows, figures)
     print("; ".join(f"matrix product, {name}: {rate / 1e12:.4g} T" for name, rate in matrix_rates.items()))
-    facts = {"device": conditions(device, "fp32", "torch")["device"], "torch_version": torch.__version__}
+    facts = {"device": device_name(device), "torch_version": torch.__version__}
     write_result(args.json, {**facts, "rows": figures, "matrix_rates": matrix_rates})
 
 
@@ -68,9 +68,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", type=partial(_some_of, SIZES), default="mini,small,base")
     parser.add_argument(
         "--precisions",
-        type=partial(_some_of, ["auto", *DTYPES]),
+        type=partial(_some_of, PRECISIONS),
         default="auto",
-        help=f"some of {','.join(DTYPES)}; or auto, what the hardware has",
+        help=f"some of {','.join(PRECISIONS)}; auto is what the hardware has",
     )
     parser.add_argument("--batch-sizes", type=_numbers, default="256,2048", help="in texts")
     parser.add_argument("--rounds", type=positive, default=3)
@@ -87,7 +87,7 @@ def read_settings(args: argparse.Namespace, precisions: Iterable[str]) -> dict[t
     pretrain = replace(one.params.pretrain, dropout=0.0)
     one = replace(one, params=replace(one.params, pretrain=pretrain))
     return {
-        (size, precision): replace(one, shape=one.shape | shape_of(size), precision=precision)
+        (size, precision): replace(one, shape=replace(one.shape, **shape_of(size)), precision=precision)
         for size in args.sizes
         for precision in precisions
     }

@@ -40,6 +40,7 @@ from common import (
     deviation,
     positive,
     read_archive,
+    read_record,
     run_main,
     shipped_params,
     stage_command,
@@ -223,8 +224,8 @@ def read_run(trial: Trial) -> Run:
     return {
         "split": trial.split,
         **{name: metrics[name] for name in SCORES if name in metrics},
-        "pretrain_seconds": read_json(pretrained / RECORD)["seconds"],
-        "finetune_seconds": read_json(finetuned / RECORD)["seconds"],
+        "pretrain_seconds": read_record(pretrained / RECORD)["seconds"],
+        "finetune_seconds": read_record(finetuned / RECORD)["seconds"],
     }
 
 

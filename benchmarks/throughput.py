@@ -37,11 +37,10 @@ from common import (
     write_result,
 )
 from literal import LiteralPairs, read_literally
-from receiptbert.checkpoints import conditions
+from receiptbert.choices import PRECISIONS
 from receiptbert.collation import Collator, collate_fn
 from receiptbert.datasets import FinetuneDataset
-from receiptbert.devices import choose_device, keep_freed_memory
-from receiptbert.encoder import BertShape
+from receiptbert.devices import choose_device, device_name, keep_freed_memory
 from receiptbert.finetune_trainer import FinetuneTrainer
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.loading import make_loader
@@ -50,7 +49,6 @@ from receiptbert.optimization import get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import operations_per_token
 from receiptbert.precision import DTYPES
-from receiptbert.pretraining import EPS
 from receiptbert.sampling import LengthGroupedBatchSampler
 from setting import (
     Setting,
@@ -78,15 +76,15 @@ def finetune_ours(setting: Setting, task: Task) -> float:
     """Our finetuning for a while; tokens per second."""
     p = setting.params.finetune
     dataset = FinetuneDataset(
-        setting.train, setting.targets, setting.tokenizer, setting.maxlen, device=setting.device
+        setting.train, setting.targets, setting.tokenizer, setting.shape.maxlen, device=setting.device
     )
     loader = make_loader(
         dataset,
-        LengthGroupedBatchSampler(dataset.lengths.clamp(max=setting.maxlen), task.batch_size),
+        LengthGroupedBatchSampler(dataset.shown_lengths, task.batch_size),
         partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
     model = BertFinetuneModel(
-        **setting.shape, **dropout_everywhere(p.dropout), num_classes=setting.num_classes
+        **setting.shape.kwargs(), **dropout_everywhere(p.dropout), num_classes=setting.num_classes
     )
     with only_tokens(model.to(setting.device), tokens_in(setting.train, setting.tokenizer)):
         optimizer = get_optimizer(model)
@@ -107,13 +105,15 @@ def finetune_ours(setting: Setting, task: Task) -> float:
 def pretrain_literally(setting: Setting, task: Task) -> float:
     """The assignment read literally for a while; tokens per second."""
     texts = [setting.unlabelled[i].tolist() for i in range(len(setting.unlabelled))]
-    lengths = torch.from_numpy(setting.unlabelled.lengths).clamp(max=setting.maxlen)
+    lengths = torch.from_numpy(setting.unlabelled.lengths).clamp(max=setting.shape.maxlen)
     loader = DataLoader(
-        LiteralPairs(texts, setting.tokenizer, setting.maxlen),
+        LiteralPairs(texts, setting.tokenizer, setting.shape.maxlen),
         batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
         collate_fn=Collator(setting.tokenizer, mask_prob=setting.params.pretrain.mask_prob),
     )
-    model = read_literally(BertModel(**setting.shape, **dropout_everywhere(setting.params.pretrain.dropout)))
+    model = read_literally(
+        BertModel(**setting.shape.kwargs(), **dropout_everywhere(setting.params.pretrain.dropout))
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     model.to(setting.device).train()
     watch = Stopwatch(setting, task)
@@ -201,15 +201,15 @@ def operations(setting: Setting, stage: str) -> float:
     """Operations per token of the matrix products that ours needs in ``stage``."""
     pretraining = stage == "pretrain"
     store = setting.unlabelled if pretraining else setting.train
-    lengths = store.lengths.clip(max=setting.maxlen) + SPECIAL_TOKENS_PER_TEXT
+    lengths = store.lengths.clip(max=setting.shape.maxlen) + SPECIAL_TOKENS_PER_TEXT
     of_cls = 1 / lengths.mean()
     targets = setting.params.pretrain.mask_prob * (1 - SPECIAL_TOKENS_PER_TEXT * of_cls)
     return operations_per_token(
-        BertShape(**setting.shape, eps=EPS),
+        setting.shape,
         length=float((lengths**2).sum() / lengths.sum()),
         of_cls=of_cls,
         targets=targets if pretraining else 0.0,
-        outputs=setting.shape["vocab_size"] if pretraining else setting.num_classes,
+        outputs=setting.shape.vocab_size if pretraining else setting.num_classes,
     )
 
 
@@ -218,7 +218,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     add_setting_options(parser)
     parser.set_defaults(vocab_size=30_000)  # as a corpus of millions of lines fills it
-    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--batch-size", type=positive, default=256, help="of pretraining")
     parser.add_argument("--finetune-batch-size", type=positive, default=64)
     parser.add_argument("--seconds", type=seconds, default=2.0, help="of each contestant in each round")
@@ -230,7 +230,7 @@ def main() -> None:
     setting = read_setting(args, args.precision)
     rates = take_turns(args)
     matrix = rates.pop("matrix product")
-    device = conditions(setting.device, setting.precision, "torch")["device"]
+    device = device_name(setting.device)
     figures: dict[str, float | str] = {"device": device, "precision": setting.precision, "size": args.size}
     for stage in ("pretrain", "finetune"):
         rates[f"{stage}: floor"] = [rate / operations(setting, stage) for rate in matrix]

@@ -140,7 +140,7 @@ def test_sizes_beside_a_matrix_product(
     settings = {}
 
     def pretrain(setting: Setting, task: Task) -> float:
-        settings[setting.shape["hidden_size"], task.batch_size] = setting
+        settings[setting.shape.hidden_size, task.batch_size] = setting
         return throughput.pretrain_ours(setting, task)
 
     monkeypatch.setattr(sizes, "pretrain_ours", pretrain)
@@ -149,7 +149,7 @@ def test_sizes_beside_a_matrix_product(
     figures = run_benchmark("sizes", ["--corpus", str(archive), *options], tmp_path)
     assert list(figures["rows"]) == ["tiny, fp32, 8", "mini, fp32, 8"]
     assert list(settings) == [(128, 8), (256, 8)]
-    assert settings[128, 8].shape["num_hidden_layers"] == 2 != settings[256, 8].shape["num_hidden_layers"]
+    assert settings[128, 8].shape.num_hidden_layers == 2 != settings[256, 8].shape.num_hidden_layers
     for row, setting in zip(figures["rows"].values(), settings.values(), strict=True):
         performed = row["tokens_per_second"] * throughput.operations(setting, "pretrain")
         assert row["operations_per_second"] == pytest.approx(performed)

@@ -107,7 +107,7 @@ def pretrain(
         **kwargs: Any,
     ) -> History:
         dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12, device=device)
-        sampler = LengthGroupedBatchSampler(dataset.lengths.clamp(max=12), 40)
+        sampler = LengthGroupedBatchSampler(dataset.shown_lengths, 40)
         collate = Collator(tokenizer, mask_prob=0.3, whole_words=True)
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
         bert = pretrain_model().to(device)
@@ -137,7 +137,7 @@ def finetune(
     def run(model: dict[str, float] | None = None, **kwargs: Any) -> History:
         lines, targets = labelled(texts)
         dataset = FinetuneDataset(lines, targets, tokenizer, maxlen=12, device=device)
-        sampler = LengthGroupedBatchSampler(dataset.lengths.clamp(max=12), 40)
+        sampler = LengthGroupedBatchSampler(dataset.shown_lengths, 40)
         collate = partial(collate_fn, pad_idx=tokenizer.pad_token_id)
         loaders: dict[str, Any] = {
             "train": DataLoader(dataset, batch_sampler=sampler, collate_fn=collate),

@@ -188,7 +188,7 @@ def test_the_shares_of_a_batch_are_the_batch(
         assert len(own)
         of_rows = of_rows + share.weight * own.mean() / processes
         mean = own[own_target].sum() / own_target.sum().clamp(min=1)
-        of_targets = of_targets + distributed.weight_of(own_target, share, is_target) * mean / processes
+        of_targets = of_targets + distributed.weight_of(share, is_target) * mean / processes
     assert of_rows == pytest.approx(losses.mean())
     assert of_targets == pytest.approx(losses[is_target].mean())
 

@@ -21,7 +21,11 @@ Model = TypeVar("Model", bound=ModelOnBert)
 
 
 class BaseTrainer(Generic[Model]):
-    """A model with its optimizer, schedule, precision and history; the arguments are the trainers'."""
+    """A model with its optimizer, schedule, precision and history; the arguments are the trainers'.
+
+    On a GPU, forward and backward passes and updates may be recorded as CUDA graphs and replayed (see
+    ``cuda_graphs``).
+    """
 
     def __init__(
         self,
@@ -129,10 +133,6 @@ class BaseTrainer(Generic[Model]):
         else:
             self._tell_overflow()
         self._history.note(known, losses | {"grad_norm": norm})
-
-    def _fetch_history(self) -> None:
-        """Complete the history of all steps, for which a GPU has to finish its work."""
-        self._history.fetch()
 
     def _update(self) -> tuple[Tensor, bool]:
         """Clip the gradients and step; return the norm they had, and whether the step was taken."""

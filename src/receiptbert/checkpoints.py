@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from receiptbert.devices import device_name
 from receiptbert.distributed import from_leader, is_leader, num_processes, rank
 from receiptbert.errors import UserError
 from receiptbert.files import whole
@@ -54,7 +55,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, fingerprint: str, seconds: float) -> None:
-        self._stage = folder.name
+        self._training = folder.name
         self._parent = folder
         self._folder = folder / fingerprint
         self._seconds = seconds
@@ -70,7 +71,7 @@ class Checkpoints:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"another {self._stage} is training in this project ({self._lock.lock_file} is locked); "
+                f"another {self._training} is training in this project ({self._lock.lock_file} is locked); "
                 "wait for it or stop it"
             ) from None
         return self
@@ -154,14 +155,13 @@ def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -
 
 def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[str, Any]:
     """What decides the last bits of a training, besides parameters, inputs and code."""
-    name, on_gpu = device.type, {}
+    on_gpu = {}
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
         on_gpu = {"deterministic": torch.are_deterministic_algorithms_enabled()}
     backend = {"amp_backend": amp_backend} if precision == "fp16" else {}  # else it is always torch
     several = {"processes": num_processes()} if num_processes() > 1 else {}
     always = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {"device": name, "precision": precision} | on_gpu | backend | several | always
+    return {"device": device_name(device), "precision": precision} | on_gpu | backend | several | always
 
 
 def _code() -> list[Path]:

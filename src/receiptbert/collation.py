@@ -17,14 +17,18 @@ from receiptbert.vocabulary import CONTINUATION
 class Collator:
     """Pad a batch and corrupt it for masked language modelling (Devlin et al. 2019, section 3.1).
 
+    A target is a token that the model must predict: it is replaced by ``[MASK]`` or by a random token, or
+    left as it is, and its true id becomes the label.
+
     Args:
-        tokenizer: its special tokens are never chosen as targets and never drawn.
+        tokenizer: its special tokens are never targets, and never the random token that replaces one.
         non_target_idx: the label of a token that is not a target.
         mask_prob: how often a token is chosen as a target.
         random_prob: how often a chosen token is replaced by a random one, which may be itself.
         keep_unchanged_prob: how often a chosen token stays as it is. The rest of them become ``[MASK]``.
-        whole_words: choose all pieces of a word or none, so that no piece gives the others away. A word cut
-            between the segments counts as two; of a word cut by the window, the part shown counts as one.
+        whole_words: choose all pieces of a word or none, so that none that was not chosen gives the others
+            away (what becomes of a chosen piece is drawn for each by itself). A word cut between the segments
+            counts as two; of a word cut by the window, the part shown counts as one.
         letters_only: choose no piece without a letter, whatever the rest of its word is: the value of a
             number says little about the words around it.
 
@@ -89,7 +93,8 @@ class Collator:
         self._may_be_target, self._ordinary = self._may_be_target.to(device), self._ordinary.to(device)
         eligible = self._may_be_target[true_ids]
         chance = torch.rand(true_ids.shape, device=device)
-        if self._whole_words:  # one number per word: the k-th word of a row takes the k-th number
+        if self._whole_words:
+            # One number per word (a special token is one, too): the k-th of a row takes the k-th number.
             self._begins_word = self._begins_word.to(device)
             chance = chance.gather(1, self._begins_word[true_ids].cumsum(1) - 1)
         target = eligible & (chance < self._mask_prob)

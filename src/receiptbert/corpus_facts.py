@@ -34,7 +34,7 @@ class _Facts:
         try:
             values = read_json_object(path, PRETOKENIZE_AGAIN)
         except FileNotFoundError:
-            raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
+            raise UserError(f"{path} not found; {PRETOKENIZE_AGAIN}") from None
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         names = [field.name for field in fields]
         if values.keys() != set(names):

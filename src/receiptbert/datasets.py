@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from receiptbert.flat_texts import FlatTexts
+from receiptbert.flat_texts import FlatTexts, cut
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -23,7 +23,8 @@ class SegmentPairs(NamedTuple):
     """A batch for pretraining: ``[CLS] left [SEP] right``, padded to S = the longest text's tokens + 2."""
 
     input_ids: Tensor  # (B, S) int64
-    token_type_ids: Tensor  # (B, S) int64: 0 for [CLS], the first segment and [SEP], 1 for the second
+    # (B, S) int64: 0 for [CLS], the segment that comes first, [SEP] and padding, 1 for the other segment
+    token_type_ids: Tensor
     permuted: Tensor  # (B,) bool: were the two segments swapped?
 
 
@@ -49,6 +50,11 @@ class _Batched(Dataset[Item]):
     def lengths(self) -> Tensor:
         """Tokens of each text, shape (n,)."""
         return self._texts.lengths
+
+    @property
+    def shown_lengths(self) -> Tensor:
+        """How many of them are shown, shape (n,): what a batch sampler should know."""
+        return cut(self.lengths, self._maxlen)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +120,7 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
         index = torch.as_tensor(indices)
         rows = self._texts.to_device(index)
         lengths = self._texts.lengths_of(rows)
-        shown = lengths.clamp(max=self._maxlen)
+        shown = cut(lengths, self._maxlen)
         skipped = _random_below(lengths - shown + 1)
         # The halves of a text with an odd number of tokens differ by one. Which is longer is left to chance:
         # otherwise the position of [SEP] would give the order away. Where the cut is within a word, a piece
@@ -205,6 +211,11 @@ class InferenceDataset(Dataset[Tensor]):
         if self._texts is None:
             return torch.tensor([len(ids) for ids in self._inputs])
         return self._texts.lengths
+
+    @property
+    def shown_lengths(self) -> Tensor:
+        """How many of them are shown, shape (n,)."""
+        return cut(self.lengths, self._maxlen)
 
     def __getitem__(self, idx: int) -> Tensor:
         """``input_ids`` (S,): ``[CLS] text [SEP]``, or an input that came complete."""

@@ -54,6 +54,11 @@ def choose_device(
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """What a GPU calls itself; ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def keep_freed_memory(device: torch.device, precision: str) -> None:
     """Have a training on a CPU keep the memory that a step frees for the next one, in pages of 2 MiB.
 

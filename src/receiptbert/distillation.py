@@ -1,7 +1,9 @@
 """Teach one model what an ensemble of several knows (Hinton et al. 2015).
 
 The ensemble says how probable each class is for unlabelled texts of the same kind, and the model learns that
-alongside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019).
+alongside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019). The loss is the cross entropy with the
+ensemble's probabilities: neither softened by a temperature, as in Hinton et al., nor the squared error of
+logits, as in Tang et al. In the ensemble, the linear model has half of the weight.
 """
 
 from collections.abc import Sequence

@@ -136,15 +136,9 @@ def share_of(num_rows: int) -> Share:
     return Share(slice(rank(), None, num_processes()), own * num_processes() / num_rows)
 
 
-def weight_of(own: Tensor, share: Share, whole: Tensor) -> Tensor:
-    """As ``Share.weight``, for a mean over the elements of a batch for which ``whole`` (B, ...) is true.
-
-    Args:
-        own: the share's rows of ``whole``.
-        share: the share.
-        whole: a mask.
-    """
-    return own.sum() * num_processes() * (share.weight > 0) / whole.sum().clamp(min=1)
+def weight_of(share: Share, mask: Tensor) -> Tensor:
+    """As ``Share.weight``, for a mean over the elements of a batch for which ``mask`` (B, ...) is true."""
+    return mask[share.rows].sum() * num_processes() * (share.weight > 0) / mask.sum().clamp(min=1)
 
 
 def parallel(model: nn.Module) -> nn.Module:

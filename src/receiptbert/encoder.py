@@ -1,6 +1,7 @@
 """The encoder of BERT: embeddings and a stack of layers (Devlin et al. 2019, section 3).
 
-Shapes: B texts in a batch, S tokens in a text, d hidden size, h heads, V vocabulary, P positions.
+Shapes: B texts in a batch, S tokens in a text, N tokens whose output is wanted, d hidden size, h heads,
+V vocabulary, P positions.
 """
 
 from dataclasses import asdict, dataclass
@@ -122,7 +123,7 @@ class Bert(nn.Module):
             attention_mask: (B, S), 1 for tokens and 0 for padding; None if nothing is padded.
             token_type_ids: (B, S), 0 or 1; None for all 0.
             rows: (N,), the tokens whose hidden states are wanted, as indices from 0 to BS - 1. The last
-                layer skips the others: no head reads them.
+                layer attends from the others too, but skips what follows: no head reads it.
             only_cls: whether only those of ``[CLS]``, the first of each text, are wanted.
         """
         mask = None if attention_mask is None else self.expand_mask(attention_mask.bool())

@@ -27,7 +27,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 
 
 class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
-    """Finetuning of a classifier.
+    """Finetuning of a classifier (Devlin et al. 2019, section 4.1): minimizes the classes' cross entropy.
 
     Args:
         model: a ``BertFinetuneModel``.
@@ -146,7 +146,8 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
 
     def _note(self) -> None:
         super()._note()
-        # Noted with their score in `_place`: a better epoch makes new ones and changes none of these.
+        # `_place` notes their score at the same moment. No copy: a better epoch replaces these tensors and
+        # never writes into them.
         best = {f"best.{name}": value for name, value in self._best_weights.items()}
         self._noted = State({**self._noted.tensors, **best}, self._noted.values)
 

@@ -75,7 +75,7 @@ class Finetuning:
         check_amp_backend(runtime.amp_backend, p.precision, device, "params.yaml: runtime.amp_backend")
         self._shape = read_shape(source)
         self._maxlen = self._shape.maxlen
-        self.tokenizer = load_tokenizer(source)
+        self.tokenizer = load_tokenizer(source, self._shape)
         self.precision = choose_precision(p.precision, device, "params.yaml: finetune.precision")
 
     def train(self, train: TrainingSet, val: Labelled, seed: int, run: Run) -> Finetuned:
@@ -87,8 +87,9 @@ class Finetuning:
         )
         val_data = FinetuneDataset(*val, self.tokenizer, self._maxlen, presort=True, device=self._device)
         collate = partial(collate_fn, pad_idx=self.tokenizer.pad_token_id)
-        lengths = train_data.lengths.clamp(max=self._maxlen)
-        batches = MixtureBatchSampler(lengths, train.num_labelled, train.num_drawn, train.batch_size, seed)
+        batches = MixtureBatchSampler(
+            train_data.shown_lengths, train.num_labelled, train.num_drawn, train.batch_size, seed
+        )
         dataloaders: dict[str, Batches] = {
             "train": make_loader(train_data, batches, collate),
             "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
@@ -117,7 +118,7 @@ class Finetuning:
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
     def require_memory(self, train: TrainingSet) -> None:
-        """Say what training on ``train`` will take; passes are not recorded where memory lacks for that.
+        """Say what training on ``train`` will take; without recorded passes, if there is no memory for them.
 
         Call it once, for the largest run: memory that earlier runs freed would not count as free later.
 

@@ -94,7 +94,11 @@ def read_shape(folder: Path) -> BertShape:
     Raises:
         UserError: no BERT checkpoint, or one with parts that ours lacks.
     """
-    config: dict[str, Any] = DEFAULTS | read_config(folder)
+    return _shape_of(read_config(folder), folder)
+
+
+def _shape_of(config: dict[str, Any], folder: Path) -> BertShape:
+    config = {**DEFAULTS, **config}
     if missing := [name for name in SHAPE.values() if name not in config]:
         raise UserError(f"{folder / CONFIG} lacks {missing[0]}; name a BERT checkpoint folder")
     if str(config["hidden_act"]) not in ACTIVATIONS:
@@ -121,13 +125,13 @@ def read_shape(folder: Path) -> BertShape:
     return shape
 
 
-def load_tokenizer(folder: Path) -> WordpieceTokenizer:
-    """The tokenizer of a checkpoint.
+def load_tokenizer(folder: Path, shape: BertShape) -> WordpieceTokenizer:
+    """The tokenizer of a checkpoint whose model has this ``shape``.
 
     Raises:
         UserError: there is none, or it has ids for which the model has no embeddings.
     """
-    tokenizer, shape = WordpieceTokenizer.from_pretrained(folder), read_shape(folder)
+    tokenizer = WordpieceTokenizer.from_pretrained(folder)
     if tokenizer.vocab_size > shape.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}; "
@@ -223,7 +227,8 @@ def load_classifier(folder: Path) -> SavedClassifier:
             f"{folder} is not a folder; name that of a finetuned model (`dvc repro` makes one, "
             "`dvc checkout` brings back the last one)"
         )
-    shape, weights, config = read_shape(folder), _read_weights(folder), read_config(folder)
+    config = read_config(folder)
+    shape, weights = _shape_of(config, folder), _read_weights(folder)
     if (bias := weights.get(f"{HEADS[OUR_SOP]}.bias")) is None:
         raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")
     kind = config.get("problem_type")
@@ -237,7 +242,8 @@ def load_classifier(folder: Path) -> SavedClassifier:
     _require_all(model, _copy_weights(model, ours), folder)
     if any(name.startswith("_backbone.") for name in ours.keys() - model.state_dict().keys()):
         raise UserError(f"{folder / WEIGHTS} has more layers than {CONFIG} promises; {TAKE_AGAIN}")
-    return SavedClassifier(model.eval(), load_tokenizer(folder), names, labels, _temperature(config, folder))
+    tokenizer = load_tokenizer(folder, shape)
+    return SavedClassifier(model.eval(), tokenizer, names, labels, _temperature(config, folder))
 
 
 def _classes(config: dict[str, Any], number: int, folder: Path) -> tuple[list[str], list[str]]:

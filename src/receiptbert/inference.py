@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.datasets import InferenceDataset, Texts
 from receiptbert.errors import UserError
-from receiptbert.flat_texts import cut, padding_mask
+from receiptbert.flat_texts import padding_mask
 from receiptbert.precision import products_in
 from receiptbert.progress import track
 from receiptbert.sampling import LengthGroupedBatchSampler
@@ -23,10 +23,9 @@ def inference_loader(
 ) -> DataLoader[Tensor]:
     """Batches of ids (B, S) of texts of similar length; ``predict`` restores the order of ``texts``."""
     dataset = InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer)
-    lengths = cut(dataset.lengths, maxlen)
     return DataLoader(
         dataset,
-        batch_sampler=LengthGroupedBatchSampler(lengths, batch_size, shuffle=False),
+        batch_sampler=LengthGroupedBatchSampler(dataset.shown_lengths, batch_size, shuffle=False),
         collate_fn=torch.stack,  # the dataset pads
     )
 

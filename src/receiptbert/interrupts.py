@@ -21,11 +21,6 @@ class Interrupts:
         self.number = 0
         """The number of the signal that came during ``held()`` and is pending; 0 if there is none."""
 
-    def act_upon(self, number: int) -> None:
-        """Raise for signal ``number``, whichever process received it."""
-        self.number = number
-        raise Interrupted(number)
-
     @contextmanager
     def raised(self) -> Iterator[None]:
         """Handle the signals; then restore the previous handlers. Only the main thread gets signals."""

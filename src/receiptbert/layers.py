@@ -1,6 +1,7 @@
 """The parts of BERT's encoder, as in the assignment (Devlin et al. 2019, section 3).
 
-Shapes: B texts in a batch, S tokens in a text, d hidden size, h heads, V vocabulary, P positions.
+Shapes: B texts in a batch, S tokens in a text, Q of them with a query (S or 1), N tokens whose output is
+wanted, d hidden size, h heads, V vocabulary, P positions.
 """
 
 import math
@@ -66,7 +67,7 @@ class BertEmbeddings(nn.Module):
 
 
 class MultiHeadSelfAttention(nn.Module):
-    """Multi-head self-attention with its residual connection and layer norm.
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2), residual connection and layer norm.
 
     Args:
         hidden_size: d.
@@ -116,7 +117,9 @@ class MultiHeadSelfAttention(nn.Module):
     ) -> Tensor:
         """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given, or (B, d) if ``only_first``.
 
-        The last layer computes only what a head reads.
+        The last two arguments are for the last layer, of which a head reads only some tokens. With ``rows``,
+        all that follows attention is computed for these alone; with ``only_first``, queries and their
+        attention are, too. Every token has a key and a value.
 
         Args:
             attention_mask: (B, S, S), 1 where the query (second axis) attends to the key (third axis), else
@@ -154,7 +157,10 @@ class MultiHeadSelfAttention(nn.Module):
         return parts.unbind()
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(QK^T / sqrt(d / h)) V: (B, h, Q, d/h), K and V (B, h, S, d/h), mask (B, 1, Q, S)."""
+        """softmax(q k^T / sqrt(d / h)) v, for each head by itself.
+
+        query (B, h, Q, d/h), key and value (B, h, S, d/h), mask (B, 1, Q, S) or None -> (B, h, Q, d/h).
+        """
         if query.device.type != "cpu":
             # In one kernel, which never holds the weights of a whole batch in memory.
             dropout_prob = self._attention_dropout_prob if self.training else 0.0
@@ -168,7 +174,8 @@ class MultiHeadSelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation in between, a residual connection and layer norm.
+    """Two linear layers with an activation in between (Vaswani et al. 2017, section 3.3), residual connection
+    and layer norm.
 
     Args:
         hidden_size: d.

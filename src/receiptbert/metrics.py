@@ -31,8 +31,11 @@ def scores(true: ClassIds, predicted: ClassIds, majority: int) -> dict[str, Any]
     }
 
 
-def f1(true: Sequence[int] | ClassIds, predicted: ClassIds, average: str) -> float:
-    """The ``weighted`` or ``macro`` average of the classes' F1 scores; a class never predicted scores 0."""
+def f1(true: npt.ArrayLike, predicted: npt.ArrayLike, average: str) -> float:
+    """The ``weighted`` or ``macro`` average of the classes' F1 scores; a class never predicted scores 0.
+
+    Both are ids or names of classes, shape (n,).
+    """
     return float(f1_score(true, predicted, average=average, zero_division=0))
 
 

@@ -1,7 +1,8 @@
 """The heads of BERT, and the two models for pretraining and for finetuning.
 
-The tasks are masked language modelling (Devlin et al. 2019) and sentence order prediction (Lan et al. 2020).
-Shapes: B texts in a batch, S tokens in a text, d hidden size, V vocabulary, C classes.
+The tasks are masked language modelling (Devlin et al. 2019) and, instead of their next sentence prediction,
+sentence order prediction (Lan et al. 2020). Shapes: B texts in a batch, S tokens in a text, T targets,
+d hidden size, V vocabulary, C classes.
 """
 
 from typing import Any, cast
@@ -25,7 +26,8 @@ class MlmHead(nn.Module):
         hidden_act: ``gelu`` or ``relu``.
         eps: of the layer norm.
         ignore_index: the label of a token that is not a target.
-        input_embeddings: the token embeddings to share (weight tying); None for a matrix of its own.
+        input_embeddings: the token embeddings to share (weight tying, Press and Wolf 2017); None for a
+            matrix of its own.
 
     Parameters: d^2 + d + 2d + Vd + V, of which Vd are those of ``input_embeddings``.
     """
@@ -50,7 +52,7 @@ class MlmHead(nn.Module):
 
     def forward(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """(B, S, d) and (B, S) true ids -> the mean cross entropy over the targets (nats), 0 if none."""
-        is_target = labels != self.ignore_index
+        is_target = self.is_target(labels)
         return self.loss_at(hidden_states[is_target], labels[is_target])
 
     def loss_at(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
@@ -59,7 +61,11 @@ class MlmHead(nn.Module):
         # model, and most tokens are not targets.
         logits = self.logits(hidden_states)  # (T, V)
         loss = cross_entropy_in_place(logits, labels, self.ignore_index)
-        return loss / (labels != self.ignore_index).sum().clamp(min=1)
+        return loss / self.is_target(labels).sum().clamp(min=1)
+
+    def is_target(self, labels: Tensor) -> Tensor:
+        """Where ``labels`` (any shape) are those of targets; bool."""
+        return labels != self.ignore_index
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., d) -> (..., V)."""
@@ -210,11 +216,15 @@ class BertModel(ModelOnBert):
 
     def _targets(self, labels: Tensor, max_targets: int | None) -> Tensor:
         """(B, S) labels -> (T,), the indices of the targets among the B * S tokens."""
-        is_target = (labels != self._mlm_head.ignore_index).flatten()
+        is_target = self.is_target(labels).flatten()
         if max_targets is None:
             return is_target.nonzero().squeeze(1)
         # Filled up with the index of the first token, a [CLS], which is never a target.
         return torch.nonzero_static(is_target, size=max_targets, fill_value=0).squeeze(1)
+
+    def is_target(self, labels: Tensor) -> Tensor:
+        """Where ``labels`` (any shape) are those of targets; bool."""
+        return self._mlm_head.is_target(labels)
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
         """The loss to minimize, from its two parts."""

@@ -110,7 +110,7 @@ def export_onnx(
         exported, prepared, quantized = (
             Path(scratch) / name for name in ("exported", "prepared", "quantized")
         )
-        _export(calibrated, model.shape.max_seqlen, saved, exported)
+        _export(calibrated, saved, exported)
         agreement = agree(calibrated, exported, texts, tokenizer, model.shape.maxlen)
         if agreement.same_labels < 1 or not agreement.difference <= TOLERANCE:
             raise UserError(
@@ -147,7 +147,8 @@ def random_lines(tokenizer: WordpieceTokenizer, longest: int) -> list[str]:
     return [" ".join(generator.choices(words, k=k)) for k in lengths]
 
 
-def _export(model: CalibratedModel, max_seqlen: int, saved: SavedClassifier, path: Path) -> None:
+def _export(model: CalibratedModel, saved: SavedClassifier, path: Path) -> None:
+    max_seqlen = saved.model.shape.max_seqlen
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=max_seqlen)
     example = torch.zeros(2, min(8, max_seqlen), dtype=torch.int64)
     with _quiet():

@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from receiptbert.choices import ACT_FUNCS, AMP_BACKENDS, PRECISIONS
 from receiptbert.errors import UserError
-from receiptbert.sizes import EXPANSION, SIZE_PER_HEAD, SIZES, FinetuneTraining, Training
+from receiptbert.sizes import SIZE_PER_HEAD, SIZES, FinetuneTraining, Training, follow_width
 
 Section = TypeVar("Section")
 
@@ -249,8 +249,7 @@ def _without_auto(document: Any) -> Any:
                 f"model.num_attention_heads = auto is hidden_size / {SIZE_PER_HEAD}, "
                 f"and {hidden_size} is not a multiple of it; set a number"
             )
-        values["model"]["num_attention_heads"] = hidden_size // SIZE_PER_HEAD
-        values["model"]["intermediate_size"] = EXPANSION * hidden_size
+        values["model"] |= follow_width(hidden_size)
     return document | {
         section: {key: auto.get(key, value) if value == "auto" else value for key, value in written.items()}
         for section, auto in values.items()

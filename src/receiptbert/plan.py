@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
+from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.progress import say
 
 # For each product of the forward pass, the backward pass takes two: for the gradients of inputs and weights.
@@ -176,7 +177,7 @@ class Plan:
     @property
     def _targets(self) -> float:
         """The share of the tokens that become targets; [CLS] and [SEP] never do."""
-        return self.mask_prob * max(1 - 2 / self.length, 0)
+        return self.mask_prob * max(1 - SPECIAL_TOKENS_PER_TEXT / self.length, 0)
 
     def _activations(self) -> float:
         """Bytes that a batch keeps from its forward to its backward pass, and those that the latter adds."""
@@ -245,7 +246,7 @@ def require_memory(
         return plan.cuda_graphs
     plan = replace(plan, cuda_graphs=False)
     if plan.total_memory <= free:
-        say(f"plan: passes are not recorded, for which memory lacks; so it takes {_gib(plan.total_memory)}")
+        say(f"plan: {_gib(plan.total_memory)}, since there is no memory to record passes as CUDA graphs")
         return False
     switch = "runtime.activation_checkpointing=true"
     switched = replace(plan, activation_checkpointing=True)

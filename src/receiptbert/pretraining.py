@@ -26,7 +26,7 @@ from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.trainer import Trainer
 
-EPS = 1e-3  # of the layer norms, as in the assignment
+EPS = 1e-3  # of the layer norms, as in the assignment; BERT has 1e-12
 
 
 class Pretraining:
@@ -139,7 +139,7 @@ class Pretraining:
         return scores
 
     def require_memory(self) -> None:
-        """Say what the training will take; passes are not recorded where memory lacks for that.
+        """Say what the training will take; without recorded passes, if there is no memory for them.
 
         Raises:
             UserError: there is no room for it; names what would fit.
@@ -160,8 +160,8 @@ class Pretraining:
                 "pretraining needs at least ten, at least one of which occurs only once; add some, or raise "
                 "pretrain.mask_prob, from which that length follows"
             )
-        lengths = dataset.lengths.clamp(max=self._longest)
-        return make_loader(dataset, LengthGroupedBatchSampler(lengths, p.batch_size, p.seed), self._collator)
+        batches = LengthGroupedBatchSampler(dataset.shown_lengths, p.batch_size, p.seed)
+        return make_loader(dataset, batches, self._collator)
 
     def _make_model(self) -> BertModel:
         p = self._params.pretrain

@@ -127,13 +127,14 @@ class ResumableTrainer(BaseTrainer[Model]):
                 due = is_leader() and self._checkpoints.due
                 save, stop = self._agreement.on(due, self._interrupts.number)
                 if stop:
-                    self._interrupts.act_upon(stop)
+                    raise Interrupted(stop)  # whichever process received the signal
                 if save:
                     self._save()
 
     def _fetch_history(self) -> None:
+        """Complete the history of all steps, for which a GPU has to finish its work."""
         with self._interrupts.held():
-            super()._fetch_history()
+            self._history.fetch()
 
     # --- The state: what a subclass adds in one method, it restores in `_load` ---
 

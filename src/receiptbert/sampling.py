@@ -15,8 +15,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     There is next to no padding, and a batch of long texts takes no more memory than one of short texts,
     unless a text is far longer than the next shorter ones, which are padded to its length. Batches come in
-    random order and differ from epoch to epoch: no epoch begins with the short texts and ends with the long
-    ones, which the falling learning rate would leave untrained.
+    random order and differ from epoch to epoch. With the shortest texts first, the model would end each epoch
+    adapted to long ones; and in a training of a single epoch these would come when the rate is nearly 0.
 
     Args:
         lengths: tokens of each text, shape (n,).
@@ -117,8 +117,8 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
 def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
     """How many texts go into each batch, so that all have about as many tokens, and none is empty.
 
-    With special tokens, texts of 3, 3, 4, 5 and 9 tokens end at tokens 3, 6, 10, 15 and 24. Of two batches,
-    the first has the texts that end in the first 12 tokens: three of them.
+    Texts of 3, 3, 4, 5 and 9 tokens, special ones included, end at tokens 3, 6, 10, 15 and 24. Of two
+    batches, the first has the texts that end in the first 12 tokens: three of them.
 
     Args:
         lengths: tokens of each text, the shortest first, shape (n,).

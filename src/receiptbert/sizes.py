@@ -27,6 +27,14 @@ SIZE_PER_HEAD = 64  # d / h
 EXPANSION = 4  # intermediate size / d
 
 
+def follow_width(hidden_size: int) -> dict[str, int]:
+    """What of a model's shape follows from its width, a multiple of ``SIZE_PER_HEAD``."""
+    return {
+        "num_attention_heads": hidden_size // SIZE_PER_HEAD,
+        "intermediate_size": EXPANSION * hidden_size,
+    }
+
+
 @dataclass(frozen=True)
 class Training:
     """Settings of a training that depend on the size of the model."""

@@ -71,4 +71,4 @@ def _lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from file
     except FileNotFoundError:
-        raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
+        raise UserError(f"{path} not found; {PRETOKENIZE_AGAIN}") from None

@@ -193,7 +193,7 @@ class TokenStore:
                     tokenizer_fingerprint=file.metadata()["tokenizer"],
                 )
         except FileNotFoundError:
-            raise UserError(f"{path} not found; run `dvc repro pretokenize`") from None
+            raise UserError(f"{path} not found; {PRETOKENIZE_AGAIN}") from None
         except (SafetensorError, KeyError, TypeError) as error:
             reason = str(error)
         else:
@@ -201,7 +201,7 @@ class TokenStore:
         if reason:
             raise UserError(f"{path} is not a token store ({reason}); {PRETOKENIZE_AGAIN}")
         if tokenizer is not None and store.tokenizer_fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{path} was made with another tokenizer; run `dvc repro pretokenize`")
+            raise UserError(f"{path} was made with another tokenizer; {PRETOKENIZE_AGAIN}")
         return store
 
     def _fault(self) -> str:

@@ -180,7 +180,7 @@ class WordpieceTokenizer:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """The token of each id. One without (its line of ``vocab.txt`` comes again later) is ``[gapN]``."""
+        """The token of each id; ``[gapN]`` for an id N whose token ``vocab.txt`` has again further down."""
         of_id = {number: token for token, number in self._backend.get_vocab().items()}
         return [of_id.get(number, f"[gap{number}]") for number in range(max(of_id) + 1)]
 

@@ -23,12 +23,13 @@ from receiptbert.resumption import Batches, ResumableTrainer
 # mean (whole words are chosen, not tokens). One batch's number plus this many roots has room for the others.
 SPREAD = 10
 
-# Where each number of rows that is new has to be compiled, the number of targets is filled up to a multiple.
+# In bf16 on a CPU, oneDNN compiles a product anew for each number of rows. So the number of targets is filled
+# up to a multiple of this.
 ROWS_MULTIPLE = 16
 
 
 class Trainer(ResumableTrainer[BertModel]):
-    """Pretraining.
+    """Pretraining: minimizes the loss of a ``BertModel``.
 
     Args:
         model: a ``BertModel``.
@@ -145,7 +146,7 @@ class Trainer(ResumableTrainer[BertModel]):
             max_targets,
         )
         if num_processes() > 1:
-            of_targets = weight_of(self._is_target(own_labels), share, self._is_target(labels))
+            of_targets = weight_of(share, self._model.is_target(labels))
             parts = {"MLM": parts["MLM"] * of_targets, "SOP": parts["SOP"] * share.weight}
             loss = self._model.total(parts)
         return loss, parts | {"tokens": (input_ids != self._pad_token_id).sum().float()}
@@ -156,11 +157,8 @@ class Trainer(ResumableTrainer[BertModel]):
         number = self._num_targets(labels)
         return {"max_targets": min(number + math.ceil(SPREAD * math.sqrt(number + 1)), labels.numel())}
 
-    def _is_target(self, labels: Tensor) -> Tensor:
-        return labels != self._model._mlm_head.ignore_index
-
     def _num_targets(self, labels: Tensor) -> int:
-        return int(self._is_target(labels).sum())
+        return int(self._model.is_target(labels).sum())
 
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
         """MLM loss per target (nats), none if there is no target, and SOP accuracy, over all of
