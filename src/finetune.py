@@ -5,6 +5,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 import pipeline
 from receiptbert.calibration import fit_temperature
 from receiptbert.checkpoints import Checkpoints, conditions, training_fingerprint
@@ -40,6 +42,8 @@ def finetune(params: Params) -> str | None:
     finetuning = Finetuning(p, source, len(classes.names), device, runtime)
     train = training_set(*load_labelled(pipeline.TOKENIZED, TRAIN, finetuning.tokenizer), p)
     val = load_labelled(pipeline.TOKENIZED, VAL, finetuning.tokenizer)
+    # A class without train rows is one that no model knows; its rows say nothing of the others' confidence.
+    learned = np.isin(val.targets, train.targets)
     # The first thing that processes do together, so that one with other settings or inputs is named.
     fingerprint = training_fingerprint([p], [*(pipeline.TOKENIZED / name for name in READ), source])
     texts = None
@@ -58,7 +62,7 @@ def finetune(params: Params) -> str | None:
         logits = finetuning.logits(result.model, val.texts)
         if not is_leader():
             return None
-        temperature = fit_temperature(logits, val.targets)
+        temperature = fit_temperature(logits[learned], val.targets[learned])
         with whole(pipeline.FINETUNED) as folder:
             save_pretrained(
                 result.model, finetuning.tokenizer, folder, classes.names, classes.labels, temperature

@@ -85,7 +85,7 @@ def start_of_finetuning(p: FinetuneParams) -> Path:
     """The checkpoint folder that ``finetune`` starts from; ``pretrain`` asks, too, before it trains for long.
 
     Raises:
-        UserError: there is no such folder, or it is the one that ``finetune`` writes.
+        UserError: there is no such folder, or it is one that ``finetune`` or ``pretrain`` writes.
     """
     if p.of_our_shape:
         return PRETRAINED  # from scratch means the same shape and vocabulary without the learned weights
@@ -94,6 +94,8 @@ def start_of_finetuning(p: FinetuneParams) -> Path:
             f"finetune.init = {p.init}, which finetune replaces; copy it and name the copy (`dvc checkout "
             f"{FINETUNED}` brings it back if DVC has removed it)"
         )
+    if Path(os.path.realpath(p.init)) == Path(os.path.realpath(PRETRAINED)):
+        raise UserError(f"finetune.init = {p.init}, which is what `pretrained` means; set that")
     if not Path(p.init).is_dir():
         raise UserError(
             f"finetune.init = {p.init} is not a folder; set pretrained, scratch, or that of a BERT"

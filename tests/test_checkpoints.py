@@ -1,5 +1,6 @@
 """The files that a training goes on from: whole or not there, and found by the same training alone."""
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -174,7 +175,9 @@ def test_only_the_same_parameters_inputs_and_names_resume(
     (tmp_path / "in/a.txt").write_text("a")
     (tmp_path / "in/a.txt").rename(tmp_path / "in/b.txt")
     assert training_fingerprint(["x"], [tmp_path / "in"]) != first
-    (tmp_path / "in/b.txt").rename(tmp_path / "in/a.txt")
+    (tmp_path / "in/b.txt").rename(tmp_path / "in" / os.fsdecode(b"\xe9"))
+    assert training_fingerprint(["x"], [tmp_path / "in"]) != first
+    (tmp_path / "in" / os.fsdecode(b"\xe9")).rename(tmp_path / "in/a.txt")
     (tmp_path / "in/deeper").mkdir()
     (tmp_path / "in/deeper/c.txt").write_text("c")
     assert training_fingerprint(["x"], [tmp_path / "in"]) != first

@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -177,6 +178,23 @@ def test_values_within_columns_of_parquet_are_written_like_those_of_columns(run:
     run("in.parquet", "-o", "out.jsonl")
     written = [json.loads(line)["items"] for line in Path("out.jsonl").read_text("utf-8").splitlines()]
     assert written == [[{"name": "сыр", "price": 9.99}, None], [], None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "written"),
+    [
+        (pa.list_(pa.float32(), 1), [9.99], [9.99]),
+        (pa.large_list(pa.float32()), [9.99], [9.99]),
+        (pa.map_(pa.string(), pa.binary()), [("k", b"x")], [["k", "x"]]),
+    ],
+    ids=str,
+)
+def test_so_are_those_of_other_nested_types(run: Run, kind: Any, value: Any, written: Any) -> None:
+    table = pa.table({"text": ["а", "б"], "more": pa.array([value, None], kind)})
+    parquet.write_table(table, "in.parquet")
+    run("in.parquet", "-o", "out.jsonl")
+    lines = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["more"] for line in lines] == [written, None]
 
 
 def test_json_has_no_nan(run: Run) -> None:

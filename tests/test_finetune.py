@@ -290,6 +290,28 @@ def test_the_metrics_and_the_temperature_are_those_of_the_weights(
     assert load_classifier(pipeline.FINETUNED).temperature == metrics["temperature"]
 
 
+@pytest.mark.parametrize("teachers", ["0", "1"])
+def test_the_temperature_is_not_that_of_classes_nobody_has_taught(
+    run: Callable[..., dict[Path, bytes]],
+    tokenizer: WordpieceTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    teachers: str,
+) -> None:
+    train, val = (
+        TokenStore.load(pipeline.TOKENIZED / f"{split}.safetensors", tokenizer) for split in ("train", "val")
+    )
+    assert train.labels is not None
+    assert val.labels is not None
+    taught = replace(train, labels=np.where(train.labels == 2, 0, train.labels))
+    taught.save(pipeline.TOKENIZED / "train.safetensors")
+    fitted: list[Any] = []
+    monkeypatch.setattr("finetune.fit_temperature", lambda *arguments: fitted.append(arguments) or 1.0)
+    run(teachers=teachers)
+    ((logits, true),) = fitted
+    assert true.tolist() == val.labels[val.labels != 2].tolist() != val.labels.tolist()
+    assert len(logits) == len(true)
+
+
 @pytest.mark.parametrize("changed", [None, "test", "texts", "classes", "pretrained"])
 def test_a_stage_goes_on_only_with_the_same_inputs(
     run: Callable[..., dict[Path, bytes]],

@@ -13,6 +13,7 @@ from receiptbert import FinetuneDataset, FinetuneTrainer, InferenceDataset, Word
 from receiptbert.flat_texts import padding_mask
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import f1
+from receiptbert.sampling import LengthGroupedBatchSampler
 from tests.small_trainings import finetune_parts, labelled
 
 Make = Callable[..., Any]
@@ -146,12 +147,26 @@ def test_prediction_keeps_the_order_of_the_texts(
     assert len(set(one_by_one)) > 1
 
 
-def test_a_loader_that_shuffles_or_drops_texts_is_refused(
+def test_answers_come_in_the_order_of_the_texts_whatever_the_order_of_the_batches(
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+) -> None:
+    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    trainer.train(loaders, 3)
+    dataset = InferenceDataset(labelled(texts)[0], 12, tokenizer)
+    expected = trainer.predict(DataLoader(dataset)).tolist()
+    assert len(set(expected)) > 1
+    own = LengthGroupedBatchSampler(dataset.shown_lengths, 2)
+    assert trainer.predict(DataLoader(dataset, shuffle=True)).tolist() == expected
+    by_length = DataLoader(dataset, batch_sampler=own, collate_fn=torch.stack)
+    assert trainer.predict(by_length).tolist() == expected
+
+
+def test_a_loader_that_leaves_out_texts_is_refused(
     texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
 ) -> None:
     trainer, _ = finetune_parts(texts, tokenizer, finetune_model())
     dataset = InferenceDataset(texts[:5], 12, tokenizer)
-    with pytest.raises(ValueError, match="shuffle=False"):
-        trainer.predict(DataLoader(dataset, shuffle=True))
     with pytest.raises(ValueError, match="has 4 of 5 texts"):
         trainer.predict(DataLoader(dataset, batch_size=2, drop_last=True, collate_fn=torch.stack))
+    with pytest.raises(ValueError, match="has 1 of 5 texts"):
+        trainer.predict(DataLoader(dataset, batch_sampler=[[3]] * 5))

@@ -233,10 +233,13 @@ def test_checkpoints_that_cannot_be_used_are_refused(
     _, folder = pretrained
     with pytest.raises(UserError, match=r"lacks 1 weights .* bert\.embeddings\.position_embeddings"):
         load_encoder(finetune_model(max_seqlen=20), folder)
+    with pytest.raises(UserError, match="has more layers than"):
+        load_encoder(finetune_model(num_hidden_layers=1), folder)
     config = json.loads((folder / "config.json").read_text())
     for change, message in [
         ({"hidden_act": ["gelu"]}, r"activation \['gelu'\]"),
         ({"position_embedding_type": "relative_key"}, "positions are 'relative_key'; only 'absolute'"),
+        ({"is_decoder": True}, "attend to earlier ones alone"),
         ({"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12'; it must be a number"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change))

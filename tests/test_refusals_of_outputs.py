@@ -172,6 +172,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("apex without a GPU", "finetune", params(runtime__amp_backend="apex"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, but the device is cpu; set torch"),
     ("fp16 on a CPU", "pretrain", params(pretrain__precision="fp16"), "params.yaml: pretrain.precision = fp16, which this cpu does not support; set auto"),
     ("fp16 on a CPU", "finetune", params(finetune__precision="fp16"), "params.yaml: finetune.precision = fp16, which this cpu does not support; set auto"),
+    ("the pretrained model by its path", "pretrain", params(finetune__init="models/pretrained/"), "finetune.init = models/pretrained/, which is what `pretrained` means; set that"),
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "finetune.init = nowhere is not a folder; set pretrained, scratch, or that of a BERT"),
     ("no checkpoint for later", "pretrain", params(finetune__init="Scratch"), "finetune.init = Scratch is not a folder; set pretrained, scratch, or that of a BERT"),
     ("a link to itself", "finetune", started_from_a_link_to_itself, "finetune.init = base is not a folder; set pretrained, scratch, or that of a BERT"),

@@ -70,6 +70,13 @@ def test_a_line_break_in_a_text_is_a_space(tmp_path: Path) -> None:
     assert train(["сыр\nкефир"] * 3, tmp_path).tokens == train(["сыр кефир"] * 3, tmp_path).tokens
 
 
+def test_texts_that_spell_special_tokens_are_learned_like_others(tmp_path: Path) -> None:
+    tokenizer = train(["[MASK] [UNK] сыр"] * 3, tmp_path)
+    words = [token for token in tokenizer.tokens if not token.startswith("##")]
+    assert {"mask", "unk", "сыр", "[", "]"} <= set(words)
+    assert not [token for token in tokenizer.tokens[5:] if len(token.removeprefix("##")) > 1 and "]" in token]
+
+
 def test_same_vocabulary_in_every_process(texts: list[str], tmp_path: Path) -> None:
     """The trainer's hash maps are seeded anew in each process."""
     script = (

@@ -143,7 +143,7 @@ def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file():
                 with path.open("rb") as file:
-                    digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+                    digest.update(os.fsencode(path.name) + hashlib.file_digest(file, "sha256").digest())
     own = digest.hexdigest()[:16]
     if own != from_leader(lambda: own):
         raise UserError(

@@ -110,6 +110,8 @@ def _shape_of(config: dict[str, Any], folder: Path) -> BertShape:
     if type(config["layer_norm_eps"]) is not float:
         eps = config["layer_norm_eps"]
         raise UserError(f"{folder / CONFIG}: layer_norm_eps is {eps!r}; it must be a number such as 1e-12")
+    if config.get("is_decoder"):
+        raise UserError(f"{folder}: its tokens attend to earlier ones alone (is_decoder); name an encoder")
     if config["type_vocab_size"] != 2:
         raise UserError(
             f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used; name another"
@@ -197,12 +199,12 @@ def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
     """Load the encoder of a pretrained checkpoint and, if it has one, its head except the last layer.
 
     Raises:
-        UserError: the checkpoint lacks weights of the encoder, or has them in another shape.
+        UserError: the checkpoint lacks weights of the encoder, has them in another shape, or has more layers.
     """
     weights = from_hf(_read_weights(folder))
     # The last layer answers another question, even where its shape fits by chance.
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(OUR_SOP)}
-    _require_all(model, _copy_weights(model, weights), folder, spared=("_classifier_head.",))
+    _copy_all(model, weights, folder, spared=("_classifier_head.",))
 
 
 class SavedClassifier(NamedTuple):
@@ -239,9 +241,7 @@ def load_classifier(folder: Path) -> SavedClassifier:
         )
     names, labels = _classes(config, len(bias), folder)
     model, ours = BertFinetuneModel(**shape.kwargs(), num_classes=len(names)), from_hf(weights)
-    _require_all(model, _copy_weights(model, ours), folder)
-    if any(name.startswith("_backbone.") for name in ours.keys() - model.state_dict().keys()):
-        raise UserError(f"{folder / WEIGHTS} has more layers than {CONFIG} promises; {TAKE_AGAIN}")
+    _copy_all(model, ours, folder)
     tokenizer = load_tokenizer(folder, shape)
     return SavedClassifier(model.eval(), tokenizer, names, labels, _temperature(config, folder))
 
@@ -272,8 +272,13 @@ def _class_names(values: Any, folder: Path, key: str) -> list[str]:
     return list(map(str, values))
 
 
-def _require_all(model: nn.Module, found: list[str], folder: Path, spared: tuple[str, ...] = ()) -> None:
-    missing = [name for name in model.state_dict().keys() - set(found) if not name.startswith(spared)]
+def _copy_all(model: nn.Module, weights: StateDict, folder: Path, spared: tuple[str, ...] = ()) -> None:
+    """Copy all weights of ``model``, except that names which begin with ``spared`` may be missing."""
+    ours = model.state_dict().keys()
+    if any(name.startswith("_backbone.") for name in weights.keys() - ours):
+        raise UserError(f"{folder / WEIGHTS} has more layers than {CONFIG} promises; {TAKE_AGAIN}")
+    found = _copy_weights(model, weights)
+    missing = [name for name in ours - set(found) if not name.startswith(spared)]
     if missing:
         theirs = their_names(model.state_dict())[min(missing)]
         raise UserError(

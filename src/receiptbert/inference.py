@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.datasets import InferenceDataset, Texts
@@ -40,20 +40,17 @@ def logits_by_batch(
     """The logits of each batch, without dropout.
 
     Args:
-        dataloader: of padded ids (B, S), in any order that its ``batch_sampler`` repeats if iterated again;
-            so it must not shuffle.
+        dataloader: of padded ids (B, S), in any order.
         precision: fp32, bf16 or fp16, of the matrix products; see ``choose_precision``.
 
     Yields:
         the indices of the batch's texts in the dataset, and their logits (B, C), fp32, on ``device``.
-
-    Raises:
-        ValueError: the dataloader shuffles: nobody could tell which text an answer is for.
     """
-    if isinstance(dataloader.sampler, RandomSampler):
-        raise ValueError("the dataloader shuffles its texts; make it with shuffle=False")
+    # Drawn beforehand: a sampler that shuffles would give another order when asked which text is where.
+    batches: list[list[int]] = list(dataloader.batch_sampler)  # type: ignore[arg-type]
+    ordered = DataLoader(dataloader.dataset, batch_sampler=batches, collate_fn=dataloader.collate_fn)
     model.eval()
-    for index, batch in zip(dataloader.batch_sampler, dataloader, strict=True):  # type: ignore[arg-type]
+    for index, batch in zip(batches, ordered, strict=True):
         input_ids = batch.to(device)
         with torch.inference_mode(), products_in(precision, device):
             logits = model(input_ids, padding_mask(input_ids, pad_token_id)).float()
@@ -69,18 +66,20 @@ def predict_logits(
 
     Raises:
         UserError: some are not finite.
-        ValueError: the dataloader shuffles, or leaves out texts.
+        ValueError: the dataloader leaves out texts.
     """
-    predicted = 0
-    logits = np.empty((len(dataloader.dataset), 0), dtype=np.float32)  # type: ignore[arg-type]
+    number = len(dataloader.dataset)  # type: ignore[arg-type]
+    predicted, logits = np.zeros(number, dtype=bool), np.empty((number, 0), dtype=np.float32)
     batches = logits_by_batch(model, dataloader, pad_token_id, device)
     for index, batch in track(batches, "predicting", len(dataloader)):
         if not logits.size:
-            logits = np.empty((len(logits), batch.shape[1]), dtype=np.float32)
+            logits = np.empty((number, batch.shape[1]), dtype=np.float32)
         logits[index] = batch.cpu().numpy()
-        predicted += len(index)
-    if predicted < len(logits):
-        raise ValueError(f"the dataloader has {predicted} of {len(logits)} texts; make it without drop_last")
+        predicted[index] = True
+    if not predicted.all():
+        raise ValueError(
+            f"the dataloader has {predicted.sum()} of {number} texts; give it a sampler of all of them"
+        )
     if not np.isfinite(logits).all():
         raise UserError(
             "the model's answers are not finite numbers: its training diverged, or its weights are damaged; "

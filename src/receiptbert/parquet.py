@@ -75,7 +75,9 @@ class ParquetTable:
 def _value(scalar: pa.Scalar) -> Any:
     if scalar.is_valid and pa.types.is_struct(scalar.type):
         return {name: _value(item) for name, item in scalar.items()}
-    if scalar.is_valid and (pa.types.is_list(scalar.type) or pa.types.is_large_list(scalar.type)):
+    if scalar.is_valid and pa.types.is_map(scalar.type):
+        return [[_value(entry[name]) for name in entry] for entry in scalar.values]
+    if scalar.is_valid and isinstance(scalar, pa.ListScalar):  # of any of the list types
         return list(map(_value, scalar.values))
     try:
         value = scalar.as_py()

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from types import NoneType
@@ -84,10 +84,10 @@ class WordpieceTokenizer:
         Raises:
             UserError: the characters alone need more than ``vocab_size`` entries.
         """
-        trainer = BertWordPieceTokenizer(
-            clean_text=clean_text, strip_accents=strip_accents, lowercase=lowercase
+        new_trainer = partial(
+            BertWordPieceTokenizer, clean_text=clean_text, strip_accents=strip_accents, lowercase=lowercase
         )
-        tokens = learn_vocabulary(trainer, corpus, Path(corpus_save_path), vocab_size, min_frequency)
+        tokens = learn_vocabulary(new_trainer, corpus, Path(corpus_save_path), vocab_size, min_frequency)
         folder = Path(tokenizer_save_path)
         folder.mkdir(parents=True, exist_ok=True)
         vocab_path = folder / f"{tokenizer_name}-vocab.txt"

@@ -1,7 +1,7 @@
 """Learn a WordPiece vocabulary, the same in every run."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -21,7 +21,7 @@ TEXTS_PER_LINE = 100
 
 
 def learn_vocabulary(
-    trainer: BertWordPieceTokenizer,
+    new_trainer: Callable[[], BertWordPieceTokenizer],
     corpus: Iterable[str],
     corpus_path: Path,
     vocab_size: int,
@@ -30,7 +30,7 @@ def learn_vocabulary(
     """The vocabulary of ``corpus`` in the order of its ids.
 
     Args:
-        trainer: whose normalization is used.
+        new_trainer: makes one, whose normalization is used.
         corpus: raw texts, read once.
         corpus_path: where to put the texts while training.
         vocab_size: entries wanted, special tokens included.
@@ -42,7 +42,7 @@ def learn_vocabulary(
     try:
         words: Counter[str] = Counter()
         _write_lines(_counted(_lines(corpus), words), corpus_path)
-        return _train(trainer, corpus_path, words, vocab_size, min_frequency)
+        return _train(new_trainer, corpus_path, words, vocab_size, min_frequency)
     finally:
         corpus_path.unlink(missing_ok=True)
 
@@ -68,7 +68,7 @@ def _write_lines(lines: Iterable[list[str]], path: Path) -> None:
 
 
 def _train(
-    trainer: BertWordPieceTokenizer,
+    new_trainer: Callable[[], BertWordPieceTokenizer],
     corpus_path: Path,
     words: Counter[str],
     vocab_size: int,
@@ -85,9 +85,11 @@ def _train(
     nothing and needs each word only once, finds all such characters; the second gets them, sorted, as if
     they were special tokens.
     """
-    alphabet = _alphabet(trainer, words)
+    alphabet = _alphabet(new_trainer(), words)
 
     def train(path: Path, size: int, first: list[str]) -> dict[str, int]:
+        # A new one, since a trained one would find its special tokens in texts that spell them.
+        trainer = new_trainer()
         trainer.train(
             str(path),
             vocab_size=size,
