@@ -37,7 +37,7 @@ def make_project(
         variables: as for ``run``.
     """
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitattributes", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "data").mkdir()
     generate_corpus(folder / "data/corpus.zip", *corpus)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,14 @@ def test_lines_are_read_as_they_are_needed(run: Run, monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit, match="that is enough"):
         run("-o", "out.csv")
     assert 0 < read[0] < len(content.encode()) / 2
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(["--version"])
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    assert capsys.readouterr().out == f"{project['name']} {project['version']}\n"
 
 
 def test_help_does_not_wait_for_torch() -> None:

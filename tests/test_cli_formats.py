@@ -55,6 +55,9 @@ def test_the_delimiter_is_the_one_that_makes_the_column(run: Run) -> None:
     Path("in.csv").write_text("\n" * 150 + "id;text\n1;чай\n", encoding="utf-8")
     run("in.csv", "-o", "out.csv")
     assert [row["text"] for row in read("out.csv", ";")] == ["чай"]
+    Path("in.csv").write_text("id|text\n1|чай, 2;5\n", encoding="utf-8")
+    run("in.csv", "-o", "out.csv")
+    assert [row["text"] for row in read("out.csv", "|")] == ["чай, 2;5"]
     Path("in.csv").write_text("a,text\n1;2;3,чай\n", encoding="utf-8")
     run("in.csv", "-o", "out.csv")
     assert [row["text"] for row in read("out.csv")] == ["чай"]

@@ -17,7 +17,7 @@ from dvc.cli.parser import get_main_parser
 import common
 from receiptbert import cli
 from receiptbert.archive import extract_corpus
-from receiptbert.corpus import SPLIT, TEXT, read_corpus
+from receiptbert.corpus import LABEL, SPLIT, TEXT, VAL, read_corpus
 from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.params import load_params
 from receiptbert.sizes import SIZES
@@ -55,6 +55,10 @@ def test_snippets_of_python_run(
     monkeypatch.chdir(tmp_path)
     if "receipts.onnx" in (ROOT / name).read_text():
         cli.main(["export", "--onnx", "receipts.onnx"])
+    if "new_labelled.csv" in (ROOT / name).read_text():
+        corpus = read_corpus(tiny_project / "data/raw/data.csv")
+        corpus.loc[corpus[SPLIT] == VAL, [TEXT, LABEL]].to_csv("new_labelled.csv", index=False)
+        cli.main(["predict", "new_labelled.csv", "-o", "scored.csv"])
     run_python(ROOT / name)
 
 

@@ -183,7 +183,7 @@ def test_an_experiment_trains_with_its_number_and_nothing_is_computed_again(
 def test_an_experiment_may_run_in_a_tree_of_its_own(project: Path) -> None:
     """As those of the queue do, which is DVC's and not tested here."""
     before = contents(project / "metrics")
-    ran = run(["dvc", "exp", "run", "--temp", "-S", "finetune.lr=1e-1"], project).stdout
+    ran = run(["dvc", "exp", "run", "--temp", "-n", "other", "-S", "finetune.lr=1e-1"], project).stdout
     assert stages_run(ran) == ["finetune", "evaluate"]
     assert contents(project / "metrics") == before
     shown = json.loads(run(["dvc", "exp", "show", "--json"], project).stdout)
@@ -194,6 +194,28 @@ def test_an_experiment_may_run_in_a_tree_of_its_own(project: Path) -> None:
         for revision in experiment["revs"]
     )
     assert metrics["metrics/finetune.json"]["val_loss"] != metric(project, "finetune")["val_loss"]
+    run(["dvc", "exp", "apply", "other"], project)
+    assert metrics["metrics/finetune.json"]["val_loss"] == metric(project, "finetune")["val_loss"]
+    assert stages_run(run(["dvc", "repro"], project).stdout) == []
+
+
+def test_git_does_not_merge_the_lock_files_of_two_runs(project: Path) -> None:
+    """Merged line by line, one run's outputs would seem to be those of another's code."""
+    lock = project / "dvc.lock"
+    before = lock.read_text()
+    first, last = (before.splitlines()[line] for line in (2, -1))
+
+    def change(line: str) -> None:
+        lock.write_text(before.replace(line, f"{line} # changed"))
+        commit(project)
+
+    run(["git", "checkout", "-q", "-b", "theirs"], project)
+    change(first)
+    run(["git", "checkout", "-q", "-"], project)
+    change(last)
+    merged = subprocess.run(["git", "merge", "theirs"], cwd=project, capture_output=True, text=True)
+    assert "Merge conflict in dvc.lock" in merged.stdout
+    assert "<<<<" not in lock.read_text()
 
 
 def test_other_beginnings_of_finetuning(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from receiptbert.corpus import (
     read_corpus,
 )
 from receiptbert.corpus_report import describe
-from receiptbert.csv_faults import RUSSIAN_ENCODINGS, guess_encoding
+from receiptbert.decoding import RUSSIAN_ENCODINGS, guess_encoding
 from receiptbert.equal_texts import fold, held_out_too, number_texts
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore

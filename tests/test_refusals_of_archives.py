@@ -103,13 +103,22 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
         "in.zip: zip file version 9.9; create it again with plain deflate",
     ),
     ("no members", of(), "in.zip holds no CSV; put one CSV with the columns text,label,split into it"),
-    ("nested", of("inner.zip"), "in.zip holds no CSV but inner.zip, which is not unpacked; put one CSV …"),
+    (
+        "nested",
+        of("inner.zip"),
+        "in.zip holds no CSV but inner.zip, which is neither unpacked nor converted; put one CSV …",
+    ),
     (
         "a workbook",
         of("data.xlsx"),
-        "in.zip holds no CSV but data.xlsx, which is not unpacked; put one CSV …",
+        "in.zip holds no CSV but data.xlsx, which is neither unpacked nor converted; put one CSV …",
     ),
-    ("two CSVs", of("a.csv", "b.csv"), "in.zip holds 2 data CSVs (a.csv, b.csv); leave one"),
+    (
+        "a table that is no CSV",
+        of("in/lines.txt"),
+        "in.zip holds no CSV but in/lines.txt, which is neither …",
+    ),
+    ("two CSVs", of("a.csv", "b.csv"), "in.zip holds 2 data CSVs (a.csv, b.csv); put all rows into one; …"),
     (
         "many CSVs",
         of(*map("{}.csv".format, range(9))),
@@ -133,7 +142,7 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
     (
         "a line break in a name",
         of("a\nb.csv", "c.csv"),
-        r"in.zip holds 2 data CSVs (a\nb.csv, c.csv); leave one",
+        r"in.zip holds 2 data CSVs (a\nb.csv, c.csv); put all rows into one; unlabelled ones have the split unsupervised",
     ),
 ]
 

@@ -121,6 +121,12 @@ BAD: list[tuple[bytes, list[str], str]] = [
         "in.dat: unknown extension; known are .csv, .tsv, .tab, .parquet, .pq, .txt; if the file is "
         "one of them under another name, give the format with --from",
     ),
+    (
+        b"text\n",
+        ["my in.csv.gz"],
+        "my in.csv.gz is compressed; unpack it into a pipe: zcat 'my in.csv.gz' | receiptbert predict --from",
+    ),
+    (b"text\n\xff\n", ["in.csv", "--model", "nowhere"], "nowhere is not a folder; name that of a finetuned"),
     (b"text\n", ["none.csv"], "none.csv not found"),
     (
         b"text\n",
@@ -197,7 +203,7 @@ def test_bad_input_ends_in_one_line(
 
 def test_errors_late_in_a_file_are_found_before_any_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("in.csv").write_text("text,id\n" + "а,1\n" * 50_000 + "а,б,1\n", encoding="utf-8")
-    monkeypatch.setattr(Classifier, "from_pretrained", pytest.fail)
+    monkeypatch.setattr(Classifier, "__call__", pytest.fail)
     with pytest.raises(SystemExit, match="line 50002: 3 fields"):
         run("in.csv", "-o", "out.csv")
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from receiptbert.corpus import COLUMNS
-from receiptbert.csv_faults import kind_of
+from receiptbert.decoding import kind_of
 from receiptbert.errors import UserError
 from receiptbert.files import naming
 
@@ -21,7 +21,9 @@ CHUNK = 1024**2
 DATA_NAME = "data.csv"
 CATEGORIES_NAME = "categories.csv"
 
-NESTED = {".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".xlsx"}
+# What people put into the archive instead of a CSV.
+COMPRESSED = {".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz"}
+OTHER_TABLES = {".tsv", ".tab", ".txt", ".jsonl", ".parquet", ".pq", ".xls", ".xlsx"}
 # What zipfile and the decompressors raise for malformed data.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -92,14 +94,18 @@ def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile
     categories = [member for member in tables if _base_name(member) == CATEGORIES_NAME]
     data = [member for member in tables if _base_name(member) != CATEGORIES_NAME]
     if not data:
-        inner = [name for name in opened.namelist() if PurePosixPath(name).suffix.lower() in NESTED]
-        but = f" but {inner[0]}, which is not unpacked" if inner else ""
+        known = COMPRESSED | OTHER_TABLES
+        inner = [name for name in opened.namelist() if PurePosixPath(name).suffix.lower() in known]
+        but = f" but {inner[0]}, which is neither unpacked nor converted" if inner else ""
         raise UserError(f"{archive} holds no CSV{but}; put one CSV with the columns text,label,split into it")
-    for kind, members in (("data CSVs", data), (CATEGORIES_NAME, categories)):
+    for kind, members, mend in (
+        ("data CSVs", data, "put all rows into one; unlabelled ones have the split unsupervised"),
+        (CATEGORIES_NAME, categories, "leave one"),
+    ):
         if len(members) > 1:
             names = ", ".join(member.filename for member in members[:3])
             more = ", ..." if len(members) > 3 else ""
-            raise UserError(f"{archive} holds {len(members)} {kind} ({names}{more}); leave one")
+            raise UserError(f"{archive} holds {len(members)} {kind} ({names}{more}); {mend}")
     return {DATA_NAME: data[0]} | ({CATEGORIES_NAME: categories[0]} if categories else {})
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
@@ -30,12 +31,12 @@ learned from), category (its name) and confidence (a probability from 0 to 1). W
 these columns already, all of ours begin with predicted_.
 
 The endings tell the formats: .csv, .tsv, .parquet and .txt (plain lines) are read; .csv, .tsv, .parquet
-and .jsonl are written. Text is UTF-8. A CSV has a header, and commas, semicolons or tabs between its
-fields; texts of an only column may have any of them. A CSV written from a CSV keeps its delimiter, one
-written from anything else has commas. Empty lines of a CSV are no rows, nor are lines of spaces where
-it has several columns; a row that is too short is filled up. Plain lines have no header, and each of
-them is a row, an empty one too. A text without anything to read gets an empty label and a confidence of
-0."""
+and .jsonl are written. Text is UTF-8. A CSV has a header, and commas, semicolons, tabs or vertical bars
+between its fields; texts of an only column may have any of them. A CSV written from a CSV keeps its
+delimiter, one written from anything else has commas. Empty lines of a CSV are no rows, nor are lines of
+spaces where it has several columns; a row that is too short is filled up. Plain lines have no header,
+and each of them is a row, an empty one too. A text without anything to read gets an empty label and a
+confidence of 0."""
 
 PREDICT_EXAMPLES = """\
 examples:
@@ -43,6 +44,7 @@ examples:
   receiptbert predict receipts.parquet --column name --top-k 3 -o labelled.parquet
   receiptbert predict receipts.csv --min-confidence 0.8 --spreadsheet -o to_check.csv
   cat lines.txt | receiptbert predict > labelled.csv
+  zcat receipts.csv.gz | receiptbert predict --from csv -o labelled.csv
   receiptbert predict receipts.csv --shard 1/2 --device cuda:0 -o first_half.csv
 """
 
@@ -93,10 +95,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Receipt lines to product categories.", epilog=EPILOG
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     add_predict(commands)
     add_export(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes a while to find."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{PROGRAM} {metadata.version(PROGRAM)}")
+        parser.exit()
 
 
 def add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

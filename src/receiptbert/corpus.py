@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from receiptbert.csv_faults import (
-    check_bytes,
-    check_header,
-    not_utf8,
-    place,
-    place_of_bad_quotes,
-    too_wide,
-)
+from receiptbert.csv_faults import check_header, place, place_of_bad_quotes, too_wide
+from receiptbert.decoding import check_bytes, not_utf8
 from receiptbert.errors import UserError
 
 TEXT, LABEL, SPLIT = COLUMNS = ["text", "label", "split"]

@@ -1,6 +1,7 @@
 """``receiptbert predict``: label the lines of a table of any length, a chunk at a time."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 TABLES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".pq": "parquet"}
 INPUTS = {**TABLES, ".txt": "lines"}
+UNPACKERS = {".gz": "zcat", ".bz2": "bzcat", ".xz": "xzcat", ".zst": "zstdcat"}
 OUTPUTS = {**TABLES, ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 # Decimals of a confidence: more than are meaningful, few enough not to depend on the rest of a batch.
@@ -60,6 +62,10 @@ def predict(args: argparse.Namespace) -> None:
     if args.spreadsheet and kind not in DELIMITERS:
         raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
     with open_output(target) as stream:
+        # Loaded first: counting reads the whole input, which may take minutes.
+        classifier = receiptbert.Classifier.from_pretrained(
+            args.model, args.device, args.precision, args.batch_size
+        )
         total = table.count()
         chunks = table.chunks()
         if args.shard:
@@ -70,9 +76,6 @@ def predict(args: argparse.Namespace) -> None:
             number, shards = args.shard
             rows = range(total * (number - 1) // shards, total * number // shards)
             chunks, total = rows_of(chunks, rows), len(rows)
-        classifier = receiptbert.Classifier.from_pretrained(
-            args.model, args.device, args.precision, args.batch_size
-        )
         lines = unlabelled = 0
         with _writer(kind, stream, table, answers, args.spreadsheet) as write:
             for chunk in track(chunks, "predicting", total, "lines", lambda chunk: len(chunk[0])):
@@ -130,12 +133,16 @@ def _format(path: Path | None, known: dict[str, str], default: str, option: str)
     """The format that the file's extension names; for stdin and stdout, ``default``."""
     if path is None:
         return default
-    if path.suffix.lower() not in known:
+    ending = path.suffix.lower()
+    if ending in UNPACKERS and option == "--from":
+        pipe = f"{UNPACKERS[ending]} {shlex.quote(str(path))} | receiptbert predict --from csv"
+        raise UserError(f"{path} is compressed; unpack it into a pipe: {pipe}")
+    if ending not in known:
         raise UserError(
             f"{path}: unknown extension; known are {', '.join(known)}; if the file is one of them "
             f"under another name, give the format with {option}"
         )
-    return known[path.suffix.lower()]
+    return known[ending]
 
 
 def open_table(path: Path | None, kind: str, column: str = TEXT) -> Table:

@@ -15,7 +15,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
-from receiptbert.csv_faults import is_blank, utf8_lines
+from receiptbert.csv_faults import is_blank
+from receiptbert.decoding import utf8_lines
 from receiptbert.errors import UserError
 from receiptbert.files import whole_file
 
@@ -26,7 +27,7 @@ Column: TypeAlias = Sequence[Any]
 Write: TypeAlias = Callable[[Sequence[Column]], None]
 
 TEXT = "text"  # the one column of plain lines
-DELIMITERS = {"csv": ",;\t", "tsv": "\t"}  # a CSV's header tells which one it has
+DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # a CSV's header tells which one it has
 
 UNIT_SEPARATOR = "\x1f"  # a control character that no text has
 MAX_HEAD = 100  # lines that a header has at the most
@@ -122,7 +123,7 @@ class TextTable:
 
         def likelihood(delimiter: str) -> tuple[bool, int, bool]:
             fields = header_fields(head, delimiter)
-            # A comma may stand within a name (``Price, EUR``), hardly a semicolon or a tab.
+            # A comma may stand within a name (``Price, EUR``), hardly another delimiter.
             return self._column in fields, len(fields), len(fields) > 1 and delimiter != ","
 
         self.delimiter = max(DELIMITERS[self.kind], key=likelihood)
