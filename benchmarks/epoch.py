@@ -36,7 +36,7 @@ from receiptbert.params import load_params
 from receiptbert.pretraining import Pretraining
 from receiptbert.progress import say
 from receiptbert.reports import write_json
-from receiptbert.token_store import TokenStore
+from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
 
 NO_LIMIT = 10**9  # steps
@@ -70,7 +70,7 @@ def pretrain(folder: Path) -> dict[str, float | str]:
     device = choose_device(params.runtime.device, params.runtime.deterministic)
     keep_freed_memory(device, params.pretrain.precision)
     tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
-    texts = TokenStore.load(folder / "data/tokenized/unsupervised.safetensors", tokenizer)
+    texts = TokenStore.load(store_path(folder / "data/tokenized", "unsupervised"), tokenizer)
     longest = TextLengths.load(folder / "data/tokenized/lengths.json").longest
     pretraining = Pretraining(params, texts, tokenizer, longest, device)
     pretraining.require_memory()

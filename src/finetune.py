@@ -22,13 +22,15 @@ from receiptbert.labelled import load_labelled, training_set
 from receiptbert.launching import in_processes, one_voice
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
+from receiptbert.split_texts import texts_path
+from receiptbert.token_store import store_path
 
 # Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing
 # unless a class comes or goes.
 READ = [
-    pipeline.CLASSES.name,
-    *(f"{split}.safetensors" for split in (TRAIN, VAL)),
-    *(f"{split}.jsonl" for split in (TRAIN, VAL, UNSUPERVISED)),
+    pipeline.CLASSES,
+    *(store_path(pipeline.TOKENIZED, split) for split in (TRAIN, VAL)),
+    *(texts_path(pipeline.TOKENIZED, split) for split in (TRAIN, VAL, UNSUPERVISED)),
 ]
 
 
@@ -45,7 +47,7 @@ def finetune(params: Params) -> str | None:
     # A class without train rows is one that no model knows; its rows say nothing of the others' confidence.
     learned = np.isin(val.targets, train.targets)
     # The first thing that processes do together, so that one with other settings or inputs is named.
-    fingerprint = training_fingerprint([p], [*(pipeline.TOKENIZED / name for name in READ), source])
+    fingerprint = training_fingerprint([p], [*READ, source])
     texts = None
     if p.teachers:  # the leader alone reads all of the texts
         read = partial(read_teaching_texts, pipeline.TOKENIZED, train, val, finetuning.tokenizer, p.seed)

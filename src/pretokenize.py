@@ -21,7 +21,7 @@ from receiptbert.files import whole
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
 from receiptbert.split_texts import save_texts
-from receiptbert.token_store import TokenStore
+from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
 
 
@@ -49,7 +49,7 @@ def pretokenize(params: Params) -> str:
     with whole(pipeline.TOKENIZED) as folder:
         folder.mkdir()
         for split, store in stores.items():
-            store.save(folder / f"{split}.safetensors")
+            store.save(store_path(folder, split))
             save_texts(folder, split, strings(corpus.loc[corpus[SPLIT] == split, TEXT]))
         used.save(folder / pipeline.LENGTHS.name)
         classes.save(folder / pipeline.CLASSES.name)

@@ -12,7 +12,7 @@ from receiptbert.params import Params
 from receiptbert.pretraining import Pretraining
 from receiptbert.progress import readable, say
 from receiptbert.reports import mean_curve, write_csv, write_json
-from receiptbert.token_store import TokenStore
+from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
 
 
@@ -22,7 +22,7 @@ def pretrain(params: Params) -> str | None:
     pipeline.start_of_finetuning(params.finetune)
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device, params.pretrain.precision)
-    texts_path = pipeline.TOKENIZED / "unsupervised.safetensors"
+    texts_path = store_path(pipeline.TOKENIZED, "unsupervised")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     pretraining = Pretraining(
         params,

@@ -12,7 +12,7 @@ from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.params import FinetuneParams
 from receiptbert.progress import say
 from receiptbert.split_texts import load_texts
-from receiptbert.token_store import TokenStore
+from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
 
 MANY_UNKNOWN = 0.05  # of the tokens: the vocabulary is of another language, or of other lines
@@ -94,7 +94,7 @@ def majority_class(tokenized: Path) -> int:
 
 
 def _load(tokenized: Path, split: str) -> Labelled:
-    path = tokenized / f"{split}.safetensors"
+    path = store_path(tokenized, split)
     store = TokenStore.load(path)
     if store.labels is None:
         raise UserError(f"{path} has no labels; {PRETOKENIZE_AGAIN}")

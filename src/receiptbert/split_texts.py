@@ -15,9 +15,14 @@ from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 QUOTED = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each text
 
 
+def texts_path(tokenized: Path, split: str) -> Path:
+    """Where ``pretokenize`` puts the raw texts of a split."""
+    return tokenized / f"{split}.jsonl"
+
+
 def save_texts(tokenized: Path, split: str, texts: Iterable[str]) -> None:
     """Write ``texts`` as JSON strings, one per line, whatever line breaks they contain."""
-    with (tokenized / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+    with texts_path(tokenized, split).open("w", encoding="utf-8") as file:
         file.writelines(f"{QUOTED(text)}\n" for text in texts)
 
 
@@ -30,7 +35,7 @@ def load_texts(tokenized: Path, split: str, count: int) -> list[str]:
     Raises:
         UserError: there is no such file, it is damaged, or it has a different number of texts.
     """
-    path = tokenized / f"{split}.jsonl"
+    path = texts_path(tokenized, split)
     texts = list(_read(path))
     if len(texts) != count:
         raise UserError(f"{path} has {len(texts):,} texts, but {count:,} are tokenized; {PRETOKENIZE_AGAIN}")
@@ -45,7 +50,7 @@ def draw_texts(tokenized: Path, split: str, number: int, seed: int) -> list[str]
     Raises:
         UserError: there is no such file, or it is damaged.
     """
-    path = tokenized / f"{split}.jsonl"
+    path = texts_path(tokenized, split)
     total = sum(1 for _ in _lines(path))
     drawn = np.random.default_rng(seed).permutation(total)[:number]
     is_drawn = np.zeros(total, dtype=bool)

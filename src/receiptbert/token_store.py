@@ -22,6 +22,11 @@ IntArray = npt.NDArray[np.integer[Any]]
 TEXTS_AT_ONCE = 1 << 17
 
 
+def store_path(tokenized: Path, split: str) -> Path:
+    """Where ``pretokenize`` puts the token ids of a split."""
+    return tokenized / f"{split}.safetensors"
+
+
 @dataclass(frozen=True)
 class TokenStore:
     """Token ids of ``n`` texts, without special tokens.
