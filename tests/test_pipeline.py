@@ -201,21 +201,24 @@ def test_an_experiment_may_run_in_a_tree_of_its_own(project: Path) -> None:
 
 def test_git_does_not_merge_the_lock_files_of_two_runs(project: Path) -> None:
     """Merged line by line, one run's outputs would seem to be those of another's code."""
-    lock = project / "dvc.lock"
-    before = lock.read_text()
-    first, last = (before.splitlines()[line] for line in (2, -1))
+    paths = [project / "dvc.lock", project / "metrics/plots/pretrain.csv"]
+    before = {path: path.read_text().splitlines() for path in paths}
 
-    def change(line: str) -> None:
-        lock.write_text(before.replace(line, f"{line} # changed"))
+    def change(line: int) -> None:
+        for path, lines in before.items():
+            changed = lines.copy()
+            changed[line] += " "
+            path.write_text("\n".join(changed) + "\n")
         commit(project)
 
     run(["git", "checkout", "-q", "-b", "theirs"], project)
-    change(first)
+    change(0)
     run(["git", "checkout", "-q", "-"], project)
-    change(last)
+    change(-1)
     merged = subprocess.run(["git", "merge", "theirs"], cwd=project, capture_output=True, text=True)
-    assert "Merge conflict in dvc.lock" in merged.stdout
-    assert "<<<<" not in lock.read_text()
+    for path, lines in before.items():
+        assert f"Merge conflict in {path.relative_to(project)}" in merged.stdout
+        assert path.read_text().splitlines() == [*lines[:-1], f"{lines[-1]} "]
 
 
 def test_other_beginnings_of_finetuning(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 import common
 import quality
 from linear import STRENGTHS, fit_svm
+from receiptbert.errors import UserError
 from receiptbert.params import load_params
 from tests.benchmark_runs import pretend_scores, run_benchmark
 from tests.conftest import ROOT
@@ -50,6 +51,12 @@ def test_quality_of_several_seeds_side_by_side(archive: Path, tmp_path: Path) ->
     options = ["--corpus", str(archive), "--seeds", "3", "--jobs", "2", "--only", "majority,svm_word"]
     figures = run_benchmark("quality", options, tmp_path)
     assert [figures[name]["seeds"] for name in ("majority", "svm_word")] == [3, 3]
+
+
+def test_a_damaged_table_is_to_be_removed(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"result\.json is damaged .* remove it"):
+        quality.Table(archive, tmp_path / "result.json")
 
 
 def test_a_table_keeps_seeds_that_lack_none_before_them(archive: Path, tmp_path: Path) -> None:

@@ -124,8 +124,16 @@ BAD: list[tuple[bytes, list[str], str]] = [
     (
         b"text\n",
         ["my in.csv.gz"],
-        "my in.csv.gz is compressed; unpack it into a pipe: zcat 'my in.csv.gz' | receiptbert predict --from",
+        "my in.csv.gz is compressed; unpack it, into a pipe for example: zcat 'my in.csv.gz' | receiptbert "
+        "predict --from csv",
     ),
+    (
+        b"text\n",
+        ["in.txt.xz"],
+        "in.txt.xz is compressed; unpack it, into a pipe for example: xzcat in.txt.xz | receiptbert "
+        "predict --from lines",
+    ),
+    (b"text\n", ["in.parquet.gz"], "in.parquet.gz is compressed; unpack it"),
     (b"text\n\xff\n", ["in.csv", "--model", "nowhere"], "nowhere is not a folder; name that of a finetuned"),
     (b"text\n", ["none.csv"], "none.csv not found"),
     (

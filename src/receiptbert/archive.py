@@ -22,8 +22,8 @@ DATA_NAME = "data.csv"
 CATEGORIES_NAME = "categories.csv"
 
 # What people put into the archive instead of a CSV.
-COMPRESSED = {".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz"}
-OTHER_TABLES = {".tsv", ".tab", ".txt", ".jsonl", ".parquet", ".pq", ".xls", ".xlsx"}
+COMPRESSED = {".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
+OTHER_TABLES = {".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".parquet", ".pq", ".xls", ".xlsx", ".ods"}
 # What zipfile and the decompressors raise for malformed data.
 DAMAGE = (
     zipfile.BadZipFile,

@@ -26,8 +26,8 @@ class Collator:
         mask_prob: how often a token is chosen as a target.
         random_prob: how often a chosen token is replaced by a random one, which may be itself.
         keep_unchanged_prob: how often a chosen token stays as it is. The rest of them become ``[MASK]``.
-        whole_words: choose all pieces of a word or none, so that none that was not chosen gives the others
-            away (what becomes of a chosen piece is drawn for each by itself). A word cut between the segments
+        whole_words: choose all pieces of a word or none, so that no piece left out gives the others away
+            (what becomes of a chosen piece is drawn for each by itself). A word cut between the segments
             counts as two; of a word cut by the window, the part shown counts as one.
         letters_only: choose no piece without a letter, whatever the rest of its word is: the value of a
             number says little about the words around it.

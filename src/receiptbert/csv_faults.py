@@ -1,6 +1,7 @@
 """Say what is wrong with a CSV: its delimiter, a quote that opens and does not close, a row that is too wide.
 
-``check_header`` and ``place_of_bad_quotes`` look at every corpus; the rest runs after a failure.
+``check_header`` and ``place_of_bad_quotes`` look at every corpus; the rest runs after a failure. The command
+``predict``, too, takes from here which rows are blank, and how to allow fields of any length.
 """
 
 import csv

@@ -53,7 +53,7 @@ class _Batched(Dataset[Item]):
 
     @property
     def shown_lengths(self) -> Tensor:
-        """How many of them are shown, shape (n,): what a batch sampler should know."""
+        """Tokens of each text that are shown, shape (n,): what a batch sampler should know."""
         return cut(self.lengths, self._maxlen)
 
     @property
@@ -214,7 +214,7 @@ class InferenceDataset(Dataset[Tensor]):
 
     @property
     def shown_lengths(self) -> Tensor:
-        """How many of them are shown, shape (n,)."""
+        """Tokens of each text that are shown, shape (n,)."""
         return cut(self.lengths, self._maxlen)
 
     def __getitem__(self, idx: int) -> Tensor:

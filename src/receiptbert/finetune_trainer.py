@@ -200,7 +200,13 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         return cast(Tensor, model(input_ids, padding_mask(input_ids, self._pad_token_id)))
 
     def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:
-        """The predicted class of each text of ``dataloader``, which has no targets; shape (n,)."""
+        """The predicted class of each text of ``dataloader``, which has no targets; shape (n,).
+
+        The answers are in the order of the dataset, whatever that of the batches.
+
+        Raises:
+            ValueError: the dataloader leaves out texts.
+        """
         return predict(self._model, dataloader, self._pad_token_id, self._device)
 
 

@@ -118,7 +118,7 @@ class Finetuning:
         return Finetuned(model, trainer.epochs, best, trainer.skipped_steps)
 
     def require_memory(self, train: TrainingSet) -> None:
-        """Say what training on ``train`` will take; without recorded passes, if there is no memory for them.
+        """Say what training on ``train`` will take; if there is no memory to record passes, none will be.
 
         Call it once, for the largest run: memory that earlier runs freed would not count as free later.
 

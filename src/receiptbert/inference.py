@@ -40,7 +40,7 @@ def logits_by_batch(
     """The logits of each batch, without dropout.
 
     Args:
-        dataloader: of padded ids (B, S), in any order.
+        dataloader: of padded ids (B, S), in any order; its dataset, batches and ``collate_fn`` are used.
         precision: fp32, bf16 or fp16, of the matrix products; see ``choose_precision``.
 
     Yields:

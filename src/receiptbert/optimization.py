@@ -65,8 +65,8 @@ class Scheduler:
     """A triangular learning rate: up from ``init_lr`` to ``peak_lr``, down to ``final_lr``, then constant.
 
     The first step is taken at ``init_lr`` (at ``peak_lr`` if there is no warm-up), step number
-    ``num_warmup_steps`` (counted from 0) at ``peak_lr``, the last one a little above ``final_lr``. With an
-    ``init_lr`` of 0, as in both stages, the first step changes no weight and only begins Adam's moments.
+    ``num_warmup_steps`` (counted from 0) at ``peak_lr``, the last one a little above ``final_lr``. In a
+    warm-up from 0, as that of both stages, the first step changes no weight and only begins Adam's moments.
 
     Args:
         optimizer: whose groups all get the same rate, times their ``lr_scale`` if they have one.

@@ -246,7 +246,7 @@ def require_memory(
         return plan.cuda_graphs
     plan = replace(plan, cuda_graphs=False)
     if plan.total_memory <= free:
-        say(f"plan: {_gib(plan.total_memory)}, since there is no memory to record passes as CUDA graphs")
+        say(f"plan: no memory to record passes as CUDA graphs; without that {_gib(plan.total_memory)}")
         return False
     switch = "runtime.activation_checkpointing=true"
     switched = replace(plan, activation_checkpointing=True)

@@ -135,8 +135,10 @@ def _format(path: Path | None, known: dict[str, str], default: str, option: str)
         return default
     ending = path.suffix.lower()
     if ending in UNPACKERS and option == "--from":
-        pipe = f"{UNPACKERS[ending]} {shlex.quote(str(path))} | receiptbert predict --from csv"
-        raise UserError(f"{path} is compressed; unpack it into a pipe: {pipe}")
+        inner = known.get(Path(path.stem).suffix.lower(), default)
+        pipe = f"{UNPACKERS[ending]} {shlex.quote(str(path))} | receiptbert predict --from {inner}"
+        into_a_pipe = "" if inner == "parquet" else f", into a pipe for example: {pipe}"
+        raise UserError(f"{path} is compressed; unpack it{into_a_pipe}")
     if ending not in known:
         raise UserError(
             f"{path}: unknown extension; known are {', '.join(known)}; if the file is one of them "

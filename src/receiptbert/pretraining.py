@@ -139,7 +139,7 @@ class Pretraining:
         return scores
 
     def require_memory(self) -> None:
-        """Say what the training will take; without recorded passes, if there is no memory for them.
+        """Say what the training will take; if there is no memory to record passes, none will be.
 
         Raises:
             UserError: there is no room for it; names what would fit.
