@@ -16,10 +16,10 @@ from common import ROOT, argument_parser, in_turns, ratio, run_main, write_resul
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertShape
-from receiptbert.hf_format import load_classifier
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.plan import parameters
 from receiptbert.pretraining import EPS
+from receiptbert.saved_classifier import load_classifier
 from receiptbert.tokenization import WordpieceTokenizer
 from setting import shape_of
 

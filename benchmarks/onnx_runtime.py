@@ -29,10 +29,10 @@ from common import (
 )
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
 from receiptbert.errors import UserError
-from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import f1
 from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx
+from receiptbert.saved_classifier import load_classifier
 
 Probabilities = npt.NDArray[np.float32]  # (n, C)
 

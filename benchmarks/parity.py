@@ -22,10 +22,10 @@ from common import ROOT, argument_parser, read_archive, run_main, write_result
 from receiptbert import Classifier
 from receiptbert.calibration import Answers, expected_calibration_error
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT
-from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import f1
 from receiptbert.onnx_export import OnnxModel, export_onnx
+from receiptbert.saved_classifier import load_classifier
 
 Ask = Callable[[Path, list[str]], list[str]]  # the categories that the model in a folder gives to texts
 

@@ -29,9 +29,9 @@ from common import ROOT, argument_parser, measure, positive, run_main, write_res
 from project import generate_corpus
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.devices import choose_device
-from receiptbert.hf_format import load_classifier
 from receiptbert.precision import has_bf16
 from receiptbert.progress import say
+from receiptbert.saved_classifier import load_classifier
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
 from receiptbert.files import whole
-from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled, majority_class
 from receiptbert.model_card import COUNTS, model_card
 from receiptbert.onednn import keep_shapes
 from receiptbert.params import Params
 from receiptbert.reports import read_json, write_csv, write_json
+from receiptbert.saved_classifier import load_classifier
 from receiptbert.split_texts import load_texts
 
 DATA = pipeline.METRICS / "data.json"

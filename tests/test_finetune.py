@@ -21,7 +21,7 @@ from receiptbert.corpus_facts import Classes
 from receiptbert.distillation import teacher_seed
 from receiptbert.finetune_trainer import FinetuneTrainer
 from receiptbert.finetuning import Finetuning
-from receiptbert.hf_format import load_classifier, save_pretrained
+from receiptbert.hf_format import save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import TrainingSet, training_set
 from receiptbert.linear_teacher import LinearTeacher
@@ -29,6 +29,7 @@ from receiptbert.params import load_params
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan
 from receiptbert.sampling import MixtureBatchSampler
+from receiptbert.saved_classifier import load_classifier
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT, Cut

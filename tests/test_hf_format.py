@@ -23,12 +23,12 @@ from transformers import BertModel as HfBertModel
 from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer, load_weights
 from receiptbert.errors import UserError
 from receiptbert.hf_format import (
-    load_classifier,
     load_encoder,
     read_shape,
     save_pretrained,
 )
 from receiptbert.inference import inference_loader, predict
+from receiptbert.saved_classifier import load_classifier
 from tests.small_models import shaken
 
 Make = Callable[..., Any]

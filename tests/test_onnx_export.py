@@ -17,9 +17,10 @@ from tokenizers import Tokenizer
 
 from receiptbert import BertFinetuneModel, WordpieceTokenizer, cli, onnx_export
 from receiptbert.errors import UserError
-from receiptbert.hf_format import load_classifier, save_pretrained
+from receiptbert.hf_format import save_pretrained
 from receiptbert.inference import inference_loader
 from receiptbert.onnx_export import export_onnx
+from receiptbert.saved_classifier import load_classifier
 from tests.conftest import SHAPE
 
 NAMES, LABELS = ["Чай", "Сыр", "Мыло"], ["7", "10", "11"]

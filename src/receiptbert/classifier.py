@@ -12,10 +12,10 @@ from torch import Tensor
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
-from receiptbert.hf_format import load_classifier
 from receiptbert.inference import inference_loader, logits_by_batch
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.precision import choose_precision
+from receiptbert.saved_classifier import load_classifier
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import TAKE_AGAIN, WordpieceTokenizer
 

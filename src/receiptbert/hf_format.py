@@ -6,7 +6,7 @@ A folder written here loads with ``AutoModelForPreTraining``, ``AutoModelForMask
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,7 @@ from torch import nn
 
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
-from receiptbert.hf_names import HEADS, OUR_SOP, StateDict, from_hf, their_names, to_hf
+from receiptbert.hf_names import OUR_SOP, StateDict, from_hf, their_names, to_hf
 from receiptbert.json_files import read_json_object
 from receiptbert.layers import ACTIVATIONS
 from receiptbert.modeling import BertFinetuneModel, BertModel
@@ -94,10 +94,11 @@ def read_shape(folder: Path) -> BertShape:
     Raises:
         UserError: no BERT checkpoint, or one with parts that ours lacks.
     """
-    return _shape_of(read_config(folder), folder)
+    return shape_of(read_config(folder), folder)
 
 
-def _shape_of(config: dict[str, Any], folder: Path) -> BertShape:
+def shape_of(config: dict[str, Any], folder: Path) -> BertShape:
+    """The shape that the ``config`` of the checkpoint ``folder`` tells, as ``read_shape`` does."""
     config = {**DEFAULTS, **config}
     if missing := [name for name in SHAPE.values() if name not in config]:
         raise UserError(f"{folder / CONFIG} lacks {missing[0]}; name a BERT checkpoint folder")
@@ -142,16 +143,6 @@ def load_tokenizer(folder: Path, shape: BertShape) -> WordpieceTokenizer:
     return tokenizer
 
 
-def _temperature(config: dict[str, Any], folder: Path) -> float:
-    temperature = config.get(TEMPERATURE, 1.0)
-    if type(temperature) not in (int, float) or not 0.001 <= temperature <= 1000:
-        raise UserError(
-            f"{folder / CONFIG}: {TEMPERATURE} = {temperature!r} must be a number between 0.001 and 1000; "
-            "restore it with `dvc repro`, or take the line out for 1"
-        )
-    return float(temperature)
-
-
 def load_weights(self: nn.Module, path: str | Path) -> list[str]:
     """Copy into a model all weights of a checkpoint that it has under the same name and shape.
 
@@ -170,7 +161,7 @@ def load_weights(self: nn.Module, path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.is_dir():
-        return _copy_weights(self, from_hf(_read_weights(path)))
+        return _copy_weights(self, from_hf(read_weights(path)))
     try:
         weights = dict(torch.load(path, weights_only=True, map_location="cpu"))
     except OSError:
@@ -201,79 +192,21 @@ def load_encoder(model: BertFinetuneModel, folder: Path) -> None:
     Raises:
         UserError: the checkpoint lacks weights of the encoder, has them in another shape, or has more layers.
     """
-    weights = from_hf(_read_weights(folder))
+    weights = from_hf(read_weights(folder))
     # The last layer answers another question, even where its shape fits by chance.
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(OUR_SOP)}
-    _copy_all(model, weights, folder, spared=("_classifier_head.",))
+    copy_all(model, weights, folder, spared=("_classifier_head.",))
 
 
-class SavedClassifier(NamedTuple):
-    """What a finetuned checkpoint holds."""
-
-    model: BertFinetuneModel  # without dropout
-    tokenizer: WordpieceTokenizer
-    names: list[str]  # of the classes, in the order of their ids
-    labels: list[str]  # what the corpus calls them; the names, if the checkpoint does not say
-    temperature: float  # what logits are divided by before the softmax; 1, if it does not say
-
-
-def load_classifier(folder: Path) -> SavedClassifier:
-    """Load what finetune wrote, or any Hugging Face ``BertForSequenceClassification``.
-
-    Raises:
-        UserError: no such folder, no BERT checkpoint in it, one without a classifier, with a head that does
-            anything else than choose a class, or with invalid classes or temperature.
-    """
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not a folder; name that of a finetuned model (`dvc repro` makes one, "
-            "`dvc checkout` brings back the last one)"
-        )
-    config = read_config(folder)
-    shape, weights = _shape_of(config, folder), _read_weights(folder)
-    if (bias := weights.get(f"{HEADS[OUR_SOP]}.bias")) is None:
-        raise UserError(f"{folder} holds a BERT without a classifier; name a finetuned checkpoint")
-    kind = config.get("problem_type")
-    if kind not in (None, "single_label_classification") or len(bias) < 2:
-        raise UserError(
-            f"{folder}: its head has {len(bias)} outputs and the problem_type {kind!r}; name a checkpoint "
-            "that chooses one of several classes"
-        )
-    names, labels = _classes(config, len(bias), folder)
-    model, ours = BertFinetuneModel(**shape.kwargs(), num_classes=len(names)), from_hf(weights)
-    _copy_all(model, ours, folder)
-    tokenizer = load_tokenizer(folder, shape)
-    return SavedClassifier(model.eval(), tokenizer, names, labels, _temperature(config, folder))
-
-
-def _classes(config: dict[str, Any], number: int, folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the classes, and what the corpus calls them.
+def copy_all(model: nn.Module, weights: StateDict, folder: Path, spared: tuple[str, ...] = ()) -> None:
+    """Copy all weights of ``model``, except that names which begin with ``spared`` may be missing.
 
     Args:
-        number: how many outputs the head has, for a config.json that names none.
+        weights: of the checkpoint ``folder``, under our names.
+
+    Raises:
+        UserError: some are missing or have another shape, or there are more layers.
     """
-    # Absent where nobody named the classes; these are transformers' names.
-    of_ids = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(number)}
-    if not isinstance(of_ids, dict) or set(of_ids) != {str(i) for i in range(len(of_ids))}:
-        raise UserError(f"{folder / CONFIG}: id2label must name the classes 0, 1, 2 and so on; {TAKE_AGAIN}")
-    names = _class_names([of_ids[str(i)] for i in range(len(of_ids))], folder, "id2label")
-    labels = names if config.get(LABELS) is None else _class_names(config[LABELS], folder, LABELS)
-    if len(labels) != len(names):
-        raise UserError(
-            f"{folder}: {CONFIG} has {len(names)} classes and {len(labels)} {LABELS}; {TAKE_AGAIN}"
-        )
-    return names, labels
-
-
-def _class_names(values: Any, folder: Path, key: str) -> list[str]:
-    """The list ``values``, which config.json has under ``key``, as strings; integers are converted."""
-    if not isinstance(values, list) or any(type(value) not in (str, int) for value in values):
-        raise UserError(f"{folder / CONFIG}: {key} must hold the classes as texts; {TAKE_AGAIN}")
-    return list(map(str, values))
-
-
-def _copy_all(model: nn.Module, weights: StateDict, folder: Path, spared: tuple[str, ...] = ()) -> None:
-    """Copy all weights of ``model``, except that names which begin with ``spared`` may be missing."""
     ours = model.state_dict().keys()
     if any(name.startswith("_backbone.") for name in weights.keys() - ours):
         raise UserError(f"{folder / WEIGHTS} has more layers than {CONFIG} promises; {TAKE_AGAIN}")
@@ -306,7 +239,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(folder: Path) -> StateDict:
+def read_weights(folder: Path) -> StateDict:
+    """The weights of a checkpoint, under their own names.
+
+    Raises:
+        UserError: there are none, or their file is damaged.
+    """
     try:
         (folder / WEIGHTS).open("rb").close()  # safetensors would not say that a file may not be read
         return load_file(folder / WEIGHTS)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from receiptbert.errors import UserError
 from receiptbert.files import whole_file
-from receiptbert.hf_format import SavedClassifier, load_classifier
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel
+from receiptbert.saved_classifier import SavedClassifier, load_classifier
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.vocabulary import CONTINUATION
 
