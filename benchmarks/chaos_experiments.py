@@ -21,7 +21,7 @@ from pathlib import Path
 from common import argument_parser, positive, run_main, write_result
 from project import SMALL_CORPUS, SMALL_SETTINGS, commit, environment, make_project, outputs, run
 from receiptbert.errors import UserError
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from receiptbert.progress import say
 
 SETTINGS = [*SMALL_SETTINGS, "runtime.checkpoint_seconds=0"]

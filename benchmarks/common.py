@@ -31,7 +31,8 @@ from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.errors import UserError, one_line_errors, printable
 from receiptbert.failures import explain
 from receiptbert.json_files import read_json_object
-from receiptbert.params import Params, TokenizerParams, load_params
+from receiptbert.params import Params, TokenizerParams
+from receiptbert.params_file import load_params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
 from receiptbert.tokenization import WordpieceTokenizer

@@ -32,7 +32,7 @@ from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.errors import UserError
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from receiptbert.pretraining import Pretraining
 from receiptbert.progress import say
 from receiptbert.reports import write_json

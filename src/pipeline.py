@@ -14,7 +14,8 @@ from pathlib import Path
 from receiptbert.errors import UserError, discard, one_line_errors
 from receiptbert.failures import explain
 from receiptbert.interrupts import end_with_parent
-from receiptbert.params import FinetuneParams, Params, load_params
+from receiptbert.params import FinetuneParams, Params
+from receiptbert.params_file import load_params
 from receiptbert.progress import say
 
 PARAMS = Path("params.yaml")

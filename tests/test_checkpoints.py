@@ -12,7 +12,7 @@ import yaml
 
 from receiptbert.checkpoints import Checkpoints, State, _code, conditions, training_fingerprint
 from receiptbert.errors import UserError
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from tests.conftest import ROOT, Cut
 from tests.projects import STAGES, run_here
 

@@ -19,7 +19,7 @@ from receiptbert import cli
 from receiptbert.archive import extract_corpus
 from receiptbert.corpus import LABEL, SPLIT, TEXT, VAL, read_corpus
 from receiptbert.equal_texts import held_out_too, number_texts
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from receiptbert.sizes import SIZES
 from tests.conftest import ROOT
 

@@ -18,7 +18,8 @@ import torch
 
 from receiptbert.failures import explain
 from receiptbert.files import naming
-from receiptbert.params import Params, load_params
+from receiptbert.params import Params
+from receiptbert.params_file import load_params
 from receiptbert.progress import say
 from receiptbert.tables import open_output
 from tests.conftest import ROOT

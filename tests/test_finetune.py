@@ -25,7 +25,7 @@ from receiptbert.hf_format import save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import TrainingSet, training_set
 from receiptbert.linear_teacher import LinearTeacher
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan
 from receiptbert.sampling import MixtureBatchSampler

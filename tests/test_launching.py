@@ -15,7 +15,8 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from receiptbert import distributed, launching
 from receiptbert.errors import UserError
-from receiptbert.params import RuntimeParams, load_params
+from receiptbert.params import RuntimeParams
+from receiptbert.params_file import load_params
 from tests.conftest import ROOT
 
 

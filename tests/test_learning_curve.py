@@ -12,7 +12,7 @@ import common
 import learning_curve
 import quality
 from receiptbert.errors import UserError
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from tests.benchmark_runs import pretend_scores, run_benchmark
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from receiptbert.sizes import SIZES
 from tests.conftest import ROOT
 from tests.projects import with_value

@@ -16,7 +16,7 @@ import common
 import quality
 from linear import STRENGTHS, fit_svm
 from receiptbert.errors import UserError
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from tests.benchmark_runs import pretend_scores, run_benchmark
 from tests.conftest import ROOT
 

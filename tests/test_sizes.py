@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForPreTraining
 
 from receiptbert import BertModel, WordpieceTokenizer
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.params import Params, load_params
+from receiptbert.params import Params
+from receiptbert.params_file import load_params
 from receiptbert.plan import parameters
 from receiptbert.sizes import SIZES
 from tests.conftest import ROOT

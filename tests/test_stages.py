@@ -22,7 +22,7 @@ from receiptbert.errors import UserError
 from receiptbert.finetuning import Finetuning
 from receiptbert.labelled import TrainingSet, load_labelled, majority_class, training_set
 from receiptbert.onednn import KEPT_SHAPES
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 from receiptbert.pretraining import Pretraining, min_text_length
 from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore

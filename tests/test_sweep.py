@@ -11,7 +11,7 @@ import pytest
 import common
 import make_sample
 import sweep
-from receiptbert.params import load_params
+from receiptbert.params_file import load_params
 
 TEACHERS = "finetune.teachers=0"
 LR = "pretrain.lr=2e-3 finetune.epochs=3"

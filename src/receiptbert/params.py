@@ -1,33 +1,21 @@
-"""``params.yaml`` as frozen dataclasses, checked key by key.
+"""The settings of ``params.yaml`` as frozen dataclasses, which check ranges; ``params_file`` reads the file.
 
-The dataclasses have no defaults: ``params.yaml`` is the only source of values. Unknown, missing
-and mistyped keys and values out of range are errors that name the key. Where a setting that depends on the
-size of the model is ``auto``, the dataclasses hold the value for that size (see ``sizes``).
+The dataclasses have no defaults: ``params.yaml`` is the only source of values. Where a setting that depends
+on the size of the model is ``auto`` there, they hold the value for that size (see ``sizes``).
 """
 
 import dataclasses
-import difflib
-import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from typing import Any
 
 from receiptbert.choices import ACT_FUNCS, AMP_BACKENDS, PRECISIONS
-from receiptbert.errors import UserError
-from receiptbert.sizes import SIZE_PER_HEAD, SIZES, FinetuneTraining, Training, follow_width
-
-Section = TypeVar("Section")
 
 OF_SHAPE = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
-# What may be `auto`: the value for model.size, or as many processes as there are GPUs.
-MAY_BE_AUTO = {f"model.{name}" for name in OF_SHAPE}
-MAY_BE_AUTO |= {f"pretrain.{field.name}" for field in dataclasses.fields(Training)}
-MAY_BE_AUTO |= {f"finetune.{field.name}" for field in dataclasses.fields(FinetuneTraining)}
-MAY_BE_AUTO |= {"runtime.processes"}
+
+
+class BadValueError(Exception):
+    """A complaint about one key, before the file and the section are known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,109 +186,9 @@ class Params:
     runtime: RuntimeParams
 
 
-def load_params(path: Path) -> Params:
-    """Read ``path`` with DVC's own YAML parser, so that both see the same numbers.
-
-    PyYAML would read ``3e-05``, which is what ``dvc exp run -S finetune.lr=3e-5`` writes, as a string.
-
-    Raises:
-        UserError: the file is missing, is not YAML, or a key is unknown, missing, mistyped or out of range.
-    """
-    try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; run from the project's root") from None
-    # The others come from values that are not what they look like (2024-02-30) and endless brackets.
-    except (YAMLError, ValueError, LookupError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        return _build(Params, _without_auto(document), "")
-    except _BadValueError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-class _BadValueError(Exception):
-    """A complaint about one key, before the file and the section are known."""
-
-
-def _without_auto(document: Any) -> Any:
-    """``document`` with each ``auto`` replaced by ``model.size``'s number; ``_build`` checks the rest."""
-    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
-        return document
-    model, name = document["model"], document["model"].get("size")
-    if not isinstance(name, str):
-        return document
-    if name not in SIZES:
-        raise _BadValueError(f"model.size = {name!r} must be one of {', '.join(SIZES)}")
-    size = SIZES[name]
-    values: dict[str, dict[str, Any]] = {
-        "model": {"hidden_size": size.hidden_size, "num_hidden_layers": size.num_hidden_layers},
-        "pretrain": dataclasses.asdict(size.pretrain),
-        "finetune": dataclasses.asdict(size.finetune),
-    }
-    if isinstance(document.get("finetune"), dict) and document["finetune"].get("init") == "scratch":
-        # Layers that have learned nothing have nothing that a high rate could destroy.
-        values["finetune"]["layer_lr_decay"] = 1.0
-    # These two follow the width, whether the size or a person sets it.
-    hidden_size = size.hidden_size if model.get("hidden_size") == "auto" else model.get("hidden_size")
-    if type(hidden_size) is int:
-        if model.get("num_attention_heads") == "auto" and hidden_size % SIZE_PER_HEAD:
-            raise _BadValueError(
-                f"model.num_attention_heads = auto is hidden_size / {SIZE_PER_HEAD}, "
-                f"and {hidden_size} is not a multiple of it; set a number"
-            )
-        values["model"] |= follow_width(hidden_size)
-    return document | {
-        section: {key: auto.get(key, value) if value == "auto" else value for key, value in written.items()}
-        for section, auto in values.items()
-        if isinstance(written := document.get(section), dict)
-    }
-
-
-def _build(kind: type[Section], values: Any, prefix: str) -> Section:
-    """Make a dataclass from a mapping; ``prefix`` precedes its keys in messages, as ``pretrain.`` does."""
-    if not isinstance(values, dict):
-        raise _BadValueError(f"{prefix.rstrip('.') or 'the document'} must be a mapping of names to values")
-    hints = get_type_hints(kind)
-    if unknown := sorted(str(key) for key in values.keys() - hints.keys()):
-        near = difflib.get_close_matches(unknown[0], hints, n=1)
-        hint = f"is {prefix}{near[0]} meant? " if near else ""
-        raise _BadValueError(f"unknown key {prefix}{unknown[0]}; {hint}known are {', '.join(hints)}")
-    if missing := [key for key in hints if key not in values]:
-        raise _BadValueError(f"missing key {prefix}{missing[0]}")
-    converted = {key: _convert(hint, values[key], prefix + key) for key, hint in hints.items()}
-    try:
-        return kind(**converted)
-    except _BadValueError as error:
-        raise _BadValueError(f"{prefix}{error}") from None
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{key}.")  # type: ignore[arg-type]
-    if hint == int | None:
-        if value == "auto":
-            return None
-        hint = int
-    if hint in (int, float) and type(value) is int and abs(value) >= 1 << 31:
-        raise _BadValueError(f"{key} must be below {1 << 31:,}")
-    # bool is an int to Python, never to a person who writes `epochs: yes`.
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        or_auto = " or auto" if key in MAY_BE_AUTO else ""
-        raise _BadValueError(f"{key} = {value!r} must be {_TYPE_NAMES[hint]}{or_auto}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _BadValueError(f"{key} = {value!r} must be a finite number")
-    return value
-
-
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
 def _require(holds: bool, key: str, rule: str) -> None:
     if not holds:
-        raise _BadValueError(f"{key} must be {rule}")
+        raise BadValueError(f"{key} must be {rule}")
 
 
 def _may_be_path(text: str) -> bool:
