@@ -21,9 +21,9 @@ CHUNK = 1024**2
 DATA_NAME = "data.csv"
 CATEGORIES_NAME = "categories.csv"
 
-# What people put into the archive instead of a CSV.
-COMPRESSED = {".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
-OTHER_TABLES = {".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".parquet", ".pq", ".xls", ".xlsx", ".ods"}
+# What people put into the archive instead of a CSV: something compressed, or a table of another kind.
+NO_CSV = {".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
+NO_CSV |= {".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".parquet", ".pq", ".xls", ".xlsx", ".ods"}
 # What zipfile and the decompressors raise for malformed data.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -94,8 +94,7 @@ def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile
     categories = [member for member in tables if _base_name(member) == CATEGORIES_NAME]
     data = [member for member in tables if _base_name(member) != CATEGORIES_NAME]
     if not data:
-        known = COMPRESSED | OTHER_TABLES
-        inner = [name for name in opened.namelist() if PurePosixPath(name).suffix.lower() in known]
+        inner = [name for name in opened.namelist() if PurePosixPath(name).suffix.lower() in NO_CSV]
         but = f" but {inner[0]}, which is neither unpacked nor converted" if inner else ""
         raise UserError(f"{archive} holds no CSV{but}; put one CSV with the columns text,label,split into it")
     for kind, members, mend in (
