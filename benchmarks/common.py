@@ -39,6 +39,8 @@ from receiptbert.tokenization import WordpieceTokenizer
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
+# What x86 processors multiply matrices with, as Linux names it; the speed of training follows from it.
+MATRIX_UNITS = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
 
 Rates = list[float]  # of one contestant, one per round
 
@@ -277,13 +279,16 @@ def _this_command() -> str:
 
 
 def _processor() -> str:
-    """The kind of processor, how many cores of it may be used, and the GPUs."""
+    """The kind of processor, what it multiplies matrices with, how many cores of it may be used, the GPUs."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return ", ".join([name, f"{cores()} cores", *_gpus()])
+    except OSError:
+        lines = []
+    facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    # Two kinds that differ in these train at other speeds, and a virtual machine gives both one name.
+    units = [unit for unit in MATRIX_UNITS if unit in facts.get("flags", "").split()]
+    return ", ".join([name, *units, f"{cores()} cores", *_gpus()])
 
 
 def _gpus() -> list[str]:

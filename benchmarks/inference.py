@@ -89,6 +89,7 @@ def main() -> None:
     write_result(
         args.json,
         {
+            "lines": args.lines * args.rounds,
             "predict_vs_pipeline_same_precision": ratio(rates["ours"], rates["pipeline, same precision"]),
             "predict_vs_pipeline_defaults": ratio(rates["ours"], rates["pipeline, defaults"]),
             "labels_equal": agreed,

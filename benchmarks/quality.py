@@ -67,6 +67,7 @@ OVERRIDES = {
         "pretrain.sop_weight=0.5",
         "pretrain.batch_size=256",
         "pretrain.epochs=5",
+        "pretrain.max_steps=1000000",  # no limit: the epochs decide
         "finetune.epochs=6",
         "finetune.min_steps=0",
         "finetune.lr=4e-4",

@@ -1,10 +1,11 @@
-"""Wall time and peak memory of each stage at 30 thousand, 300 thousand and 3 million unlabelled lines.
+"""Wall time and peak memory of each stage at 30 thousand, 300 thousand and 3 million lines, and their growth.
 
     python benchmarks/scale.py [-S KEY=VALUE] [--json OUT]
 
 The lines come from the generator of the sample. Pretraining takes a fixed number of steps, finetuning one
 epoch of each teacher and of the final model over a fixed number of labelled lines, so these two show what
-the corpus alone costs them.
+the corpus alone costs them. Growth is the time of the largest corpus in times of the smallest; a stage whose
+time grows as fast as the data has the growth of the lines.
 """
 
 import tempfile
@@ -25,6 +26,8 @@ from common import (
 from project import generate_corpus
 from receiptbert.progress import say
 
+Figures = dict[str, dict[str, dict[str, float]]]  # number of lines -> stage -> what `measure` found
+
 
 def main() -> None:
     """The command line."""
@@ -35,19 +38,31 @@ def main() -> None:
     add_overrides(parser)
     args = parser.parse_args()
 
-    figures: dict[str, dict[str, dict[str, float]]] = {}
+    figures: Figures = {}
     for lines in args.lines:
         with tempfile.TemporaryDirectory() as folder:
             settings = [f"pretrain.max_steps={args.steps}", *args.overrides]
             figures[str(lines)] = _run_stages(Path(folder), lines, args.train, settings)
-        write_result(args.json, {"stages": figures})  # now: more lines may not fit into memory
-    print(f"{'stage':16}" + "".join(f"{lines:>14,} lines" + " " * 10 for lines in args.lines))
+        # Now: more lines may not fit into memory.
+        write_result(args.json, {"stages": figures, "growth": growth(figures)})
+    grown = growth(figures)
+    print(f"{'stage':16}" + "".join(f"{lines:>14,} lines" + " " * 10 for lines in args.lines) + "growth")
     for stage in STAGES:
         cells = (figures[str(lines)][stage] for lines in args.lines)
         print(
             f"{stage:16}"
             + "".join(f"{cell['seconds']:12.1f} s {cell['peak_gib']:9.2f} GiB" for cell in cells)
+            + f"{grown[stage]:6.1f}"
         )
+    print(f"{'lines':16}" + " " * 30 * len(args.lines) + f"{grown['lines']:6.1f}")
+
+
+def growth(figures: Figures) -> dict[str, float]:
+    """How many times as many lines the largest corpus has as the smallest, and as many seconds each stage."""
+    sizes = sorted(figures, key=int)
+    first, last = figures[sizes[0]], figures[sizes[-1]]
+    seconds = {stage: last[stage]["seconds"] / first[stage]["seconds"] for stage in STAGES}
+    return {"lines": int(sizes[-1]) / int(sizes[0]), **seconds}
 
 
 def _run_stages(folder: Path, lines: int, train: int, settings: Sequence[str]) -> dict[str, dict[str, float]]:

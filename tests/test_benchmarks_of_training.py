@@ -67,14 +67,26 @@ def test_the_size_sets_what_is_auto_and_the_user_has_the_last_word(archive: Path
 def test_scale_measures_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(command: list[str], folder: Path) -> dict[str, float]:
         run_here(STAGES[Path(command[1]).stem], folder)
-        return {"seconds": 2.0, "peak_gib": 0.5}
+        measured.append(command[1])
+        return {"seconds": 2.0 if len(measured) <= len(common.STAGES) else 3.0, "peak_gib": 0.5}
 
+    measured: list[str] = []
     monkeypatch.setattr(scale, "measure", measure)
     settings = ["model.size=tiny", "finetune.teachers=0", "runtime.device=cpu"]
-    options = ["--lines", "100", "--train", "200", "--steps", "5", *(f"-S{setting}" for setting in settings)]
+    options = [
+        "--lines",
+        "100",
+        "150",
+        "--train",
+        "200",
+        "--steps",
+        "5",
+        *(f"-S{setting}" for setting in settings),
+    ]
     figures = run_benchmark("scale", options, tmp_path)
     assert list(figures["stages"]["100"]) == common.STAGES
     assert all(cell == {"seconds": 2.0, "peak_gib": 0.5} for cell in figures["stages"]["100"].values())
+    assert figures["growth"] == dict.fromkeys(["lines", *common.STAGES], 1.5)
 
 
 def test_scale_keeps_what_it_measured_before_it_failed(
