@@ -11,6 +11,7 @@ the same settings of the stages that prepare them.
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,52 +22,44 @@ from common import (
     add_overrides,
     argument_parser,
     positive,
-    read_record,
     run_main,
-    write_params,
+    shipped_params,
     write_result,
 )
 from project import generate_corpus
-from quality import run_stages
 from receiptbert.checkpoints import Checkpoints, conditions
 from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device, keep_freed_memory
-from receiptbert.errors import UserError
-from receiptbert.params_file import load_params
+from receiptbert.params import Params
 from receiptbert.pretraining import Pretraining
 from receiptbert.progress import say
-from receiptbert.reports import write_json
 from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
+from runs import digest, make
 
 NO_LIMIT = 10**9  # steps
 
 
-def prepare(folder: Path, lines: int) -> None:
-    """Generate a corpus in ``folder`` and run the stages before pretraining, unless that has been done.
-
-    Raises:
-        UserError: it has been done with other settings.
-    """
-    params, record = load_params(folder / "params.yaml"), folder / "prepared.json"
-    made_with = {
+def prepare(work: Path, lines: int, overrides: Sequence[str]) -> Path:
+    """The folder in ``work`` of so many generated lines, after the stages before pretraining."""
+    params = shipped_params(overrides)
+    known = {
         "lines": lines,
         "tokenizer": asdict(params.tokenizer),
         "pretokenize": asdict(params.pretokenize),
     }
-    if record.exists():
-        if read_record(record) != made_with:
-            raise UserError(f"{folder} holds lines that were prepared otherwise; name another folder")
-        return
-    say(f"generating {lines:,} lines")
-    generate_corpus(folder / "corpus.zip", "--unlabelled", str(lines))
-    run_stages(folder, STAGES[: STAGES.index("pretrain")])
-    write_json(record, made_with)
+    folder = work / digest(known)
+
+    def generate(archive: Path) -> None:
+        say(f"generating {lines:,} lines")
+        generate_corpus(archive, "--unlabelled", str(lines))
+
+    make(folder, STAGES[: STAGES.index("pretrain")], overrides, corpus=generate)
+    return folder
 
 
-def pretrain(folder: Path) -> dict[str, float | str]:
-    """Pretrain with the settings in ``folder``; what it took, and the loss on the texts held out."""
-    params = load_params(folder / "params.yaml")
+def pretrain(folder: Path, params: Params) -> dict[str, float | str]:
+    """Pretrain on the lines in ``folder``; what it took, and the loss on the texts held out."""
     device = choose_device(params.runtime.device, params.runtime.deterministic)
     keep_freed_memory(device, params.pretrain.precision)
     tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
@@ -109,13 +102,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the prepared lines there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.work or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
         one_epoch = ["pretrain.epochs=1", f"pretrain.max_steps={NO_LIMIT}"]
-        size = f"pretrain.batch_size={args.batch_size}"
-        write_params(folder, ["data.archive=corpus.zip", *one_epoch, size, *args.overrides])
-        prepare(folder, args.lines)
-        figures = pretrain(folder)
+        overrides = [*one_epoch, f"pretrain.batch_size={args.batch_size}", *args.overrides]
+        folder = prepare(args.work or Path(scratch), args.lines, overrides)
+        figures = pretrain(folder, shipped_params(overrides))
     for name, value in figures.items():
         print(f"{name:24}{value:,.4g}" if isinstance(value, float) else f"{name:24}{value}")
     write_result(args.json, figures)

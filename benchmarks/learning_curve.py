@@ -16,8 +16,7 @@ kept in DIR, and a run that was cut off goes on from there. After a change of th
 import hashlib
 import statistics
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from common import (
-    STAGES,
     argument_parser,
     deviation,
     positive,
@@ -37,17 +35,15 @@ from common import (
     read_record,
     run_main,
     write_archive,
-    write_params,
     write_result,
 )
-from quality import OVERRIDES, Contest, digest, read_scores, run_stages, seeds
+from quality import OVERRIDES, Contest, read_scores, settings_of
 from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
-from receiptbert.reports import write_json
+from runs import PRETRAINING, digest, make, run_all, seeds
 
 LABELS = [1.0, 0.3, 0.1]
 UNLABELLED = [1.0, 0.0, 0.1, 0.3]
-PRETRAINING = STAGES[: STAGES.index("finetune")]
 # What depends on the labels; tokenizer and pretraining are kept.
 AFTER_LABELS = ["unzip", "pretokenize", "finetune", "evaluate"]
 SVMS = {"linear SVM": "svm_char", "linear SVM, words too": "svm_both"}  # series -> FEATURES of linear.py
@@ -75,6 +71,16 @@ def digest_of_rows(corpus: pd.DataFrame) -> str:
     return hashlib.sha256(corpus.to_csv(index=False).encode()).hexdigest()
 
 
+def svm_scores(archive: Path, corpus: pd.DataFrame) -> Scores:
+    """Those of the linear models, which no seed changes."""
+    scores: Scores = {series: {} for series in SVMS}
+    for share in LABELS:
+        contest = Contest(archive, draw(corpus, TRAIN, share))
+        for series, features in SVMS.items():
+            scores[series][share] = [contest.svm(features, 0)["weighted_f1"]]
+    return scores
+
+
 def bert_scores(
     corpus: pd.DataFrame, unlabelled: float, seed: int, work: Path, jobs: int
 ) -> dict[float, float]:
@@ -87,23 +93,17 @@ def bert_scores(
     # From scratch nothing is pretrained, but the tokenizer needs texts and the encoder a shape.
     overrides = OVERRIDES["scratch"] if not unlabelled else []
     corpus = draw(corpus, UNSUPERVISED, unlabelled or min(filter(None, UNLABELLED)))
-    overrides = [*overrides, *seeds(seed), "data.archive=corpus.zip"]
-    folder = work / f"{unlabelled}-{seed}-{digest(overrides, corpus=digest_of_rows(corpus))}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_params(folder, overrides)
-    record = folder / "scores.json"  # by the share; appears when the pretraining is done
-    if not record.exists():
-        write_archive(corpus, folder / "corpus.zip")
-        run_stages(folder, PRETRAINING, jobs)
-        write_json(record, {})
-    scores = read_record(record)
+    overrides = [*overrides, *seeds(seed)]
+    known = settings_of(overrides) | {"corpus": digest_of_rows(corpus)}
+    folder = work / f"{unlabelled}-{seed}-{digest(known)}"
+    make(folder, PRETRAINING, overrides, corpus=partial(write_archive, corpus), jobs=jobs)
+    links = {name: folder / name for name in ("models/tokenizer", "models/pretrained")}
+    scores = {}
     for labels in LABELS:
-        if str(labels) not in scores:
-            write_archive(draw(corpus, TRAIN, labels), folder / "corpus.zip")
-            run_stages(folder, AFTER_LABELS, jobs)
-            scores[str(labels)] = read_scores(folder)["weighted_f1"]
-            write_json(record, scores)
-    return {labels: scores[str(labels)] for labels in LABELS}
+        share, drawn = folder / f"labels-{labels}", partial(write_archive, draw(corpus, TRAIN, labels))
+        make(share, AFTER_LABELS, overrides, corpus=drawn, links=links, jobs=jobs)
+        scores[labels] = read_scores(share)["weighted_f1"]
+    return scores
 
 
 def plot(scores: Scores, title: str, path: Path) -> None:
@@ -180,29 +180,16 @@ def main() -> None:
         parser.error("--seeds cannot be negative; 0 scores the SVMs alone")
     corpus = read_archive(args.corpus)
     done_series = Curves(args.corpus.name, corpus, args.json, args.plot)
-    of_svms: Scores = {series: {} for series in SVMS}
+    done_series.add(svm_scores(args.corpus, corpus))
     curves: dict[float, dict[int, dict[float, float]]] = {unlabelled: {} for unlabelled in UNLABELLED}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
-        pool = ThreadPoolExecutor(args.jobs)
-        stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C nothing more is begun
 
         def run(unlabelled: float, seed: int) -> tuple[float, int, dict[float, float]]:
             return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work, args.jobs)
 
-        def stop_if_failed(done: Future[Any]) -> None:
-            if not done.cancelled() and done.exception():
-                pool.shutdown(wait=False, cancel_futures=True)
-
-        runs = [pool.submit(run, *point) for point in product(UNLABELLED, range(args.seeds))]
-        for begun in runs:
-            begun.add_done_callback(stop_if_failed)
-        for share in LABELS:
-            contest = Contest(args.corpus, draw(corpus, TRAIN, share))
-            for series, features in SVMS.items():  # no seed changes them
-                of_svms[series][share] = [contest.svm(features, 0)["weighted_f1"]]
-        done_series.add(of_svms)
-        for unlabelled, seed, found in (done.result() for done in as_completed(runs)):
+        points = product(UNLABELLED, range(args.seeds))
+        for unlabelled, seed, found in run_all([partial(run, *point) for point in points], args.jobs):
             curve = curves[unlabelled]
             curve[seed] = found
             say(f"{name_of(unlabelled)}, seed {seed}: " + ", ".join(f"{f1:.4f}" for f1 in found.values()))

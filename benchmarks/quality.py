@@ -16,15 +16,11 @@ folder.
 """
 
 import dataclasses
-import hashlib
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
 from threading import Event, Lock
@@ -34,7 +30,6 @@ import pandas as pd
 
 from common import (
     AS_READ,
-    STAGES,
     add_overrides,
     argument_parser,
     deviation,
@@ -44,16 +39,15 @@ from common import (
     read_record,
     run_main,
     shipped_params,
-    stage_command,
-    stage_environment,
-    write_params,
     write_result,
 )
 from linear import FEATURES, STRENGTHS, fit_svm, megabytes
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN
+from receiptbert.errors import UserError
 from receiptbert.metrics import f1
 from receiptbert.progress import say
-from receiptbert.reports import read_json, write_json
+from receiptbert.reports import read_json
+from runs import FINETUNING, PRETRAINING, digest, link, make, refuse_overrides, run_all, seeds, sha256
 
 # What `dvc exp run -S` would get; README.md has the assignment's line.
 OVERRIDES = {
@@ -115,31 +109,16 @@ class Contest:
 
     def pipeline(self, overrides: Sequence[str], seed: int, work: Path) -> Run:
         """All six stages, with the shipped parameters and ``overrides``."""
-        overrides = [*overrides, *self.overrides, *seeds(seed)]
-        folder, seconds = self._pretrained(overrides, work)
-        start = time.perf_counter()
-        self._run_stages(folder, overrides, ["finetune", "evaluate"])
-        return read_scores(folder) | {"seconds": seconds + time.perf_counter() - start}
-
-    def _pretrained(self, overrides: Sequence[str], work: Path) -> tuple[Path, float]:
-        """The folder in ``work`` where the stages up to pretraining have run like this, and their seconds."""
-        before = [override for override in overrides if not override.startswith("finetune.")]
-        corpus = hashlib.sha256(self.archive.read_bytes()).hexdigest()
-        folder = work / digest(before, "finetune", corpus=corpus)
-        record = folder / "seconds.json"
-        if not record.exists():
-            start = time.perf_counter()
-            folder.mkdir(parents=True, exist_ok=True)
-            self._run_stages(folder, overrides, STAGES[: STAGES.index("finetune")])
-            write_json(record, {"seconds": time.perf_counter() - start})
-        return folder, read_record(record)["seconds"]
-
-    def _run_stages(self, folder: Path, overrides: Sequence[str], stages: Sequence[str]) -> None:
-        link = folder / "corpus.zip"  # its own path may be no YAML
-        link.unlink(missing_ok=True)
-        link.symlink_to(self.archive.resolve())
-        write_params(folder, [*overrides, f"data.archive={link.name}", *AS_READ])
-        run_stages(folder, stages, self.jobs)
+        overrides = [*AS_READ, *overrides, *self.overrides, *seeds(seed)]
+        known = settings_of(overrides) | {"corpus": sha256(self.archive)}
+        finetuned = work / f"finetuned-{digest(known)}"
+        del known["finetune"]
+        pretrained = work / f"pretrained-{digest(known)}"
+        corpus = partial(link, self.archive)
+        seconds = make(pretrained, PRETRAINING, overrides, corpus=corpus, jobs=self.jobs)
+        links = {name: pretrained / name for name in ("data", "metrics/data.json", "models/pretrained")}
+        seconds += make(finetuned, FINETUNING, overrides, links=links, jobs=self.jobs)
+        return read_scores(finetuned) | {"seconds": seconds}
 
     def _rows(self, split: str) -> pd.DataFrame:
         return self.corpus[self.corpus[SPLIT] == split]
@@ -147,20 +126,6 @@ class Contest:
     def _test_scores(self, answers: Sequence[str]) -> Run:
         true = self._rows(TEST)[LABEL]
         return {f"{average}_f1": f1(true, answers, average) for average in ("weighted", "macro")}
-
-
-def seeds(seed: int) -> list[str]:
-    """The overrides that repeat a run with another seed."""
-    return [f"pretrain.seed={seed}", f"finetune.seed={seed}"]
-
-
-def run_stages(folder: Path, stages: Sequence[str], jobs: int = 1) -> None:
-    """Run the scripts of ``stages`` in ``folder``, as DVC would, as one of ``jobs`` that share the cores."""
-    for stage in stages:
-        command = stage_command(stage)
-        done = subprocess.run(command, cwd=folder, env=stage_environment(stage, jobs), stdout=sys.stderr)
-        if done.returncode:
-            sys.exit(f"{stage} ended with exit code {done.returncode}; the rows that are done are written")
 
 
 def read_scores(folder: Path) -> Run:
@@ -197,22 +162,17 @@ def _both(old: str, new: str) -> str:
 def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
     """A digest of what a run of ``name`` depends on besides corpus, seed and code."""
     if name in OVERRIDES:
-        return digest([*OVERRIDES[name], *overrides])
-    if name not in FEATURES:
-        return "none"
-    return hashlib.sha256(repr((FEATURES[name], STRENGTHS)).encode()).hexdigest()[:16]
+        return digest(settings_of([*OVERRIDES[name], *overrides]))
+    if name in FEATURES:
+        return digest({"features": repr(FEATURES[name]), "strengths": STRENGTHS})
+    return "none"
 
 
-def digest(overrides: Sequence[str], *without: str, **beside: str) -> str:
-    """Digest of the shipped settings with ``overrides``, without some sections, and of ``beside``.
-
-    As the stages see them: two spellings of a value are one.
-    """
-    settings = dataclasses.asdict(shipped_params(overrides)) | beside
-    del settings["data"]["archive"]
-    for section in ("runtime", *without):
-        del settings[section]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings that change results, by section, as the stages see them: however a value is written."""
+    settings = dataclasses.asdict(shipped_params(overrides))
+    del settings["data"]["archive"], settings["runtime"]
+    return settings
 
 
 class Table:
@@ -225,7 +185,7 @@ class Table:
 
     def __init__(self, corpus: Path, path: Path | None) -> None:
         self._path = path
-        self._about = {"corpus": corpus.name, "sha256": hashlib.sha256(corpus.read_bytes()).hexdigest()}
+        self._about = {"corpus": corpus.name, "sha256": sha256(corpus)}
         self._rows: dict[str, Row] = {}
         self._lock = Lock()
         if path is not None and path.exists():
@@ -282,6 +242,10 @@ def main() -> None:
     names = args.only.split(",") if args.only else NAMES
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"--only: {unknown[0]} is none of {', '.join(NAMES)}")
+    try:
+        refuse_overrides(args.overrides, ["data"])
+    except UserError as error:
+        parser.error(str(error))
     contest = Contest(args.corpus, read_archive(args.corpus), args.overrides, args.jobs)
     table = Table(args.corpus, args.json)
     with tempfile.TemporaryDirectory() as scratch:
@@ -293,22 +257,13 @@ def main() -> None:
 
         def run_seed(seed: int) -> None:
             for name in names:  # one after another: what they share is in one folder
-                if stopped.is_set():
-                    return
-                if seed not in runs[name]:
-                    try:
-                        runs[name][seed] = contest.run(name, seed, work)
-                    except BaseException:
-                        stopped.set()  # what other seeds began is finished, and nothing more begun
-                        raise
+                if seed not in runs[name] and not stopped.is_set():
+                    runs[name][seed] = contest.run(name, seed, work)
                     say(f"{name}, seed {seed}: weighted F1 on test {runs[name][seed]['weighted_f1']:.4f}")
                     table.write(name, settings[name], runs[name])
 
-        with ThreadPoolExecutor(args.jobs) as pool:
-            try:
-                list(pool.map(run_seed, range(args.seeds)))
-            finally:  # of Ctrl-C, too, which comes to this thread
-                stopped.set()
+        tasks = [partial(run_seed, seed) for seed in range(args.seeds)]
+        list(run_all(tasks, args.jobs, stopped))
     table.print()
 
 

@@ -18,15 +18,11 @@ several jobs they mean little anyway). After a change of the code that changes r
 """
 
 import dataclasses
-import hashlib
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,22 +39,17 @@ from common import (
     read_record,
     run_main,
     shipped_params,
-    stage_command,
-    stage_environment,
     write_archive,
-    write_params,
     write_result,
 )
-from quality import seeds
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN, UNSUPERVISED, VAL
 from receiptbert.errors import UserError
 from receiptbert.progress import say
-from receiptbert.reports import read_json, write_json
+from receiptbert.reports import read_json
+from runs import RECORD, digest, make, refuse_overrides, run_all, seeds, sha256
 
 SHIPPED = "shipped"
 VAL_SHARE = 4  # one in so many labelled rows is in val
-ARCHIVE, RECORD, LOG = "corpus.zip", "done.json", "log.txt"
-LAST_LINES = 10  # of the log of a stage that failed
 
 
 class Level(NamedTuple):
@@ -101,34 +92,32 @@ def read_candidates(arguments: Sequence[str], in_all: Sequence[str] = ()) -> dic
     candidates: dict[str, list[str]] = {}
     for overrides in ([], *map(str.split, arguments)):
         changes = [*in_all, *overrides]
-        for key in (override.partition("=")[0] for override in changes):
-            if key.startswith(("data.", "runtime.")) or key.endswith(".seed"):
-                raise UserError(f"{key} is not for a candidate to change")
+        refuse_overrides(changes, ["data", "runtime"])
         candidates[" ".join(overrides) or SHIPPED] = changes
     return candidates
 
 
-def plan(candidates: Mapping[str, list[str]], splits: int, digest: str, work: Path) -> list[Trial]:
-    """The trials of a corpus with this digest, in the order in which they are best begun: split by split."""
+def plan(candidates: Mapping[str, list[str]], splits: int, corpus: str, work: Path) -> list[Trial]:
+    """The trials, in the order in which they are best begun: split by split; ``corpus`` is its SHA-256."""
     trials = []
     for split in range(splits):
         for candidate, changes in candidates.items():
-            overrides = [f"data.archive={ARCHIVE}", *AS_READ, *changes, *seeds(split)]
-            names = folder_names(digest, split, overrides)
+            overrides = [*AS_READ, *changes, *seeds(split)]
+            names = folder_names(corpus, split, overrides)
             folders = {level: work / name for level, name in names.items()}
             trials.append(Trial(candidate, split, overrides, folders))
     return trials
 
 
-def folder_names(digest: str, split: int, overrides: Sequence[str]) -> dict[str, str]:
+def folder_names(corpus: str, split: int, overrides: Sequence[str]) -> dict[str, str]:
     """For each level a name that changes with all that its outputs depend on, except the code."""
     # As the stages see them: two spellings of a value are one.
     settings = dataclasses.asdict(shipped_params(overrides))
-    known: dict[str, Any] = {"corpus": digest, "split": split}
+    known: dict[str, Any] = {"corpus": corpus, "split": split}
     names = {}
     for name, level in LEVELS.items():
         known |= {section: settings[section] for section in level.sections}
-        names[name] = f"{name}-{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}"
+        names[name] = f"{name}-{digest(known)}"
     return names
 
 
@@ -152,45 +141,29 @@ def split_anew(corpus: pd.DataFrame, split: int) -> pd.DataFrame:
     return pd.concat([rows, pd.DataFrame([stand_in])], ignore_index=True)
 
 
-def make(trial: Trial, level: str, corpus: pd.DataFrame, jobs: int) -> bool:
-    """Run the stages of a level, unless that is done; return whether they succeeded. Reports a failure."""
+def make_level(trial: Trial, level: str, corpus: pd.DataFrame, jobs: int) -> Path | None:
+    """Make the folder of a level of ``trial``; return it, or None if a stage failed, which is reported."""
     folder, name = trial.folders[level], f"{trial.candidate}, split {trial.split}"
-    if (folder / RECORD).exists():
-        return True
-    folder.mkdir(parents=True, exist_ok=True)
-    write_params(folder, trial.overrides)
-    if level == "tokenized":
-        write_archive(split_anew(corpus, trial.split), folder / ARCHIVE)
-    link(trial, level)
-    start = time.perf_counter()
-    for stage in LEVELS[level].stages:
-        if code := run_stage(stage, folder, jobs):
-            say(f"{name}: {stage} ended with exit code {code}; the end of {folder / LOG}:")
-            for line in (folder / LOG).read_text("utf-8", "replace").splitlines()[-LAST_LINES:]:
-                say(f"  {line}")
-            return False
-    seconds = time.perf_counter() - start
-    write_json(folder / RECORD, {"seconds": seconds})
+    stages, _, of_levels = LEVELS[level]
+    links = {path: trial.folders[source] / path for source, paths in of_levels.items() for path in paths}
+
+    def split(path: Path) -> None:
+        write_archive(split_anew(corpus, trial.split), path)
+
+    try:
+        seconds = make(
+            folder,
+            stages,
+            trial.overrides,
+            corpus=split if level == "tokenized" else None,
+            links=links,
+            jobs=jobs,
+        )
+    except UserError as error:
+        say(f"{name}: {error}")
+        return None
     say(f"{name}: {level} in {seconds:,.0f} s")
-    return True
-
-
-def link(trial: Trial, level: str) -> None:
-    """Put what the stages read where they look for it."""
-    for source, names in LEVELS[level].links.items():
-        for name in names:
-            path = trial.folders[level] / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)  # of a sweep that was cut off, maybe before DIR was moved
-            path.symlink_to((trial.folders[source] / name).resolve())
-
-
-def run_stage(stage: str, folder: Path, jobs: int) -> int:
-    """The exit code of a stage run alongside others; what it prints goes to the folder's log."""
-    with (folder / LOG).open("ab") as log:
-        command = stage_command(stage)
-        environment = stage_environment(stage, jobs)
-        return subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
+    return folder
 
 
 def sweep(trials: Sequence[Trial], corpus: pd.DataFrame, jobs: int, report: Callable[[], None]) -> None:
@@ -199,22 +172,16 @@ def sweep(trials: Sequence[Trial], corpus: pd.DataFrame, jobs: int, report: Call
     A level is begun when the one before is done, so that no run blocks a job while it waits for another.
     ``report`` is called after each finetuning.
     """
-    failed: set[Path] = set()
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        for level in LEVELS:
-            ready: dict[Path, Trial] = {}
-            for trial in trials:
-                if failed.isdisjoint(trial.folders.values()):
-                    ready.setdefault(trial.folders[level], trial)
-            futures = {pool.submit(make, trial, level, corpus, jobs): path for path, trial in ready.items()}
-            for future in as_completed(futures):
-                if not future.result():
-                    failed.add(futures[future])
-                elif level == "finetuned":
-                    report()
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is begun
+    going_on = list(trials)
+    for level in LEVELS:
+        folders = {trial.folders[level]: trial for trial in reversed(going_on)}  # of each its first trial
+        made = set()
+        tasks = [partial(make_level, trial, level, corpus, jobs) for trial in reversed(folders.values())]
+        for folder in run_all(tasks, jobs):
+            made.add(folder)
+            if folder is not None and level == "finetuned":
+                report()
+        going_on = [trial for trial in going_on if trial.folders[level] in made]
 
 
 def read_run(trial: Trial) -> Run:
@@ -282,16 +249,16 @@ def main() -> None:
     add_overrides(parser, ", in all runs")
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
-    digest = hashlib.sha256(args.corpus.read_bytes()).hexdigest()
+    known = {"corpus": args.corpus.name, "sha256": sha256(args.corpus)}
     with tempfile.TemporaryDirectory() as scratch:
         try:
             candidates = read_candidates(args.candidates, args.overrides)
-            trials = plan(candidates, args.splits, digest, args.work or Path(scratch))
+            trials = plan(candidates, args.splits, known["sha256"], args.work or Path(scratch))
         except UserError as error:
             parser.error(str(error))
 
         def report() -> None:
-            write_result(args.json, {"corpus": args.corpus.name, "sha256": digest, **summaries(trials)})
+            write_result(args.json, known | summaries(trials))
 
         sweep(trials, corpus, args.jobs, report)
         print_table(summaries(trials))

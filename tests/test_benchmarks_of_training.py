@@ -3,23 +3,22 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 import apex_check
 import common
-import epoch
 import half_precision
 import memory
+import runs
 import scale
 import sizes
 import throughput
-from receiptbert.errors import UserError
 from setting import Setting, Stopwatch, Task, read_setting
 from tests.benchmark_runs import run_benchmark
 from tests.projects import STAGES, run_here
@@ -106,21 +105,24 @@ def test_scale_keeps_what_it_measured_before_it_failed(
 
 
 def test_an_epoch_over_generated_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_stages(folder: Path, stages: Sequence[str]) -> None:
-        for stage in stages:
-            run_here(STAGES[stage], folder)
+    def here(stage: str, folder: Path, *_: Any, **_output: Any) -> int:
+        prepared.append(folder.name)
+        run_here(STAGES[stage], folder)
+        return 0
 
-    monkeypatch.setattr(epoch, "run_stages", run_stages)
+    prepared: list[str] = []
+    monkeypatch.setattr(runs, "run_stage", here)
     settings = ["model.size=tiny", "tokenizer.vocab_size=500", "runtime.device=cpu"]
     options = ["--lines", "400", "--batch-size", "50", *(f"-S{setting}" for setting in settings)]
-    figures = run_benchmark("epoch", [*options, "--work", str(tmp_path / "work")], tmp_path)
+    options += ["--work", str(tmp_path / "work")]
+    figures = run_benchmark("epoch", options, tmp_path)
     assert figures["steps"] == -(-(400 - 40) // 50)  # a tenth is held out
     assert figures["tokens_per_second"] > 0
     assert figures["device"] == "cpu"
-    with pytest.raises(UserError, match="holds lines that were prepared otherwise"):
-        run_benchmark(
-            "epoch", [*options, "-Stokenizer.vocab_size=400", "--work", str(tmp_path / "work")], tmp_path
-        )
+    run_benchmark("epoch", [*options, "-Spretrain.lr=1e-4"], tmp_path)  # the lines are prepared already
+    assert len(prepared) == 3
+    assert run_benchmark("epoch", [*options, "-Stokenizer.vocab_size=400"], tmp_path)["vocab_size"] == 400
+    assert len(set(prepared)) == 2
 
 
 def test_apex_beside_torch(

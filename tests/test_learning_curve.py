@@ -1,8 +1,6 @@
 """learning_curve.py: its points, what is drawn of them, and how it goes on after it was cut off."""
 
-import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 import common
 import learning_curve
 import quality
+import runs
 from receiptbert.errors import UserError
 from receiptbert.params_file import load_params
 from tests.benchmark_runs import pretend_scores, run_benchmark
@@ -98,37 +97,41 @@ def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     calls = []
 
-    def pretend(folder: Path, stages: Sequence[str], jobs: int) -> None:
+    def pretend(stage: str, folder: Path, jobs: int, **_: Any) -> int:
         splits = common.read_archive(folder / "corpus.zip")["split"]
-        calls.append((tuple(stages), (splits == "unsupervised").sum()))
+        calls.append((stage, (splits == "unsupervised").sum()))
         assert jobs == 2
+        if stage == "unzip" and len(calls) > 1:
+            assert (folder / "models/tokenizer").is_symlink()
         pretend_scores(folder, (splits == "train").mean())
+        return 0
 
-    monkeypatch.setattr(learning_curve, "run_stages", pretend)
+    monkeypatch.setattr(runs, "run_stage", pretend)
     f1 = learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2)
-    stages = [learning_curve.PRETRAINING, *[learning_curve.AFTER_LABELS] * 3]
-    assert calls == [(tuple(some), 90) for some in stages]
+    stages = [*runs.PRETRAINING, *learning_curve.AFTER_LABELS * 3]
+    assert calls == [(stage, 90) for stage in stages]
     assert f1[1.0] > f1[0.3] > f1[0.1] > 0
 
-    (scores,) = tmp_path.glob("0.3-0-*/scores.json")
-    scores.write_text(json.dumps({"1.0": 0.5, "0.3": 0.4}))  # cut off there
+    (done,) = tmp_path.glob(f"0.3-0-*/labels-0.1/{runs.RECORD}")
+    done.unlink()  # cut off there
     calls.clear()
-    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2) == {1.0: 0.5, 0.3: 0.4, 0.1: f1[0.1]}
-    assert calls == [(tuple(learning_curve.AFTER_LABELS), 90)]
+    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2) == f1
+    assert calls == [(stage, 90) for stage in learning_curve.AFTER_LABELS]
 
     calls.clear()
     learning_curve.bert_scores(corpus.iloc[1:], 0.3, 0, tmp_path, 2)  # another corpus has no scores yet
-    assert calls[0][0] == tuple(learning_curve.PRETRAINING)
+    assert [stage for stage, _ in calls] == stages
 
     settings = []
 
-    def note(folder: Path, *_: Any) -> None:
+    def note(_stage: str, folder: Path, *_: Any, **_output: Any) -> int:
         params = load_params(folder / "params.yaml")
         p = params.finetune
         settings.append((p.init, p.teachers, params.pretrain.seed, p.seed))
         pretend_scores(folder, 0.5)
+        return 0
 
-    monkeypatch.setattr(learning_curve, "run_stages", note)
+    monkeypatch.setattr(runs, "run_stage", note)
     for unlabelled, seed in ((0.0, 0), (0.3, 1)):
         learning_curve.bert_scores(corpus, unlabelled, seed, tmp_path, 1)
     assert set(settings) == {("scratch", 0, 0, 0), ("pretrained", 2, 1, 1)}

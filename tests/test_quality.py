@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
@@ -14,6 +12,7 @@ import pytest
 
 import common
 import quality
+import runs
 from linear import STRENGTHS, fit_svm
 from receiptbert.errors import UserError
 from receiptbert.params_file import load_params
@@ -68,25 +67,28 @@ def test_a_table_keeps_seeds_that_lack_none_before_them(archive: Path, tmp_path:
     assert len(quality.Table(archive, tmp_path / "result.json").runs("svm_word", "settings")) == 2
 
 
-KEPT = "data.train_on_held_out_texts=true"
-
-
 def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
-    def pretend(folder: Path, stages: Sequence[str], _jobs: int) -> None:
+    def pretend(stage: str, folder: Path, _jobs: int, **_: Any) -> int:
         params = load_params(folder / "params.yaml")
         assert params.pretrain.seed == params.finetune.seed
         assert params.finetune.epochs == 3
-        assert (folder / params.data.archive).samefile(archive)
+        if stage == "unzip":
+            assert (folder / params.data.archive).samefile(archive)
+            (folder / "data").mkdir()
+        assert (folder / "data").exists()
         assert not params.data.train_on_held_out_texts  # the models beside it do not
-        calls.append((stages[-1], params.finetune.seed, params.finetune.teachers, params.finetune.init))
-        pretend_scores(folder, 0.5)
+        if stage in ("pretrain", "evaluate"):
+            calls.append((stage, params.finetune.seed, params.finetune.teachers, params.finetune.init))
+        if stage == "evaluate":
+            pretend_scores(folder, 0.5)
+        return 0
 
-    monkeypatch.setattr(quality, "run_stages", pretend)
-    contest = quality.Contest(archive, common.read_archive(archive), ["finetune.epochs=3", KEPT])
+    monkeypatch.setattr(runs, "run_stage", pretend)
+    contest = quality.Contest(archive, common.read_archive(archive), ["finetune.epochs=3"])
     for name, seed in (("default", 7), ("undistilled", 7), ("undistilled", 8), ("scratch", 8)):
         run = contest.run(name, seed, tmp_path)
     assert calls == [
@@ -102,9 +104,11 @@ def test_runs_of_the_pipeline_have_their_own_settings_and_share_a_pretraining(
     common.write_archive(common.read_archive(archive).iloc[1:], other)
     calls.clear()
     archive = other
-    of_other = quality.Contest(other, common.read_archive(other), ["finetune.epochs=3", KEPT])
+    of_other = quality.Contest(other, common.read_archive(other), ["finetune.epochs=3"])
     of_other.run("default", 7, tmp_path)  # nothing of another corpus is used again
     assert [stage for stage, *_ in calls] == ["pretrain", "evaluate"]
+    of_other.run("default", 7, tmp_path)  # what is finetuned is not finetuned again
+    assert len(calls) == 2
     assert run.pop("seconds") >= 0
     assert run == {
         "weighted_f1": 0.5,
@@ -124,11 +128,11 @@ def test_after_a_seed_that_failed_no_other_begins(
     def fail(_contest: Any, name: str, seed: int, _work: Path) -> dict[str, float]:
         begun.append((name, seed))
         together.wait(60)
-        sys.exit("pretrain ended with exit code 1")
+        raise UserError("pretrain ended with exit code 1")
 
     monkeypatch.setattr(quality.Contest, "run", fail)
     options = ["--corpus", str(archive), "--seeds", "4", "--jobs", jobs, "--only", "scratch,default"]
-    with pytest.raises(SystemExit, match="exit code 1"):
+    with pytest.raises(UserError, match="exit code 1"):
         run_benchmark("quality", options, tmp_path)
     assert sorted(begun) == [("scratch", seed) for seed in range(int(jobs))]
 
@@ -149,7 +153,7 @@ def test_after_ctrl_c_no_other_contestant_begins(
         assert ending.wait(60)
         return {"weighted_f1": 0.5, "macro_f1": 0.4}
 
-    monkeypatch.setattr(quality, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(runs, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(quality.Contest, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(
@@ -159,9 +163,9 @@ def test_after_ctrl_c_no_other_contestant_begins(
 
 
 def test_a_summary_of_seeds() -> None:
-    runs = [{"weighted_f1": f1, "macro_f1": f1 / 2, "seconds": 3.0} for f1 in (0.5, 0.6, 0.7)]
-    row = quality.summary(runs)
-    assert row.pop("runs") == runs
+    found = [{"weighted_f1": f1, "macro_f1": f1 / 2, "seconds": 3.0} for f1 in (0.5, 0.6, 0.7)]
+    row = quality.summary(found)
+    assert row.pop("runs") == found
     assert row == pytest.approx(
         {"mean": 0.6, "std": 0.1, "seeds": 3, "macro_f1": 0.3, "macro_std": 0.05, "seconds": 3}
     )
@@ -174,25 +178,33 @@ def test_a_digest_is_of_settings_and_not_of_how_they_are_written() -> None:
     assert digest("pretrain.lr=3e-5", "model.size=small") == digest("model.size=small", "pretrain.lr=0.00003")
     assert digest("runtime.device=cuda", "data.archive=x.zip") == digest()
     assert digest("pretrain.lr=3e-5") != digest()
-    assert digest("data.train_on_held_out_texts=true") != digest()
     assert quality.settings_digest("svm_char", ["pretrain.lr=3e-5"]) == quality.settings_digest("svm_char")
     assert quality.settings_digest("svm_char") != quality.settings_digest("svm_word")
+
+
+@pytest.mark.parametrize("setting", ["data.train_on_held_out_texts=true", "pretrain.seed=3"])
+def test_a_setting_that_a_table_decides_is_refused(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_benchmark("quality", ["--corpus", str(archive), "-S", setting], tmp_path)
+    assert f"error: {setting.split('=')[0]} is not to be changed here" in capsys.readouterr().err
 
 
 def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = [{"weighted_f1": f1, "macro_f1": 0.5} for f1 in (0.5, 0.6)]
+    done = [{"weighted_f1": f1, "macro_f1": 0.5} for f1 in (0.5, 0.6)]
     settings = quality.settings_digest("default")
     table = quality.Table(archive, tmp_path / "result.json")
-    table.write("default", settings, dict(enumerate(runs)))
-    assert table.runs("default", settings) == runs
+    table.write("default", settings, dict(enumerate(done)))
+    assert table.runs("default", settings) == done
     assert table.runs("undistilled", settings) == []
     assert quality.settings_digest("undistilled") != settings
     assert table.runs("default", quality.settings_digest("default", ["model.size=small"])) == []
 
     monkeypatch.setattr(quality, "provenance", lambda: {"processor": "another", "commit": "1234567"})
-    table.write("default", settings, dict(enumerate([*runs, runs[0]])))
+    table.write("default", settings, dict(enumerate([*done, done[0]])))
     row = json.loads((tmp_path / "result.json").read_text())["default"]
     assert row["seeds"] == 3
     assert row["processor"].endswith("; another")  # the first two are of this one

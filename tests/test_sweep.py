@@ -10,6 +10,7 @@ import pytest
 
 import common
 import make_sample
+import runs
 import sweep
 from receiptbert.params_file import load_params
 
@@ -33,7 +34,7 @@ def rows(splits: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame({"text": texts, "label": labels, "split": names})
 
 
-def pretend(stage: str, folder: Path, _jobs: int) -> int:
+def pretend(stage: str, folder: Path, _jobs: int, **_output: Any) -> int:
     """Leave what the sweep reads of a stage, scores that its settings tell; a teacher number 9 fails."""
     params = load_params(folder / "params.yaml")
     p = params.finetune
@@ -113,7 +114,7 @@ def test_what_corpora_and_splits_make_is_not_shared(archive: Path, tmp_path: Pat
     assert len(set.union(*names)) == 4 * len(sweep.LEVELS)
     corpus, labels = common.read_archive(archive), []
     for trial in sweep.plan(sweep.read_candidates([]), 2, "digest", tmp_path):
-        assert sweep.make(trial, "tokenized", corpus, 1)
+        assert sweep.make_level(trial, "tokenized", corpus, 1)
         labels.append((trial.folders["tokenized"] / "data/tokenized/train.jsonl").read_text())
     assert labels[0] != labels[1]
 
@@ -133,11 +134,11 @@ def test_folders_are_made_once_and_a_sweep_goes_on(
 ) -> None:
     calls: list[str] = []
 
-    def count(stage: str, folder: Path, jobs: int) -> int:
+    def count(stage: str, folder: Path, jobs: int, **_output: Any) -> int:
         calls.append(stage)
         return pretend(stage, folder, jobs)
 
-    monkeypatch.setattr(sweep, "run_stage", count)
+    monkeypatch.setattr(runs, "run_stage", count)
     options = ["--work", str(tmp_path), "--splits", "2", "--jobs", "2"]
     figures = run_sweep(monkeypatch, archive, tmp_path, *options, TEACHERS)
     assert Counter(calls) == {
@@ -162,8 +163,8 @@ def test_folders_are_made_once_and_a_sweep_goes_on(
 
 def test_a_run_whose_held_out_texts_have_no_target_has_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     run = {"val_weighted_f1": 0.5, "val_loss": 1.0, "pretrain_seconds": 2.0, "finetune_seconds": 3.0}
-    runs = [{"split": 0, "mlm_loss": 4.0, **run}, {"split": 1, **run}]
-    row = sweep.summary(runs, runs)
+    found = [{"split": 0, "mlm_loss": 4.0, **run}, {"split": 1, **run}]
+    row = sweep.summary(found, found)
     assert "mlm_loss" not in row
     sweep.print_table({"shipped": row})
     assert "1.0000" + 20 * " " + "       2 s" in capsys.readouterr().out
@@ -172,7 +173,7 @@ def test_a_run_whose_held_out_texts_have_no_target_has_a_row(capsys: pytest.Capt
 def test_the_others_go_on_when_a_run_fails(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "run_stage", pretend)
+    monkeypatch.setattr(runs, "run_stage", pretend)
     with pytest.raises(SystemExit, match="unfinished runs: 1 of 3"):
         run_sweep(monkeypatch, archive, tmp_path, "--splits", "1", "finetune.teachers=9", TEACHERS)
     figures = json.loads((tmp_path / "result.json").read_text())
@@ -187,11 +188,11 @@ def test_what_needs_a_folder_that_failed_is_not_begun(
 ) -> None:
     calls: list[str] = []
 
-    def fail(stage: str, folder: Path, jobs: int) -> int:
+    def fail(stage: str, folder: Path, jobs: int, **_output: Any) -> int:
         calls.append(stage)
         return pretend(stage, folder, jobs) or int(stage == "pretrain")
 
-    monkeypatch.setattr(sweep, "run_stage", fail)
+    monkeypatch.setattr(runs, "run_stage", fail)
     trials = sweep.plan(sweep.read_candidates([TEACHERS]), 1, "digest", tmp_path)
     sweep.sweep(trials, common.read_archive(archive), 1, lambda: None)
     assert calls == ["unzip", "train_tokenizer", "pretokenize", "pretrain"]
@@ -202,20 +203,12 @@ def test_what_needs_a_folder_that_failed_is_not_begun(
 def test_the_stages_themselves_run_in_a_folder(archive: Path, tmp_path: Path) -> None:
     """Those that do not train, of which each takes a second."""
     trial, *_ = sweep.plan(sweep.read_candidates([]), 1, "digest", tmp_path)
-    assert sweep.make(trial, "tokenized", common.read_archive(archive), 2)
+    assert sweep.make_level(trial, "tokenized", common.read_archive(archive), 2)
     folder = trial.folders["tokenized"]
     counts = json.loads((folder / "metrics/data.json").read_text())
     assert counts["rows"] == {"train": 270, "val": 90, "test": 1, "unsupervised": 300}
     assert counts["rows_left_out"] == {"train": 0, "val": 0, "unsupervised": 0}
-    sweep.link(trial, "pretrained")
-    sweep.link(trial, "pretrained")
-    assert (trial.folders["pretrained"] / "data/tokenized/val.safetensors").exists()
     assert "tokens learned" in (folder / "log.txt").read_text()
-
-
-def test_a_stage_that_fails_tells_in_the_log(tmp_path: Path) -> None:
-    assert sweep.run_stage("unzip", tmp_path, 1) == 1
-    assert "params.yaml" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -235,14 +228,14 @@ def test_a_candidate_that_is_none_is_refused_at_once(
 
 
 def test_the_difference_is_that_of_the_splits_that_both_have() -> None:
-    def runs(f1: dict[int, float]) -> list[sweep.Run]:
+    def scored(f1: dict[int, float]) -> list[sweep.Run]:
         return [{"split": split, "val_weighted_f1": value, "val_loss": 2.0} for split, value in f1.items()]
 
-    row = sweep.summary(runs({1: 0.6, 2: 0.8}), runs({0: 0.1, 1: 0.5, 2: 0.5}))
+    row = sweep.summary(scored({1: 0.6, 2: 0.8}), scored({0: 0.1, 1: 0.5, 2: 0.5}))
     found = row.pop("runs")
     assert [run["split"] for run in found] == [1, 2]
     assert row == pytest.approx(
         {"mean": 0.7, "std": 0.02**0.5, "difference": 0.2, "difference_error": 0.1, "val_loss": 2}
     )
-    assert "difference_error" not in sweep.summary(runs({1: 0.6}), runs({1: 0.5}))
-    assert "difference" not in sweep.summary(runs({1: 0.6}), [])
+    assert "difference_error" not in sweep.summary(scored({1: 0.6}), scored({1: 0.5}))
+    assert "difference" not in sweep.summary(scored({1: 0.6}), [])
