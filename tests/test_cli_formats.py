@@ -120,12 +120,13 @@ def test_all_columns_are_kept(run: Run) -> None:
 def test_types_of_parquet_are_kept(run: Run) -> None:
     day = pa.array([10**18 + 1, None], pa.timestamp("ns"))  # no Python datetime holds that nanosecond
     table = pa.table({"id": [1, None], "text": ["а б", None], "day": day, "tags": [["x"], []]})
-    table = table.replace_schema_metadata({"made by": "us"})
+    noted = dict.fromkeys(["org.apache.spark.sql.parquet.row.metadata", "parquet.avro.schema"], "id, text")
+    table = table.replace_schema_metadata({"made by": "us", **noted})  # with those, ours would not be seen
     parquet.write_table(table, "in.parquet")
     run("in.parquet", "-o", "out.parquet")
     written = parquet.read_table("out.parquet")
     assert written.select(table.column_names) == table
-    assert written.schema.metadata == table.schema.metadata
+    assert written.schema.metadata == {b"made by": b"us"}
     assert [written[name].type for name in ("label", "category", "confidence")] == [
         pa.string(),
         pa.string(),
@@ -285,3 +286,8 @@ def test_formulas_are_made_harmless_for_spreadsheets_alone(run: Run) -> None:
     run("in.csv", "--spreadsheet", "-o", "out.csv")
     (row,) = read("out.csv")
     assert (row["\ufefftext"], row["'=1+1"]) == ("'\r=1", "'\n=1")
+    # Nor does another delimiter, at which a spreadsheet may begin a new cell.
+    write("in.csv", ["а;=А1", "а;-5;б", "а|+1+1", "а,@а", "а; =1", "а;+7,5", "а\n-б"])
+    run("in.csv", "--spreadsheet", "-o", "out.csv")
+    harmless = [row["\ufefftext"] for row in read("out.csv")]
+    assert harmless == ["а;'=А1", "а;-5;б", "а|'+1+1", "а,'@а", "а; =1", "а;+7,5", "а\n'-б"]

@@ -96,8 +96,11 @@ def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert free_memory(cpu) is None  # not Linux
     (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
     assert free_memory(cpu) == 5000 * 1024
-    for name, text in {"max": "3000000", "current": "2500000", "stat": "anon 500000\nfile 2000000\n"}.items():
+    stat = "anon 500000\nfile 2000000\nshmem 0\n"
+    for name, text in {"max": "3000000", "current": "2500000", "stat": stat}.items():
         (tmp_path / f"memory.{name}").write_text(text)
     assert free_memory(cpu) == 2_500_000
+    (tmp_path / "memory.stat").write_text("file 2000000\nshmem 1500000\n")  # files in memory
+    assert free_memory(cpu) == 1_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory(cpu) == 5000 * 1024

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from receiptbert.errors import UserError
 from receiptbert.failures import explain
 from receiptbert.files import naming
 from receiptbert.params import Params
 from receiptbert.params_file import load_params
 from receiptbert.progress import say
-from receiptbert.tables import open_output
+from receiptbert.tables import open_binary, open_output
 from tests.conftest import ROOT
 from tests.projects import STAGES, contents, refusal, run_here, set_params
 
@@ -129,6 +130,15 @@ def test_errors_of_rust_libraries_are_understood(tmp_path: Path) -> None:
         f"{tmp_path}/x: No space left on device; free some space, or move the project to a larger disk, "
         "and run it again"
     )
+
+
+def test_an_error_of_another_file_stays_that_of_the_other_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^model is damaged"), naming(tmp_path / "out.csv"):
+        raise UserError("model is damaged (No such device (os error 19)); take it again")
+    source = tmp_path / "in.csv"
+    source.write_text("text\n")
+    with pytest.raises(OSError, match=r"in\.csv"), naming(tmp_path / "out.csv"), open_binary(source):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # of a read, which does not know the name
 
 
 def test_a_bug_of_ours_keeps_its_traceback() -> None:

@@ -86,7 +86,7 @@ def test_the_card_says_what_the_figures_say(card: str) -> None:
         "| categories | 3 | 2 | 3 |  |",
         "| Чай | Сыр | 10 | ",
         f"| 0.00 | 100.0% | {0.75:.1%} |",
-        "divided by the temperature 1.5,",
+        "divided by the temperature 1.5, which was fitted on val.",
         f"off by {result.scores['ece']:.3f} on average (expected",
         f"at temperature 1 by {result.scores['ece_uncalibrated']:.3f}.",
         f"(macro F1) it is {result.scores['macro_f1']:.3f}.",
@@ -137,6 +137,13 @@ def test_scores_are_those_of_the_answers() -> None:
     found = evaluation()
     weighted = f1(found.true, found.predicted, "weighted")
     assert found.scores["weighted_f1"] == weighted != f1(found.predicted, found.true, "weighted")
+
+
+def test_a_temperature_that_was_not_fitted_is_told_as_such(
+    finetune_model: Make,
+) -> None:
+    card = model_card(evaluation(temperature=1.0), finetune_model(), DATA)
+    assert "temperature 1, since val determined no other." in " ".join(card.split())
 
 
 def test_coverage_is_told_at_the_temperature() -> None:

@@ -15,8 +15,7 @@ from receiptbert.metrics import ClassIds
 Floats = npt.NDArray[np.floating]
 
 BINS = 15  # of the reliability table, of equal width, as in Guo et al. 2017
-# Where the temperature is sought. Val cannot determine a colder one (if all rows are right, say); all
-# hotter ones leave answers no confidence.
+# Where the temperature is sought: colder ones leave no doubt, hotter ones no confidence.
 COLDEST, HOTTEST = 0.1, 10.0
 TEMPERATURE_DECIMALS = 4
 THRESHOLDS = [step / 20 for step in range(20)] + [0.99]
@@ -33,9 +32,9 @@ def fit_temperature(logits: Floats, true: ClassIds) -> float:
         true: class ids, shape (n,).
 
     Returns:
-        a number from 0.1 to 10 (10 also where a higher one would be likelier); 1 where these rows cannot
-        determine it: there are none, all are answered right with room to spare, or the logits are no better
-        than chance or not finite.
+        a number from 0.1 to 10 (these also where a lower or a higher one would be likelier); 1 where these
+        rows cannot determine it: there are none, all are answered right and a temperature of 0.1 is too high
+        for them, or the logits are no better than chance or not finite.
     """
     if not len(true):
         return 1.0
@@ -47,10 +46,13 @@ def fit_temperature(logits: Floats, true: ClassIds) -> float:
         expected = (softmax(inverse * logits, axis=1) * logits).sum(axis=1)  # (n,)
         return float(expected.mean() - mean_true)
 
-    if not slope(0) < 0 < slope(1 / COLDEST):
+    if not slope(0) < 0:
         return 1.0
     if slope(1 / HOTTEST) >= 0:
         return HOTTEST
+    if slope(1 / COLDEST) <= 0:
+        some_wrong = (logits[np.arange(len(true)), true] < logits.max(axis=1)).any()
+        return COLDEST if some_wrong else 1.0
     return round(1 / float(brentq(slope, 1 / HOTTEST, 1 / COLDEST)), TEMPERATURE_DECIMALS)
 
 

@@ -193,7 +193,7 @@ def _add_answer_options(answers: "argparse._ArgumentGroup") -> None:
         "--spreadsheet",
         action="store_true",
         help="write CSV or TSV for Excel and the like: with a byte order mark, and an apostrophe before "
-        "texts that would run as formulas",
+        "what would run as a formula",
     )
 
 

@@ -95,7 +95,7 @@ def free_memory(device: torch.device) -> int | None:
     try:
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        used -= int(counts["file"])  # the file cache is reclaimable
+        used -= int(counts["file"]) - int(counts["shmem"])  # the cache, not files in memory
     except (OSError, KeyError, ValueError):  # no limit: `max`
         return available
     return min(available, max(limit - used, 0))

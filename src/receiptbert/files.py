@@ -86,6 +86,8 @@ def naming(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:  # tells all already, perhaps of another file
+        raise
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)

@@ -148,8 +148,9 @@ def _confusions(pairs: Sequence[ConfusedPair]) -> str:
 def _confidence(result: Evaluation) -> str:
     rows = [(f"{row.threshold:.2f}", f"{row.coverage:.1%}", f"{row.accuracy:.1%}") for row in result.coverage]
     before, after = result.scores["ece_uncalibrated"], result.scores["ece"]
+    why = "since val determined no other" if result.temperature == 1 else "which was fitted on val"
     what = f"""Confidence is the probability of the answer: the softmax of the logits divided by the
-        temperature {result.temperature:g}, which was fitted on val. On test it is off by {after:.3f} on
+        temperature {result.temperature:g}, {why}. On test it is off by {after:.3f} on
         average (expected calibration error, {BINS} bins); at temperature 1 by {before:.3f}."""
     use = """If answers below a confidence are left to a person (`receiptbert predict --min-confidence`), this
         share of the test lines keeps its answer, and that many of those answers are right:"""

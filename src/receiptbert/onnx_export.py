@@ -105,7 +105,7 @@ def export_onnx(
         raise UserError("there are no lines to compare the answers on; name a file that has some")
     with (
         whole_file(out_path) as partial,
-        tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}.") as scratch,
+        tempfile.TemporaryDirectory(".part", f".{out_path.name}.", out_path.parent) as scratch,
     ):
         exported, prepared, quantized = (
             Path(scratch) / name for name in ("exported", "prepared", "quantized")

@@ -15,6 +15,8 @@ from receiptbert.tables import CHUNK, Column, Table, Write
 
 TYPES = {str: pa.string(), float: pa.float64()}
 PANDAS = b"pandas"  # the key under which it notes how to make its table from the file
+# Under these, Spark and Avro note the columns, and then read no others.
+COLUMNS_NOTED = [b"org.apache.spark.sql.parquet.row.metadata", b"parquet.avro.schema", b"avro.schema"]
 
 
 class ParquetTable:
@@ -101,13 +103,12 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not a Parquet file, or is damaged ({reason}); export it again") from None
 
 
-def _about_any_names(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
-    """``metadata`` of a file, without what pandas notes there if the names of all columns are numbers, say;
-    it could not read the file with ours."""
-    if not metadata or PANDAS not in metadata:
-        return metadata
-    noted = json.loads(metadata[PANDAS]) | {"column_indexes": []}
-    return metadata | {PANDAS: json.dumps(noted).encode()}
+def _about_any_columns(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
+    """``metadata`` of a file, without what hides further columns or makes it unreadable with them."""
+    kept = {key: value for key, value in (metadata or {}).items() if key not in COLUMNS_NOTED}
+    if PANDAS in kept:  # which notes there if the names of all columns are numbers, say; ours are not
+        kept[PANDAS] = json.dumps(json.loads(kept[PANDAS]) | {"column_indexes": []}).encode()
+    return kept
 
 
 @contextmanager
@@ -118,9 +119,9 @@ def parquet_writer(stream: BinaryIO, table: Table, answers: dict[str, type]) -> 
         answers: the type, str or float, of each further column.
     """
     if isinstance(table, ParquetTable):
-        fields, metadata = list(table.schema), _about_any_names(table.schema.metadata)
+        fields, metadata = list(table.schema), _about_any_columns(table.schema.metadata)
     else:
-        fields, metadata = [pa.field(name, pa.string()) for name in table.columns], None
+        fields, metadata = [pa.field(name, pa.string()) for name in table.columns], {}
     fields += [pa.field(name, TYPES[kind]) for name, kind in answers.items()]
     schema = pa.schema(fields, metadata)
 

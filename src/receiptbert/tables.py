@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 from receiptbert.csv_faults import is_blank
 from receiptbert.decoding import utf8_lines
 from receiptbert.errors import UserError
-from receiptbert.files import whole_file
+from receiptbert.files import naming, whole_file
 
 # Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
 CHUNK = 20_000
@@ -32,8 +32,10 @@ DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # a CSV's header tells which one it 
 UNIT_SEPARATOR = "\x1f"  # a control character that no text has
 MAX_HEAD = 100  # lines that a header has at the most
 
-# A spreadsheet runs a cell that begins like this; numbers are harmless.
-FORMULA = re.compile(r"[=+\-@\t\r\n](?!\d+([.,]\d+)?$)")
+# Where a cell begins that a spreadsheet would run: also within a text, after what that may take for
+# a delimiter, whatever ours is (Excel's depends on the country). Numbers are harmless.
+ENDS = r",;|\t\r\n"
+FORMULA = re.compile(rf"^(?=[\t\r\n])|(?:^|(?<=[{ENDS}]))(?=[=+\-@](?!\d+([.,]\d+)?(?:$|[{ENDS}])))")
 
 
 class Table(Protocol):
@@ -178,7 +180,7 @@ def open_binary(path: Path | None) -> Iterator[BinaryIO]:
     if path is None:
         yield sys.stdin.buffer
     else:
-        with path.open("rb") as stream:
+        with naming(path), path.open("rb") as stream:
             yield stream
 
 
@@ -204,7 +206,7 @@ def delimited_writer(
 
     Args:
         spreadsheet: begin with a byte order mark, by which Excel detects UTF-8, and put an apostrophe before
-            texts that a spreadsheet would take for a formula.
+            what a spreadsheet would take for a formula.
     """
     with _as_text(stream, "utf-8-sig" if spreadsheet else "utf-8") as text:
         writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
@@ -255,4 +257,4 @@ def _json_value(value: Any) -> Any:
 
 
 def _harmless(row: tuple[Any, ...]) -> list[Any]:
-    return [f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell for cell in row]
+    return [FORMULA.sub("'", cell) if isinstance(cell, str) else cell for cell in row]
