@@ -1,4 +1,6 @@
+import ast
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -6,36 +8,14 @@ import receiptbert
 from receiptbert.choices import PRECISIONS
 from receiptbert.precision import DTYPES
 
-NAMES = [
-    "Bert",
-    "BertEmbeddings",
-    "BertFinetuneModel",
-    "BertLayer",
-    "BertModel",
-    "Classifier",
-    "ClassifierHead",
-    "Collator",
-    "FeedForward",
-    "FinetuneDataset",
-    "FinetuneTrainer",
-    "InferenceDataset",
-    "MlmHead",
-    "MultiHeadSelfAttention",
-    "PretrainDataset",
-    "Scheduler",
-    "Trainer",
-    "WordpieceTokenizer",
-    "collate_fn",
-    "get_optimizer",
-    "init_layer",
-    "load_weights",
-    "make_scorer",
-]
 
-
-def test_every_public_name_is_importable() -> None:
-    assert receiptbert.__all__ == dir(receiptbert) == NAMES
-    for name in NAMES:
+def test_every_public_name_is_importable_and_known_to_editors() -> None:
+    source = Path(receiptbert.__file__).read_text(encoding="utf-8")
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    for_editors = {alias.asname: f"{node.module}" for node in imports for alias in node.names if alias.asname}
+    assert for_editors == {name: f"receiptbert.{module}" for name, module in receiptbert._MODULE_OF.items()}
+    assert receiptbert.__all__ == dir(receiptbert)
+    for name in receiptbert.__all__:
         assert getattr(receiptbert, name).__name__ == name
         assert getattr(receiptbert, name).__doc__
 
