@@ -44,16 +44,17 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
+Make = Callable[..., Any]  # what fixtures give that make things
 
 # Modules with fixtures of a few test modules each, imported when the above is set.
 pytest_plugins = [
     "tests.projects",
     "tests.benchmark_runs",
     "tests.predict_runs",
+    "tests.small_trainings",
     "tests.training_runs",
     "tests.small_models",
 ]
-
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,44 +9,39 @@ from typing import Any
 import pytest
 import torch
 
-from receiptbert import BertModel, WordpieceTokenizer
 from receiptbert.amp import check_amp_backend
 from receiptbert.errors import UserError
-from tests.conftest import overflow
+from tests.conftest import Make, overflow
 from tests.projects import STAGES, run_here
-from tests.small_trainings import finetune_parts, pretrain_loader, pretrain_trainer
 
-Make = Callable[..., Any]
 FP16_ENGINES = ["torch", "apex"]
 
 
 def test_apex_is_called_as_the_assignment_says(
-    apex: ModuleType, texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+    apex: ModuleType, pretrainer: Make, pretrain_loader: Make
 ) -> None:
     def train(**kwargs: Any) -> list[tuple[float, float]]:
-        trainer = pretrain_trainer(
-            pretrain_model(), tokenizer, num_accum_steps=2, max_grad_norm=1.0, **kwargs
-        )
+        trainer = pretrainer(num_accum_steps=2, max_grad_norm=1.0, **kwargs)
         torch.manual_seed(1)
-        trainer.train(pretrain_loader(texts, tokenizer), 2)
+        trainer.train(pretrain_loader(), 2)
         return [(record["MLM"], record["grad_norm"]) for record in trainer.history]
 
     expected = train()
     assert apex.calls == []
     assert train(precision="fp16", amp_backend="apex") == expected
     begun = ["half scaled_dot_product_attention", "initialize O1"]
-    assert apex.calls == begun + ["scale_loss"] * 2 * len(pretrain_loader(texts, tokenizer))
+    assert apex.calls == begun + ["scale_loss"] * 2 * len(pretrain_loader())
     # The classifiers of finetune are trained one after another in one process.
     assert train(precision="fp16", amp_backend="apex") == expected
 
 
 @pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
 def test_apex_casts_in_the_forward_passes_of_the_training_alone(
-    apex: ModuleType, texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, recomputed: bool
+    apex: ModuleType, finetune_model: Make, finetuner: Make, recomputed: bool
 ) -> None:
     model = finetune_model()
     model.activation_checkpointing = recomputed  # in the backward pass
-    trainer, loaders = finetune_parts(texts, tokenizer, model, precision="fp16", amp_backend="apex")
+    trainer, loaders = finetuner(model, precision="fp16", amp_backend="apex")
     assert not apex.casting
     seen = set()
     model._backbone.levels()[-1].register_forward_pre_hook(
@@ -61,16 +55,15 @@ def test_apex_casts_in_the_forward_passes_of_the_training_alone(
 @pytest.mark.parametrize("backend", FP16_ENGINES)
 def test_a_step_that_overflows_is_skipped_and_counted_and_does_not_move_the_schedule(
     apex: ModuleType,  # noqa: ARG001
-    texts: list[str],
-    tokenizer: WordpieceTokenizer,
-    pretrain_model: Callable[..., BertModel],
+    pretrainer: Make,
+    pretrain_loader: Make,
     capsys: pytest.CaptureFixture[str],
     backend: str,
 ) -> None:
-    model = pretrain_model()
-    trainer = pretrain_trainer(model, tokenizer, precision="fp16", amp_backend=backend, max_grad_norm=1.0)
-    loader = pretrain_loader(texts, tokenizer)
+    trainer = pretrainer(precision="fp16", amp_backend=backend, max_grad_norm=1.0)
+    loader = pretrain_loader()
     trainer.train(loader, 1, max_steps=3)
+    model = trainer._model
     before = [parameter.clone() for parameter in model.parameters()]
     overflow(trainer)
     trainer.train(loader, 1, max_steps=4)
@@ -79,7 +72,7 @@ def test_a_step_that_overflows_is_skipped_and_counted_and_does_not_move_the_sche
     trainer.train(loader, 1, max_steps=6)
     assert [record["skipped"] for record in trainer.history] == [0, 0, 0, 1, 0, 0]
     assert trainer.skipped_steps == {"skipped_steps": 1}
-    undisturbed = pretrain_trainer(pretrain_model(), tokenizer)
+    undisturbed = pretrainer()
     undisturbed.train(loader, 1, max_steps=5)
     rates = [record["lr"] for record in undisturbed.history]
     assert [record["lr"] for record in trainer.history] == [*rates[:4], *rates[3:]]
@@ -89,10 +82,10 @@ def test_a_step_that_overflows_is_skipped_and_counted_and_does_not_move_the_sche
 
 
 def test_a_resumed_scaler_has_the_scale_and_the_steps_since_it_changed(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+    pretrainer: Make, pretrain_loader: Make
 ) -> None:
-    one, other = (pretrain_trainer(pretrain_model(), tokenizer, precision="fp16") for _ in range(2))
-    one.train(pretrain_loader(texts, tokenizer), 1, max_steps=3)
+    one, other = (pretrainer(precision="fp16") for _ in range(2))
+    one.train(pretrain_loader(), 1, max_steps=3)
     other._amp.load_state_dict(one._amp.state_dict())
     assert other._amp.state_dict() == {"scale": 2.0**16, "good_steps": 3}
 
@@ -100,17 +93,16 @@ def test_a_resumed_scaler_has_the_scale_and_the_steps_since_it_changed(
 @pytest.mark.parametrize("backend", FP16_ENGINES)
 def test_gradients_that_overflow_at_any_scale_end_the_training(
     apex: ModuleType,  # noqa: ARG001
-    texts: list[str],
-    tokenizer: WordpieceTokenizer,
-    pretrain_model: Make,
+    pretrainer: Make,
+    pretrain_loader: Make,
     backend: str,
 ) -> None:
-    trainer = pretrain_trainer(pretrain_model(), tokenizer, precision="fp16", amp_backend=backend)
+    trainer = pretrainer(precision="fp16", amp_backend=backend)
     overflow(trainer, times=17)
     with pytest.raises(
         UserError, match=r"^the gradients of step 17 overflow fp16 at any scale; set precision"
     ):
-        trainer.train(pretrain_loader(texts, tokenizer), 9)
+        trainer.train(pretrain_loader(), 9)
 
 
 def test_metrics_of_fp16_name_the_backend_and_count_the_skipped_steps(

@@ -30,10 +30,9 @@ from receiptbert.modeling import dropout_everywhere
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
-from tests.conftest import Cut
+from tests.conftest import Cut, Make
 from tests.small_trainings import labelled
 
-Make = Callable[..., Any]
 History = list[dict[str, float]]
 
 

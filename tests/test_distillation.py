@@ -1,6 +1,5 @@
 """The pool that the final model is trained on, and training on probabilities."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +21,8 @@ from receiptbert.finetuning import Finetuned
 from receiptbert.labelled import Labelled, TrainingSet
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
-from tests.small_trainings import finetune_parts, labelled
+from tests.conftest import Make
+from tests.small_trainings import labelled
 
 
 def training_set(num_texts: int, epochs: int) -> TrainingSet:
@@ -104,12 +104,12 @@ def test_texts_of_two_tokenizers_make_no_pool() -> None:
 
 
 def test_certain_probabilities_train_as_class_ids_do(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Callable[..., Any]
+    texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make
 ) -> None:
     some, classes = labelled(texts)
     losses = []
     for targets in (classes, np.eye(3, dtype=np.float32)[classes]):
-        trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+        trainer, loaders = finetuner()
         dataset = FinetuneDataset(some, targets, tokenizer, maxlen=12, presort=True)
         loaders = {
             name: DataLoader(dataset, 40, collate_fn=lambda batch: collate_fn(batch, tokenizer.pad_token_id))
@@ -122,13 +122,13 @@ def test_certain_probabilities_train_as_class_ids_do(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_soft_targets_are_learned(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Callable[..., Any], precision: str
+    texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make, precision: str
 ) -> None:
     """The least loss is the entropy of the targets, and the model comes near it."""
     target = np.array([0.7, 0.2, 0.1], np.float32)
     dataset = FinetuneDataset(texts, np.tile(target, (len(texts), 1)), tokenizer, maxlen=12)
     loader = DataLoader(dataset, 40, collate_fn=lambda batch: collate_fn(batch, tokenizer.pad_token_id))
-    trainer, _ = finetune_parts(texts, tokenizer, finetune_model(), precision=precision)
+    trainer, _ = finetuner(precision=precision)
     trainer.train({"train": loader, "eval": loader}, 8)
     entropy = -(target * np.log(target)).sum()
     assert entropy - 1e-4 < trainer.epochs[-1]["eval_loss"] < entropy + 0.01

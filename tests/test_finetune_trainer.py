@@ -1,8 +1,6 @@
 """The loop of finetuning: what it learns, and with the weights of which epoch it ends."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,15 +12,12 @@ from receiptbert.flat_texts import padding_mask
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import f1
 from receiptbert.sampling import LengthGroupedBatchSampler
-from tests.small_trainings import finetune_parts, labelled
+from tests.conftest import Make
+from tests.small_trainings import labelled
 
-Make = Callable[..., Any]
 
-
-def test_without_a_score_the_last_weights_stay(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
-) -> None:
-    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+def test_without_a_score_the_last_weights_stay(finetuner: Make) -> None:
+    trainer, loaders = finetuner()
     trainer.train(loaders, 0)
     assert trainer.epochs == []
     last = []
@@ -37,8 +32,8 @@ def test_without_a_score_the_last_weights_stay(
     assert all(torch.equal(value, last[1][name]) for name, value in trainer._model.state_dict().items())
 
 
-def test_finetuning_learns(texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make) -> None:
-    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+def test_finetuning_learns(texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make) -> None:
+    trainer, loaders = finetuner()
     scorer = make_scorer(*labelled(texts), tokenizer, 12)
     name, before = scorer(trainer)
     trainer.train(loaders, 8, scorer)
@@ -47,20 +42,18 @@ def test_finetuning_learns(texts: list[str], tokenizer: WordpieceTokenizer, fine
 
 
 def test_the_score_is_the_weighted_f1(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+    texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make
 ) -> None:
-    trainer, _ = finetune_parts(texts, tokenizer, finetune_model())
+    trainer, _ = finetuner()
     lines, targets = labelled(texts)
     _, score = make_scorer(lines, targets, tokenizer, 12)(trainer)
     predicted = trainer.predict(inference_loader(lines, tokenizer, 12))
     assert score == f1(targets, predicted, "weighted") != f1(targets, predicted, "macro")
 
 
-def test_the_best_epoch_is_kept(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
-) -> None:
-    model = finetune_model()
-    trainer, loaders = finetune_parts(texts, tokenizer, model)
+def test_the_best_epoch_is_kept(finetuner: Make) -> None:
+    trainer, loaders = finetuner()
+    model = trainer._model
     values = iter([0.1, 0.7, 0.7, 0.3])
     weights = []
 
@@ -74,11 +67,9 @@ def test_the_best_epoch_is_kept(
     assert [record["f1"] for record in trainer.epochs] == [0.1, 0.7, 0.7, 0.3]
 
 
-def test_of_many_epochs_some_are_judged_and_the_last(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
-) -> None:
-    model = finetune_model()
-    trainer, loaders = finetune_parts(texts, tokenizer, model)
+def test_of_many_epochs_some_are_judged_and_the_last(finetuner: Make) -> None:
+    trainer, loaders = finetuner()
+    model = trainer._model
     values, weights = iter([0.1, 0.7, 0.3]), []
 
     def scorer(_: FinetuneTrainer) -> tuple[str, float]:
@@ -94,10 +85,8 @@ def test_of_many_epochs_some_are_judged_and_the_last(
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights[1], strict=True))
 
 
-def test_without_a_scorer_the_last_epoch_stays(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
-) -> None:
-    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+def test_without_a_scorer_the_last_epoch_stays(finetuner: Make) -> None:
+    trainer, loaders = finetuner()
     trainer.train(loaders, 2)
     assert trainer.best_epoch == 2
     assert list(trainer.epochs[-1]) == ["epoch", "train_loss", "eval_loss"]
@@ -115,11 +104,11 @@ def test_predictions_are_made_without_dropout(
 
 
 def test_labels_are_smoothed_in_training_alone(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, finetuner: Make
 ) -> None:
     model = finetune_model().eval()
-    trainer, loaders = finetune_parts(texts, tokenizer, model, label_smoothing=0.3)
-    _, same_loaders = finetune_parts(texts, tokenizer, model)
+    trainer, loaders = finetuner(model, label_smoothing=0.3)
+    _, same_loaders = finetuner(model)
     input_ids, targets = next(iter(same_loaders["train"]))
     log_probs = model(input_ids, padding_mask(input_ids, tokenizer.pad_token_id)).log_softmax(-1)
     of_target, of_all = -log_probs[range(len(targets)), targets].mean(), -log_probs.mean()
@@ -134,9 +123,9 @@ def test_labels_are_smoothed_in_training_alone(
 
 
 def test_prediction_keeps_the_order_of_the_texts(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+    texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make
 ) -> None:
-    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    trainer, loaders = finetuner()
     trainer.train(loaders, 8)
     texts, _ = labelled(texts)
     together = trainer.predict(inference_loader(texts, tokenizer, 12))
@@ -148,9 +137,9 @@ def test_prediction_keeps_the_order_of_the_texts(
 
 
 def test_answers_come_in_the_order_of_the_texts_whatever_the_order_of_the_batches(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+    texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make
 ) -> None:
-    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    trainer, loaders = finetuner()
     trainer.train(loaders, 3)
     dataset = InferenceDataset(labelled(texts)[0], 12, tokenizer)
     expected = trainer.predict(DataLoader(dataset)).tolist()
@@ -162,9 +151,9 @@ def test_answers_come_in_the_order_of_the_texts_whatever_the_order_of_the_batche
 
 
 def test_a_loader_that_leaves_out_texts_is_refused(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make
+    texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make
 ) -> None:
-    trainer, _ = finetune_parts(texts, tokenizer, finetune_model())
+    trainer, _ = finetuner()
     dataset = InferenceDataset(texts[:5], 12, tokenizer)
     with pytest.raises(ValueError, match="has 4 of 5 texts"):
         trainer.predict(DataLoader(dataset, batch_size=2, drop_last=True, collate_fn=torch.stack))

@@ -1,7 +1,6 @@
 """What we write, transformers loads with no code of ours; what transformers writes, we finetune."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,8 @@ from receiptbert.hf_format import (
 )
 from receiptbert.inference import inference_loader, predict
 from receiptbert.saved_classifier import load_classifier
+from tests.conftest import Make
 from tests.small_models import shaken
-
-Make = Callable[..., Any]
 
 
 @pytest.fixture

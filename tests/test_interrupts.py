@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from receiptbert import WordpieceTokenizer
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.errors import Interrupted
-from tests.small_trainings import finetune_parts, pretrain_loader, pretrain_trainer
-from tests.training_runs import Make, Result, assert_equal, at, watch
+from tests.conftest import Make
+from tests.training_runs import Result, assert_equal, at, watch
 
 pytestmark = pytest.mark.usefixtures("no_rest")
 
@@ -33,12 +32,10 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step(
     assert begun == list(range(10, 15))
 
 
-def test_an_epoch_evaluated_just_before_a_signal_is_noted_once(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, tmp_path: Path
-) -> None:
+def test_an_epoch_evaluated_just_before_a_signal_is_noted_once(finetuner: Make, tmp_path: Path) -> None:
     for stop in (True, False):
         with Checkpoints(tmp_path / "finetune", "parameters", seconds=3600) as checkpoints:
-            trainer, loaders = finetune_parts(texts, tokenizer, finetune_model(), checkpoints=checkpoints)
+            trainer, loaders = finetuner(checkpoints=checkpoints)
             if stop:
                 watch(trainer, at(5, lambda _: os.kill(os.getpid(), signal.SIGINT)))
             with pytest.raises(Interrupted) if stop else nullcontext():
@@ -47,12 +44,12 @@ def test_an_epoch_evaluated_just_before_a_signal_is_noted_once(
 
 
 def test_a_training_that_was_interrupted_can_go_on_in_the_same_process(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
+    pretrainer: Make, pretrain_loader: Make, tmp_path: Path
 ) -> None:
     """As in a notebook."""
-    loader = pretrain_loader(texts, tokenizer)
+    loader = pretrain_loader()
     with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
-        trainer = pretrain_trainer(pretrain_model(), tokenizer, checkpoints=checkpoints)
+        trainer = pretrainer(checkpoints=checkpoints)
         watch(trainer, at(2, lambda _: os.kill(os.getpid(), signal.SIGINT)))
         with pytest.raises(Interrupted):
             trainer.train(loader, 4, max_steps=5)

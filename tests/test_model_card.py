@@ -1,6 +1,5 @@
 """The card is read by Hugging Face's own parser and by people; texts of the corpus cannot break it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +13,7 @@ from receiptbert.corpus import SPLITS
 from receiptbert.evaluation import Evaluation
 from receiptbert.metrics import f1
 from receiptbert.model_card import count_parameters, model_card
-from tests.conftest import SHAPE
-
-Make = Callable[..., Any]
+from tests.conftest import SHAPE, Make
 
 DATA: dict[str, Any] = {
     "rows": {"train": 1200, "val": 40, "test": 60, "unsupervised": 0},

@@ -1,6 +1,5 @@
 """Finetuning the embeddings of some tokens is finetuning with all of them, for less work."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,9 +10,8 @@ from torch import Tensor
 from receiptbert import BertFinetuneModel, WordpieceTokenizer, get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.token_store import TokenStore
-from tests.small_trainings import finetune_parts, labelled
-
-Make = Callable[..., BertFinetuneModel]
+from tests.conftest import Make
+from tests.small_trainings import labelled
 
 
 def table(model: BertFinetuneModel) -> Tensor:
@@ -40,20 +38,20 @@ def absent(present: Tensor, model: BertFinetuneModel) -> Tensor:
 
 
 def test_the_tokens_of_texts_are_those_of_their_inputs(
-    few: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, present: Tensor
+    few: list[str], finetuner: Make, present: Tensor
 ) -> None:
-    _, loaders = finetune_parts(few, tokenizer, finetune_model())
+    _, loaders = finetuner(texts=few)
     seen = torch.cat([input_ids.flatten() for input_ids, _ in loaders["train"]])
     assert seen.unique().tolist() == present.tolist()  # with [CLS], [SEP] and, in padding, [PAD]
 
 
 def test_training_some_rows_is_training_all_without_their_decay(
-    few: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, present: Tensor
+    few: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, finetuner: Make, present: Tensor
 ) -> None:
     def train(context: Any) -> tuple[list[float], BertFinetuneModel]:
         model = finetune_model()
         with context(model):
-            trainer, loaders = finetune_parts(few, tokenizer, model, max_grad_norm=0.1)
+            trainer, loaders = finetuner(model, few, max_grad_norm=0.1)
             for group in trainer._optimizer.param_groups:
                 group["weight_decay"] = 0.0
             trainer.train(loaders, 10)
@@ -72,11 +70,11 @@ def test_training_some_rows_is_training_all_without_their_decay(
 
 
 def test_absent_tokens_are_not_decayed(
-    few: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, present: Tensor
+    few: list[str], finetune_model: Make, finetuner: Make, present: Tensor
 ) -> None:
     model, before = finetune_model(), table(finetune_model())
     with only_tokens(model, present):
-        trainer, loaders = finetune_parts(few, tokenizer, model)
+        trainer, loaders = finetuner(model, few)
         trainer.train(loaders, 2)
         decayed, _ = get_optimizer(model).param_groups
         assert any(len(parameter) == len(present) for parameter in decayed["params"])

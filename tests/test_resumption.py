@@ -11,13 +11,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from receiptbert import WordpieceTokenizer
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.errors import UserError
 from receiptbert.history import History
-from tests.conftest import Cut, overflow
-from tests.small_trainings import finetune_parts, pretrain_loader, pretrain_trainer
-from tests.training_runs import Make, Result, assert_equal, at, cut, watch, weights
+from tests.conftest import Cut, Make, overflow
+from tests.training_runs import Result, assert_equal, at, cut, watch, weights
 
 pytestmark = pytest.mark.usefixtures("no_rest")
 
@@ -55,18 +53,15 @@ def test_an_epoch_cut_off_in_its_evaluation_is_evaluated_again(run_finetune: Cal
     assert_equal(run_finetune(), whole)
 
 
-def test_weights_of_the_best_epoch_are_kept_with_its_score(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, tmp_path: Path
-) -> None:
+def test_weights_of_the_best_epoch_are_kept_with_its_score(finetuner: Make, tmp_path: Path) -> None:
     """On another device the last epoch may be scored a little lower than it was, and be the best no more."""
 
     def train(folder: str, *scores: float) -> tuple[int, list[Tensor]]:
-        torch.manual_seed(1)
-        model, left = finetune_model(), list(scores)
+        left = list(scores)
         with Checkpoints(tmp_path / folder, "parameters", seconds=60) as checkpoints:
-            trainer, loaders = finetune_parts(texts, tokenizer, model, checkpoints=checkpoints)
+            trainer, loaders = finetuner(checkpoints=checkpoints)
             trainer.train(loaders, len(scores), lambda _: ("f1", left.pop(0)))
-        return trainer.best_epoch, weights(model)
+        return trainer.best_epoch, weights(trainer._model)
 
     assert train("one", 0.5, 0.6)[0] == 2
     # The checkpoint of the end is of the last step: what came after it is done again.
@@ -113,15 +108,15 @@ def test_a_training_in_fp16_can_go_on_with_the_other_backend(
 
 
 def test_a_training_that_has_ended_is_not_done_again(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
+    pretrainer: Make, pretrain_loader: Make, tmp_path: Path
 ) -> None:
     """If what comes after it is cut off; a checkpoint was not due."""
     begun: list[int] = []
     for _ in range(2):
         with Checkpoints(tmp_path / "pretrain", "parameters", seconds=3600) as checkpoints:
-            trainer = pretrain_trainer(pretrain_model(), tokenizer, checkpoints=checkpoints)
+            trainer = pretrainer(checkpoints=checkpoints)
             watch(trainer, lambda trainer: begun.append(trainer._step))
-            trainer.train(pretrain_loader(texts, tokenizer), 1)
+            trainer.train(pretrain_loader(), 1)
     assert begun == list(range(len(trainer.history)))
 
 
@@ -211,13 +206,11 @@ def test_a_loss_that_is_no_number_ends_the_training_and_spares_the_checkpoint(
     assert begun[0] == 3
 
 
-def test_a_gradient_that_is_no_number_ends_the_training(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
-) -> None:
-    trainer = pretrain_trainer(pretrain_model(), tokenizer)
+def test_a_gradient_that_is_no_number_ends_the_training(pretrainer: Make, pretrain_loader: Make) -> None:
+    trainer = pretrainer()
     overflow(trainer)
     with pytest.raises(UserError, match=r"^the gradient became inf at step 1; lower lr or max_grad_norm"):
-        trainer.train(pretrain_loader(texts, tokenizer), 1, max_steps=1)
+        trainer.train(pretrain_loader(), 1, max_steps=1)
 
 
 def test_a_training_goes_on_where_conditions_have_other_names(

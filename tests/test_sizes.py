@@ -15,9 +15,8 @@ from receiptbert.params import Params
 from receiptbert.params_file import load_params
 from receiptbert.plan import parameters
 from receiptbert.sizes import SIZES
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Make
 from tests.projects import with_value
-from tests.small_trainings import pretrain_loader, pretrain_trainer
 
 VOCABULARY, POSITIONS = 30_522, 512  # of the published models
 
@@ -88,6 +87,8 @@ def test_each_size_trains_a_step_and_resumes(
     read_params: Callable[..., Params],
     texts: list[str],
     tokenizer: WordpieceTokenizer,
+    pretrainer: Make,
+    pretrain_loader: Make,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     size: str,
@@ -105,8 +106,8 @@ def test_each_size_trains_a_step_and_resumes(
         model: BertModel, epochs: int, checkpoints: Checkpoints | None = None
     ) -> list[dict[str, float]]:
         torch.manual_seed(1)
-        trainer = pretrain_trainer(model, tokenizer, checkpoints=checkpoints)
-        trainer.train(pretrain_loader(texts[:2], tokenizer), epochs)
+        trainer = pretrainer(model, checkpoints=checkpoints)
+        trainer.train(pretrain_loader(texts[:2]), epochs)
         return trainer.history
 
     whole = train(copy.deepcopy(model), 2)

@@ -1,9 +1,7 @@
 """The loop of pretraining: what it computes in each precision, when it ends, what it learns and scores."""
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +10,13 @@ from torch.utils.data import DataLoader
 
 from receiptbert import Collator, PretrainDataset, WordpieceTokenizer
 from receiptbert.modeling import dropout_everywhere
-from tests.small_trainings import pretrain_loader, pretrain_trainer
-
-Make = Callable[..., Any]
+from tests.conftest import Make
 
 
-def test_a_budget_of_steps_ends_the_training(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
-) -> None:
-    loader = pretrain_loader(texts, tokenizer)
+def test_a_budget_of_steps_ends_the_training(pretrainer: Make, pretrain_loader: Make) -> None:
+    loader = pretrain_loader()
     budget = len(loader)  # the second step of the second epoch, which has three
-    trainer = pretrain_trainer(pretrain_model(), tokenizer, num_accum_steps=2)
+    trainer = pretrainer(num_accum_steps=2)
     trainer.train(loader, 9, max_steps=budget)
     assert len(trainer.history) == budget
     for steps in (budget, 1):  # as many were made, or more
@@ -31,15 +25,14 @@ def test_a_budget_of_steps_ends_the_training(
 
 
 def test_the_losses_told_are_those_of_the_last_steps(
-    texts: list[str],
-    tokenizer: WordpieceTokenizer,
-    pretrain_model: Make,
+    pretrainer: Make,
+    pretrain_loader: Make,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("receiptbert.trainer.RECENT_STEPS", 2)
-    trainer = pretrain_trainer(pretrain_model(), tokenizer)
-    trainer.train(pretrain_loader(texts, tokenizer), 1)
+    trainer = pretrainer()
+    trainer.train(pretrain_loader(), 1)
     assert len(trainer.history) > 2
     mlm, sop = (sum(step[name] for step in trainer.history[-2:]) / 2 for name in ("MLM", "SOP"))
     assert f"epoch 1: MLM {mlm:.4f}, SOP {sop:.4f} over the last 2 steps" in capsys.readouterr().err
@@ -47,7 +40,7 @@ def test_the_losses_told_are_those_of_the_last_steps(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, precision: str
+    pretrain_model: Make, pretrainer: Make, pretrain_loader: Make, precision: str
 ) -> None:
     results = []
     for active in (False, True):
@@ -55,8 +48,8 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
         model.activation_checkpointing = active
         computed: list[str] = []
         model._backbone._layers[0].register_forward_pre_hook(lambda *_, log=computed: log.append("layer"))
-        trainer = pretrain_trainer(model, tokenizer, max_grad_norm=1.0, precision=precision)
-        loader = pretrain_loader(texts, tokenizer)
+        trainer = pretrainer(model, max_grad_norm=1.0, precision=precision)
+        loader = pretrain_loader()
         torch.manual_seed(1)
         trainer.train(loader, 1)
         assert len(computed) == len(loader) * (2 if active else 1)
@@ -66,14 +59,12 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
     assert results[0] == results[1]
 
 
-def test_mixed_precision_trains_like_fp32(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
-) -> None:
+def test_mixed_precision_trains_like_fp32(pretrainer: Make, pretrain_loader: Make) -> None:
     losses, norms = {}, {}
     for precision in ("fp32", "bf16", "fp16"):
-        trainer = pretrain_trainer(pretrain_model(), tokenizer, precision=precision)
+        trainer = pretrainer(precision=precision)
         torch.manual_seed(1)
-        trainer.train(pretrain_loader(texts, tokenizer), 2)
+        trainer.train(pretrain_loader(), 2)
         losses[precision] = [record["MLM"] for record in trainer.history]
         norms[precision] = trainer.history[0]["grad_norm"]  # not that of the scaled gradients
         assert all(parameter.dtype == torch.float32 for parameter in trainer._model.parameters())
@@ -84,23 +75,19 @@ def test_mixed_precision_trains_like_fp32(
 
 
 def test_in_bf16_few_numbers_of_targets_are_computed(
-    texts: list[str],
-    tokenizer: WordpieceTokenizer,
-    pretrain_model: Make,
-    monkeypatch: pytest.MonkeyPatch,
+    pretrainer: Make, pretrain_loader: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each new one would be compiled; the rows that are too many change no loss."""
     rows: dict[tuple[str, int], list[int]] = {}
     losses = []
     for precision, multiple in (("fp32", 16), ("bf16", 16), ("bf16", 1)):
         monkeypatch.setattr("receiptbert.trainer.ROWS_MULTIPLE", multiple)
-        model = pretrain_model()
+        trainer = pretrainer(precision=precision)
         given = rows[precision, multiple] = []
         count = partial(lambda given, _, inputs: given.append(len(inputs[0])), given)
-        model._mlm_head._dense.register_forward_pre_hook(count)
-        trainer = pretrain_trainer(model, tokenizer, precision=precision)
+        trainer._model._mlm_head._dense.register_forward_pre_hook(count)
         torch.manual_seed(1)
-        trainer.train(pretrain_loader(texts, tokenizer), 1)
+        trainer.train(pretrain_loader(), 1)
         losses.append([record["MLM"] for record in trainer.history])
     exact = rows["fp32", 16]
     assert rows["bf16", 1] == exact
@@ -109,10 +96,9 @@ def test_in_bf16_few_numbers_of_targets_are_computed(
     np.testing.assert_allclose(losses[1], losses[2], rtol=1e-3)
 
 
-def test_pretraining_learns(texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make) -> None:
-    model = pretrain_model()
-    loader = pretrain_loader(texts, tokenizer)
-    trainer = pretrain_trainer(model, tokenizer, steps=60 * len(loader))
+def test_pretraining_learns(tokenizer: WordpieceTokenizer, pretrainer: Make, pretrain_loader: Make) -> None:
+    loader = pretrain_loader()
+    trainer = pretrainer(steps=60 * len(loader))
     torch.manual_seed(0)
     before = trainer.evaluate(loader)
     trainer.train(loader, 60)
@@ -122,35 +108,35 @@ def test_pretraining_learns(texts: list[str], tokenizer: WordpieceTokenizer, pre
 
 
 def test_tokens_seen_are_counted_without_padding(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrainer: Make, pretrain_loader: Make
 ) -> None:
-    trainer = pretrain_trainer(pretrain_model(), tokenizer)
-    trainer.train(pretrain_loader(texts, tokenizer), 2)
+    trainer = pretrainer()
+    trainer.train(pretrain_loader(), 2)
     lengths = [len(tokenizer(text)) for text in texts]
     assert trainer.tokens_seen == 2 * sum(min(length, 12) + 2 for length in lengths if length >= 3)
 
 
 @pytest.mark.parametrize("permute_prob", [0.0, 1.0])
 def test_accuracy_of_sentence_order(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, permute_prob: float
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrainer: Make, permute_prob: float
 ) -> None:
-    model = pretrain_model()
+    trainer = pretrainer()
     with torch.no_grad():  # "swapped" is all that it says
-        model._classifier_head._output.weight.zero_()
-        model._classifier_head._output.bias.fill_(5)
+        trainer._model._classifier_head._output.weight.zero_()
+        trainer._model._classifier_head._output.bias.fill_(5)
     dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12, permute_prob=permute_prob)
     loader = DataLoader(dataset, 40, collate_fn=Collator(tokenizer))
-    assert pretrain_trainer(model, tokenizer).evaluate(loader)["sop_accuracy"] == permute_prob
+    assert trainer.evaluate(loader)["sop_accuracy"] == permute_prob
 
 
 def test_scores_of_pretraining_are_means_over_targets_and_texts_without_dropout(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make
+    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, pretrainer: Make
 ) -> None:
     torch.manual_seed(0)
     dataset = PretrainDataset(texts, tokenizer, minlen=3, maxlen=12)
     collate = Collator(tokenizer, mask_prob=0.5)
     few, many = (collate(dataset.__getitems__(range(count))) for count in (3, 50))
-    trainer = pretrain_trainer(pretrain_model(hidden_dropout_prob=0.5), tokenizer)
+    trainer = pretrainer(pretrain_model(hidden_dropout_prob=0.5))
     both, of_few, of_many = (trainer.evaluate(batches) for batches in ([few, many], [few], [many]))
     assert both == trainer.evaluate([few, many])
     without_targets = [

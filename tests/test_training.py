@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +13,36 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from receiptbert import WordpieceTokenizer, make_scorer
 from receiptbert.flat_texts import padding_mask
 from receiptbert.modeling import dropout_everywhere
-from tests.small_trainings import finetune_parts, labelled, pretrain_loader, pretrain_trainer
+from tests.conftest import Make
+from tests.small_trainings import labelled
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
-Make = Callable[..., Any]
-
-
-def golden_pretraining(
-    texts: list[str], tokenizer: WordpieceTokenizer, make: Make, dropout: float
-) -> list[list[float]]:
-    model = make(**dropout_everywhere(dropout))
-    trainer = pretrain_trainer(model, tokenizer, max_grad_norm=1.0)
-    loader = pretrain_loader(texts, tokenizer)
-    torch.manual_seed(1)
-    while len(trainer.history) < 20:
-        trainer.train(loader, 1)
-    return [[record["MLM"], record["SOP"]] for record in trainer.history[:20]]
-
-
-def golden_finetuning(
-    texts: list[str], tokenizer: WordpieceTokenizer, make: Make, dropout: float
-) -> list[float]:
-    trainer, loaders = finetune_parts(texts, tokenizer, make(hidden_dropout_prob=dropout), max_grad_norm=1.0)
-    torch.manual_seed(1)
-    trainer.train(loaders, 4)
-    return [record["loss"] for record in trainer.history[:20]]
 
 
 def test_golden_losses(
     request: pytest.FixtureRequest,
-    texts: list[str],
-    tokenizer: WordpieceTokenizer,
     pretrain_model: Make,
+    pretrainer: Make,
+    pretrain_loader: Make,
     finetune_model: Make,
+    finetuner: Make,
 ) -> None:
     """A change of these numbers is a change of the training: explain it in CHANGELOG.md, and only then
     write them anew with ``pytest --update-golden``. Those without dropout must survive a mere change of the
     order in which random numbers are drawn."""
-    losses = {
-        "pretrain": golden_pretraining(texts, tokenizer, pretrain_model, 0.0),
-        "pretrain with dropout": golden_pretraining(texts, tokenizer, pretrain_model, 0.1),
-        "finetune": golden_finetuning(texts, tokenizer, finetune_model, 0.0),
-        "finetune with dropout": golden_finetuning(texts, tokenizer, finetune_model, 0.1),
-    }
+    losses: dict[str, list[Any]] = {}
+    for kind, dropout in (("", 0.0), (" with dropout", 0.1)):
+        trainer = pretrainer(pretrain_model(**dropout_everywhere(dropout)), max_grad_norm=1.0)
+        loader = pretrain_loader()
+        torch.manual_seed(1)
+        while len(trainer.history) < 20:
+            trainer.train(loader, 1)
+        losses[f"pretrain{kind}"] = [[record["MLM"], record["SOP"]] for record in trainer.history[:20]]
+    for kind, dropout in (("", 0.0), (" with dropout", 0.1)):
+        trainer, loaders = finetuner(finetune_model(hidden_dropout_prob=dropout), max_grad_norm=1.0)
+        torch.manual_seed(1)
+        trainer.train(loaders, 4)
+        losses[f"finetune{kind}"] = [record["loss"] for record in trainer.history[:20]]
     if request.config.getoption("--update-golden"):
         GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
@@ -67,11 +53,7 @@ def test_golden_losses(
 
 
 def test_progress_is_that_of_the_whole_training(
-    texts: list[str],
-    tokenizer: WordpieceTokenizer,
-    pretrain_model: Make,
-    finetune_model: Make,
-    monkeypatch: pytest.MonkeyPatch,
+    pretrainer: Make, pretrain_loader: Make, finetuner: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[str, int, int]] = []
 
@@ -81,11 +63,11 @@ def test_progress_is_that_of_the_whole_training(
 
     for module in ("trainer", "finetune_trainer"):
         monkeypatch.setattr(f"receiptbert.{module}.track", track)
-    loader = pretrain_loader(texts, tokenizer)
+    loader = pretrain_loader()
     size = len(loader)
-    pretrain_trainer(pretrain_model(), tokenizer).train(loader, 2)
-    pretrain_trainer(pretrain_model(), tokenizer).train(loader, 9, max_steps=size + 1)
-    trainer, loaders = finetune_parts(texts, tokenizer, finetune_model())
+    pretrainer().train(loader, 2)
+    pretrainer().train(loader, 9, max_steps=size + 1)
+    trainer, loaders = finetuner()
     trainer.train(loaders, 2)
     per_epoch = len(loaders["train"])
     assert shown == [
@@ -107,20 +89,21 @@ def scalars(folder: Path) -> dict[str, list[int]]:
 def test_tensorboard_has_every_step(
     texts: list[str],
     tokenizer: WordpieceTokenizer,
-    pretrain_model: Make,
-    finetune_model: Make,
+    pretrainer: Make,
+    pretrain_loader: Make,
+    finetuner: Make,
     tmp_path: Path,
 ) -> None:
     threads = set(threading.enumerate())
-    trainer = pretrain_trainer(pretrain_model(), tokenizer, logdir=str(tmp_path / "pretrain"))
-    trainer.train(pretrain_loader(texts, tokenizer), 1)
+    trainer = pretrainer(logdir=str(tmp_path / "pretrain"))
+    trainer.train(pretrain_loader(), 1)
     steps = [record["step"] for record in trainer.history]
     assert steps == list(range(1, len(steps) + 1))
     assert scalars(tmp_path / "pretrain") == dict.fromkeys(("MLM", "SOP", "tokens", "grad_norm", "lr"), steps)
 
-    finetuner, loaders = finetune_parts(texts, tokenizer, finetune_model(), logdir=str(tmp_path / "finetune"))
-    finetuner.train(loaders, 2, make_scorer(*labelled(texts), tokenizer, 12))
-    steps = [record["step"] for record in finetuner.history]
+    trainer, loaders = finetuner(logdir=str(tmp_path / "finetune"))
+    trainer.train(loaders, 2, make_scorer(*labelled(texts), tokenizer, 12))
+    steps = [record["step"] for record in trainer.history]
     epoch_ends = [steps[len(steps) // 2 - 1], steps[-1]]
     assert scalars(tmp_path / "finetune") == {
         **dict.fromkeys(("loss", "grad_norm", "lr"), steps),
@@ -130,12 +113,7 @@ def test_tensorboard_has_every_step(
 
 
 def test_a_training_that_fails_keeps_its_log(
-    texts: list[str],
-    tokenizer: WordpieceTokenizer,
-    pretrain_model: Make,
-    finetune_model: Make,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    pretrainer: Make, pretrain_loader: Make, finetuner: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Of what it had fetched from the device by then; here, of its first epoch."""
 
@@ -145,10 +123,9 @@ def test_a_training_that_fails_keeps_its_log(
     for module in ("trainer", "finetune_trainer"):
         monkeypatch.setattr(f"receiptbert.{module}.say", fail)
     threads = set(threading.enumerate())
-    trainer = pretrain_trainer(pretrain_model(), tokenizer, logdir=str(tmp_path / "pretrain"))
-    loader = pretrain_loader(texts, tokenizer)
-    finetuner, loaders = finetune_parts(texts, tokenizer, finetune_model(), logdir=str(tmp_path / "finetune"))
-    for train in (lambda: trainer.train(loader, 2), lambda: finetuner.train(loaders, 2)):
+    one, loader = pretrainer(logdir=str(tmp_path / "pretrain")), pretrain_loader()
+    other, loaders = finetuner(logdir=str(tmp_path / "finetune"))
+    for train in (lambda: one.train(loader, 2), lambda: other.train(loaders, 2)):
         with pytest.raises(OSError, match="no space left"):
             train()
     assert set(threading.enumerate()) <= threads

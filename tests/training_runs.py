@@ -10,10 +10,9 @@ from torch import Tensor
 
 from receiptbert import WordpieceTokenizer, make_scorer
 from receiptbert.checkpoints import Checkpoints
-from tests.conftest import Cut
-from tests.small_trainings import finetune_parts, labelled, pretrain_loader, pretrain_trainer
+from tests.conftest import Cut, Make
+from tests.small_trainings import labelled
 
-Make = Callable[..., Any]
 Result = tuple[list[Tensor], list[dict[str, float]], Any]
 
 
@@ -29,16 +28,16 @@ def weights(model: torch.nn.Module) -> list[Tensor]:
 
 @pytest.fixture
 def run_pretrain(
-    texts: list[str], tokenizer: WordpieceTokenizer, pretrain_model: Make, tmp_path: Path
+    pretrain_model: Make, pretrainer: Make, pretrain_loader: Make, tmp_path: Path
 ) -> Callable[..., Result]:
     def run(
         before_step: Callable[[Any], object] = lambda _: None, max_steps: int = 11, **kwargs: Any
     ) -> Result:
         model = pretrain_model(hidden_dropout_prob=0.1)
-        loader = pretrain_loader(texts, tokenizer)
+        loader = pretrain_loader()
         torch.manual_seed(1)
         with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
-            trainer = pretrain_trainer(model, tokenizer, num_accum_steps=2, checkpoints=checkpoints, **kwargs)
+            trainer = pretrainer(model, num_accum_steps=2, checkpoints=checkpoints, **kwargs)
             watch(trainer, before_step)
             trainer.train(loader, 4, max_steps=max_steps)
             checkpoints.remove()
@@ -49,7 +48,7 @@ def run_pretrain(
 
 @pytest.fixture
 def run_finetune(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, tmp_path: Path
+    texts: list[str], tokenizer: WordpieceTokenizer, finetune_model: Make, finetuner: Make, tmp_path: Path
 ) -> Callable[..., Result]:
     def run(
         before_step: Callable[[Any], object] = lambda _: None,
@@ -60,7 +59,7 @@ def run_finetune(
         score = make_scorer(*labelled(texts), tokenizer, 12)
         torch.manual_seed(1)
         with Checkpoints(tmp_path / "finetune", "parameters", seconds=0) as checkpoints:
-            trainer, loaders = finetune_parts(texts, tokenizer, model, checkpoints=checkpoints, **kwargs)
+            trainer, loaders = finetuner(model, checkpoints=checkpoints, **kwargs)
             watch(trainer, before_step)
             trainer.train(loaders, 3, lambda t: (before_score(t), score(t))[1], eval_every=2)
             checkpoints.remove()
