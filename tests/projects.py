@@ -1,11 +1,14 @@
 """Projects: folders with a params.yaml, in which stages run; what goes into them, and what comes out."""
 
 import contextlib
+import itertools
+import json
 import re
 import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -101,6 +104,18 @@ def refusal(stage: Stage, folder: Path) -> str:
     return line
 
 
+def matches(expected: str, line: str) -> bool:
+    """Whether ``line`` is ``expected``, in which … stands for anything."""
+    pattern = ".*".join(map(re.escape, expected.split("…")))
+    return re.fullmatch(pattern, line) is not None
+
+
+def refuses(stage: str, folder: Path, expected: str) -> None:
+    """A stage must end with this line, in which … stands for anything."""
+    line = refusal(STAGES[stage], folder)
+    assert matches(f"{stage}: error: {expected}", line), line
+
+
 def make_zip(path: Path, members: dict[str, str | bytes]) -> Path:
     """A zip with files of these names and contents."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
@@ -109,18 +124,19 @@ def make_zip(path: Path, members: dict[str, str | bytes]) -> Path:
     return path
 
 
-def logged(folder: Path, stage: str) -> dict[str, list[float]]:
-    """What the only run of ``stage`` has logged, by name, step by step."""
-    (run,) = (folder / "runs" / stage).iterdir()
+def metric(folder: Path, name: str) -> Any:
+    """The figures in one of a project's metrics."""
+    return json.loads((folder / f"metrics/{name}.json").read_text())
+
+
+def logged(run: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows of a run: the value of each curve at each step, none of which comes twice."""
     events = EventAccumulator(str(run))
     events.Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def matches(expected: str, line: str) -> bool:
-    """Whether ``line`` is ``expected``, in which … stands for anything."""
-    pattern = ".*".join(map(re.escape, expected.split("…")))
-    return re.fullmatch(pattern, line) is not None
+    curves = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    for name, curve in curves.items():
+        assert all(one.step < other.step for one, other in itertools.pairwise(curve)), name
+    return {name: {event.step: event.value for event in curve} for name, curve in curves.items()}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Both engines of mixed precision. Apex needs a GPU: a stand-in takes its place, which has its calls."""
 
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ import torch
 from receiptbert.amp import check_amp_backend
 from receiptbert.errors import UserError
 from tests.conftest import Make, overflow
-from tests.projects import STAGES, run_here
+from tests.projects import STAGES, metric, run_here
 
 FP16_ENGINES = ["torch", "apex"]
 
@@ -114,9 +113,9 @@ def test_metrics_of_fp16_name_the_backend_and_count_the_skipped_steps(
     ):  # a CPU's fp16 is too slow for more than a test
         monkeypatch.setattr(f"{name}.choose_precision", lambda *_: "fp16")
     for stage in ("pretrain", "finetune"):
-        before = json.loads((project / f"metrics/{stage}.json").read_text())
+        before = metric(project, stage)
         run_here(STAGES[stage], project)
-        after = json.loads((project / f"metrics/{stage}.json").read_text())
+        after = metric(project, stage)
         assert after.keys() - before.keys() == {"skipped_steps", "amp_backend"}
         assert (after["skipped_steps"], after["amp_backend"]) == (0, "torch")
 

@@ -14,8 +14,7 @@ from receiptbert.corpus_report import describe
 from receiptbert.equal_texts import BLANK, fold, number_texts
 from receiptbert.errors import UserError
 from receiptbert.tokenization import WordpieceTokenizer
-
-GOOD = "text,label,split\nmilk,1,train\nrye bread,2,train\ntea,2,val\nsoap,1,test\nkvass,,unsupervised\n"
+from tests.projects import CSV
 
 
 def corpus_file(folder: Path, content: str | bytes) -> Path:
@@ -25,40 +24,40 @@ def corpus_file(folder: Path, content: str | bytes) -> Path:
 
 
 def test_reads_texts_that_look_like_missing_values(tmp_path: Path) -> None:
-    corpus = read_corpus(corpus_file(tmp_path, GOOD + "NA,,unsupervised\nnull,1,train\n,1,train\n"))
+    corpus = read_corpus(corpus_file(tmp_path, CSV + "NA,,unsupervised\nnull,1,train\n,1,train\n"))
     assert corpus["text"].tolist()[-3:] == ["NA", "null", ""]
 
 
 def test_reads_a_line_of_a_text_that_is_the_name_of_a_split(tmp_path: Path) -> None:
     rows = '"set\ntest",1,train\n"val",2,train\n"a, train",2,train\n"train\n",1,train\n'
-    corpus = read_corpus(corpus_file(tmp_path, GOOD + rows))
+    corpus = read_corpus(corpus_file(tmp_path, CSV + rows))
     assert corpus["text"].tolist()[-4:] == ["set\ntest", "val", "a, train", "train\n"]
 
 
 def test_reads_the_longest_text_that_is_allowed(tmp_path: Path) -> None:
-    corpus = read_corpus(corpus_file(tmp_path, GOOD.replace("kvass", "x" * 10_000)))
+    corpus = read_corpus(corpus_file(tmp_path, CSV.replace("kvass", "x" * 10_000)))
     assert corpus["text"].iloc[-1] == "x" * 10_000
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param("\ufeff" + GOOD, id="byte-order mark"),
-        pytest.param(GOOD.replace("\n", "\r\n"), id="Windows line ends"),
-        pytest.param(GOOD.replace("1,", "1.0,").replace("2,", "2.00,"), id="labels of a column with gaps"),
-        pytest.param(GOOD.replace("1,", " 1 ,"), id="spaces around labels"),
-        pytest.param(GOOD.replace("train", " train "), id="spaces around splits"),
-        pytest.param(GOOD.replace("kvass,,", "kvass,nan,"), id="a label where there is none"),
+        pytest.param("\ufeff" + CSV, id="byte-order mark"),
+        pytest.param(CSV.replace("\n", "\r\n"), id="Windows line ends"),
+        pytest.param(CSV.replace("1,", "1.0,").replace("2,", "2.00,"), id="labels of a column with gaps"),
+        pytest.param(CSV.replace("1,", " 1 ,"), id="spaces around labels"),
+        pytest.param(CSV.replace("train", " train "), id="spaces around splits"),
+        pytest.param(CSV.replace("kvass,,", "kvass,nan,"), id="a label where there is none"),
         pytest.param(
-            "\n".join(f"{line},x{i}" for i, line in enumerate(GOOD.splitlines())), id="a column more"
+            "\n".join(f"{line},x{i}" for i, line in enumerate(CSV.splitlines())), id="a column more"
         ),
         pytest.param(
-            "\n".join(",".join(reversed(line.split(","))) for line in GOOD.splitlines()), id="another order"
+            "\n".join(",".join(reversed(line.split(","))) for line in CSV.splitlines()), id="another order"
         ),
     ],
 )
 def test_reads_the_same_from_other_habits_of_writing(tmp_path: Path, content: str) -> None:
-    expected = read_corpus(corpus_file(tmp_path, GOOD))
+    expected = read_corpus(corpus_file(tmp_path, CSV))
     assert read_corpus(corpus_file(tmp_path, content)).equals(expected)
 
 
@@ -70,13 +69,11 @@ def test_strings_are_all_of_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_labels_are_ordered_as_numbers_or_else_as_text(tmp_path: Path) -> None:
-    numbers = read_corpus(corpus_file(tmp_path, GOOD + "a,10,train\nb,-1,train\nc,9,test\n"))
+    numbers = read_corpus(corpus_file(tmp_path, CSV + "a,10,train\nb,-1,train\nc,9,test\n"))
     assert label_list(numbers) == ["-1", "1", "2", "9", "10"]
-    long = read_corpus(
-        corpus_file(tmp_path, GOOD.replace("1,", f"{9 * 10**18},").replace("2,", f"{10**19},"))
-    )
+    long = read_corpus(corpus_file(tmp_path, CSV.replace("1,", f"{9 * 10**18},").replace("2,", f"{10**19},")))
     assert label_list(long) == [str(9 * 10**18), str(10**19)]
-    words = read_corpus(corpus_file(tmp_path, GOOD.replace("1,", "tea,").replace("2,", "10 teas,")))
+    words = read_corpus(corpus_file(tmp_path, CSV.replace("1,", "tea,").replace("2,", "10 teas,")))
     assert label_list(words) == ["10 teas", "tea"]
 
 
@@ -105,7 +102,7 @@ def test_category_labels_are_read_as_the_corpus_labels_are(tmp_path: Path) -> No
 def test_description_counts_what_goes_wrong_silently(tmp_path: Path) -> None:
     extra = "MILK,1,test\n tea ,1,unsupervised\nsoda,7,test\nrye  bread,1,train\n,1,train\n ,2,test\n"
     extra += "rum,9,train\n"
-    corpus = read_corpus(corpus_file(tmp_path, GOOD + extra))
+    corpus = read_corpus(corpus_file(tmp_path, CSV + extra))
     described = describe(corpus, number_texts(corpus["text"]))
     assert described["rows"] == {"train": 5, "val": 1, "test": 4, "unsupervised": 2}
     assert described["distinct_texts"]["train"] == 4

@@ -1,12 +1,11 @@
 """What is wrong with a corpus that can still be used: what is said, left out and counted."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.projects import CSV, STAGES, make_zip, matches, run_here, set_params
+from tests.projects import CSV, STAGES, make_zip, matches, metric, run_here, set_params
 
 WARNINGS: list[tuple[str, str, str]] = [
     (
@@ -61,7 +60,7 @@ def test_warnings(bare_project: Path, capsys: pytest.CaptureFixture[str], rows: 
 def test_blank_texts_are_no_held_out_texts(bare_project: Path) -> None:
     make_zip(bare_project / "in.zip", {"data.csv": CSV + " ,2,train\n,1,test\n"})
     run_here(STAGES["unzip"], bare_project)
-    counts = json.loads((bare_project / "metrics/data.json").read_text())
+    counts = metric(bare_project, "data")
     assert counts["blank_texts"] == 2
     assert not any(counts["rows_left_out"].values())
 
@@ -82,15 +81,13 @@ def test_texts_held_out_are_trained_on_only_if_asked(
         '"a ""b""',
         ' c","1","train"',
     ]
-    counts = json.loads((bare_project / "metrics/data.json").read_text())
-    assert counts["rows_left_out"] == {"train": 2, "val": 1, "unsupervised": 1}
+    assert metric(bare_project, "data")["rows_left_out"] == {"train": 2, "val": 1, "unsupervised": 1}
     shared = "unzip: warning: texts in several splits: 2; test rows among them: 1"
     assert shared in capsys.readouterr().err.splitlines()
     set_params(bare_project, {"data.train_on_held_out_texts": "true"})
     run_here(STAGES["unzip"], bare_project)
     assert (bare_project / "data/raw/data.csv").read_text() == CSV + doubled
-    counts = json.loads((bare_project / "metrics/data.json").read_text())
-    assert counts["rows_left_out"] == {"train": 0, "val": 0, "unsupervised": 0}
+    assert metric(bare_project, "data")["rows_left_out"] == {"train": 0, "val": 0, "unsupervised": 0}
     assert f"{shared}, so test scores may flatter" in capsys.readouterr().err.splitlines()
 
 
@@ -100,7 +97,7 @@ def test_classes_are_counted_without_the_rows_that_are_left_out(
     make_zip(bare_project / "in.zip", {"data.csv": CSV + "SOAP,3,train\nrum,3,test\n"})
     run_here(STAGES["unzip"], bare_project)
     assert "warning: classes without a train row, which cannot be learned: 1" in capsys.readouterr().err
-    counts = json.loads((bare_project / "metrics/data.json").read_text())
+    counts = metric(bare_project, "data")
     assert counts["rows"]["train"] == 3
     assert counts["classes"]["train"] == 2
     assert counts["classes_absent_from_train"] == 1
@@ -144,5 +141,4 @@ def test_unknown_tokens_are_counted(project: Path, text: str, share: float) -> N
     corpus.loc[corpus["split"] == "test", "text"] = text
     corpus.to_csv(project / "data/raw/data.csv", index=False)
     run_here(STAGES["pretokenize"], project)
-    told = json.loads((project / "metrics/tokens.json").read_text())["unknown_tokens"]
-    assert told["test"] == share
+    assert metric(project, "tokens")["unknown_tokens"]["test"] == share

@@ -1,6 +1,5 @@
 """Several processes train as one does, through a kill and a restart too; their shares make up the whole."""
 
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from receiptbert import distributed
 from receiptbert.checkpoints import training_fingerprint
 from receiptbert.errors import UserError
 from tests.conftest import ROOT, Cut
-from tests.projects import STAGES, logged, run_here, set_params
+from tests.projects import STAGES, logged, metric, run_here, set_params
 
 EQUAL = {"abs": 1e-4}
 
@@ -39,11 +38,6 @@ def make_project(tiny_project: Path, tmp_path: Path) -> Callable[[dict[str, str]
         return made[-1]
 
     return make
-
-
-def metrics(folder: Path, stage: str) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / f"metrics/{stage}.json").read_text())
-    return values
 
 
 def python(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -86,19 +80,19 @@ def test_two_processes_pretrain_as_one_does_through_a_kill_a_restart_and_a_stop(
     assert said[-2].startswith("resumed after step ")
     assert said[-1].startswith("SIGTERM: stopped after step 5")
     assert len(said) <= 3
-    assert metrics(together, "pretrain")["steps"] != 60  # nothing is written before the end
+    assert metric(together, "pretrain")["steps"] != 60  # nothing is written before the end
 
     ended = python(together, str(ROOT / "src/pretrain.py"))
     assert ended.returncode == 0, ended.stderr
     assert "resumed after step 5" in ended.stderr
     assert "processes was 2, is 1: the last bits" in ended.stderr
 
-    expected, found = logged(alone, "pretrain"), logged(together, "pretrain")
+    expected, found = (logged(*(folder / "runs/pretrain").iterdir()) for folder in (alone, together))
     assert expected.keys() == found.keys() == {"MLM", "SOP", "tokens", "grad_norm", "lr"}
     for name, values in expected.items():
         assert len(values) == 60
         assert found[name] == pytest.approx(values, **EQUAL), name
-    assert metrics(together, "pretrain") == pytest.approx(metrics(alone, "pretrain"), **EQUAL)
+    assert metric(together, "pretrain") == pytest.approx(metric(alone, "pretrain"), **EQUAL)
     assert not list((together / ".checkpoints").rglob("*.safetensors"))
 
 
@@ -129,12 +123,12 @@ def test_two_processes_finetune_as_one_does(
     said_together = capfd.readouterr()
     assert said_together.out == said.out
     assert len(messages(said_together.err)) == len(messages(said.err))
-    assert metrics(alone, "finetune")["temperature"] != 1  # something was learned
-    assert metrics(together, "finetune") == pytest.approx(
-        metrics(alone, "finetune") | {"processes": 2}, **EQUAL
+    assert metric(alone, "finetune")["temperature"] != 1  # something was learned
+    assert metric(together, "finetune") == pytest.approx(
+        metric(alone, "finetune") | {"processes": 2}, **EQUAL
     )
     for training in ("finetune", "finetune-teacher-1"):
-        expected, found = logged(alone, training), logged(together, training)
+        expected, found = (logged(*(folder / "runs" / training).iterdir()) for folder in (alone, together))
         for name, values in expected.items():
             assert found[name] == pytest.approx(values, **EQUAL), name
 

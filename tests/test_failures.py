@@ -24,7 +24,7 @@ from receiptbert.params_file import load_params
 from receiptbert.progress import say
 from receiptbert.tables import open_binary, open_output
 from tests.conftest import ROOT
-from tests.projects import STAGES, contents, refusal, run_here, set_params
+from tests.projects import STAGES, contents, refusal, refuses, run_here, set_params
 
 
 @contextmanager
@@ -150,24 +150,19 @@ def test_a_bug_of_ours_keeps_its_traceback() -> None:
 def test_a_file_where_a_folder_must_be(project: Path) -> None:
     shutil.rmtree(project / "metrics")
     (project / "metrics").write_text("")
-    assert refusal(STAGES["unzip"], project) == (
-        "unzip: error: metrics/data.json.part: Not a directory; a file stands where a folder must be; "
-        "move it away"
-    )
+    advice = "a file stands where a folder must be; move it away"
+    refuses("unzip", project, f"metrics/data.json.part: Not a directory; {advice}")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder(project: Path) -> None:
     before = contents(project)
     (project / "models").chmod(0o555)
+    advice = "change its permissions or owner, or run from a folder of your own"
     try:
-        line = refusal(STAGES["train_tokenizer"], project)
+        refuses("train_tokenizer", project, f"models/tokenizer.part: Permission denied; {advice}")
     finally:
         (project / "models").chmod(0o755)
-    assert line == (
-        "train_tokenizer: error: models/tokenizer.part: Permission denied; change its permissions or owner, "
-        "or run from a folder of your own"
-    )
     assert contents(project) == before
 
 

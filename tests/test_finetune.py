@@ -189,7 +189,7 @@ def test_teachers_learn_labels_and_the_final_model_what_the_teachers_say_too(
 def test_the_rate_of_finetuning_rises_and_falls(run: Callable[..., dict[Path, bytes]]) -> None:
     run(teachers="0", epochs="4", warmup="0.5", lr="8e-4", final_lr="0.0")
     rates = [0, 2e-4, 4e-4, 6e-4, 8e-4, 6e-4, 4e-4, 2e-4]
-    assert logged(Path(), "finetune")["lr"] == pytest.approx(rates)
+    assert list(logged(*Path("runs/finetune").iterdir())["lr"].values()) == pytest.approx(rates)
 
 
 def test_each_model_has_a_seed_of_its_own(
@@ -226,8 +226,9 @@ def test_the_stage_makes_the_steps_that_few_labels_want(
 ) -> None:
     run(teachers="0", min_steps="5")  # 2 epochs of 2 steps each are too few
     assert "few labels: 4 epochs instead of 2, for finetune.min_steps = 5" in capsys.readouterr().err
-    rates = logged(Path(), "finetune")["lr"]  # no warm-up: 0.06 of 8 steps is none
-    assert rates == pytest.approx([1e-6 + (8e-4 - 1e-6) * (8 - step) / 8 for step in range(8)], rel=1e-4)
+    rates = logged(*Path("runs/finetune").iterdir())["lr"]  # no warm-up: 0.06 of 8 steps is none
+    expected = [1e-6 + (8e-4 - 1e-6) * (8 - step) / 8 for step in range(8)]
+    assert list(rates.values()) == pytest.approx(expected, rel=1e-4)
     judged = (pipeline.PLOTS / "finetune.csv").read_text().splitlines()[1:]
     assert [line.split(",")[0] for line in judged] == ["2", "4"]  # as often as with enough labels
     run(teachers="0", min_steps="4")

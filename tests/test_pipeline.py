@@ -12,20 +12,18 @@ import time
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from dvc.cli import main as dvc
 from filelock import FileLock, Timeout
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import finetune
 from project import commit, make_project
 from tests import projects
 from tests.conftest import ROOT
-from tests.projects import TINY, contents, run_here, set_params
+from tests.projects import TINY, contents, logged, metric, run_here, set_params
 
 STAGES = list(projects.STAGES)
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -78,11 +76,6 @@ def project(reproduced: tuple[Path, list[str]], tmp_path: Path) -> Path:
     """A copy of the reproduced project, cache included, for one test to change."""
     shutil.copytree(reproduced[0], tmp_path / "project", symlinks=True)
     return tmp_path / "project"
-
-
-def metric(folder: Path, name: str) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / "metrics" / f"{name}.json").read_text())
-    return values
 
 
 def test_all_stages_run_once_and_leave_nothing_to_commit(reproduced: tuple[Path, list[str]]) -> None:
@@ -162,9 +155,7 @@ def test_an_experiment_trains_with_its_number_and_nothing_is_computed_again(
     output = run(["dvc", "exp", "run", "-S", "finetune.lr=3e-5"], project).stdout
     assert stages_run(output) == ["finetune", "evaluate"]
     newest = max((project / "runs/finetune").iterdir())
-    events = EventAccumulator(str(newest))
-    events.Reload()
-    assert max(event.value for event in events.Scalars("lr")) == pytest.approx(3e-5)
+    assert max(logged(newest)["lr"].values()) == pytest.approx(3e-5)
     assert "finetune.lr" in dvc_here(["params", "diff"], project, capfd)
     differences = dvc_here(["metrics", "diff"], project, capfd).splitlines()
     (row,) = (line for line in differences if "val_loss" in line)

@@ -18,7 +18,7 @@ from receiptbert import load_weights
 from receiptbert.corpus_facts import Classes
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
-from tests.projects import STAGES, contents, matches, refusal, run_here, set_params
+from tests.projects import STAGES, contents, matches, refuses, run_here, set_params
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
@@ -227,8 +227,7 @@ def test_outputs_and_checkpoints(
 ) -> None:
     change(project)
     before = contents(project)
-    line = refusal(STAGES[stage], project)
-    assert matches(f"{stage}: error: {expected}", line), line
+    refuses(stage, project, expected)
     assert contents(project) == before
 
 
@@ -236,8 +235,7 @@ def test_a_pretraining_that_its_last_step_has_spoilt(project: Path) -> None:
     """Losses are looked at before a step."""
     weights = (project / "models/pretrained/model.safetensors").read_bytes()
     set_params(project, {"pretrain.weight_decay": "1e300", "pretrain.max_steps": "1"})
-    line = refusal(STAGES["pretrain"], project)
-    assert line == "pretrain: error: the MLM loss of the held-out texts is nan; lower pretrain.lr"
+    refuses("pretrain", project, "the MLM loss of the held-out texts is nan; lower pretrain.lr")
     assert (project / "models/pretrained/model.safetensors").read_bytes() == weights
 
 

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT
-from tests.projects import STAGES, matches, refusal, set_params
+from tests.projects import refuses, set_params
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 
@@ -87,7 +87,7 @@ PARAMS: list[tuple[str, str, str]] = [
 @pytest.mark.parametrize(("key", "value", "expected"), PARAMS)
 def test_values_of_params(bare_project: Path, key: str, value: str, expected: str) -> None:
     set_params(bare_project, {key: value})
-    assert refusal(STAGES["unzip"], bare_project) == f"unzip: error: params.yaml: {expected}"
+    refuses("unzip", bare_project, f"params.yaml: {expected}")
 
 
 def test_every_number_of_params_has_a_range() -> None:
@@ -144,10 +144,8 @@ YAML_FILES: list[tuple[str, str, str]] = [
 @pytest.mark.parametrize(("text", "expected"), [pytest.param(*row[1:], id=row[0]) for row in YAML_FILES])
 def test_files_of_params(bare_project: Path, text: str, expected: str) -> None:
     (bare_project / "params.yaml").write_text(text)
-    line = refusal(STAGES["unzip"], bare_project)
-    assert matches(f"unzip: error: params.yaml{expected}", line), line
+    refuses("unzip", bare_project, f"params.yaml{expected}")
 
 
 def test_no_params(tmp_path: Path) -> None:
-    line = refusal(STAGES["unzip"], tmp_path)
-    assert line == "unzip: error: params.yaml not found; run from the project's root"
+    refuses("unzip", tmp_path, "params.yaml not found; run from the project's root")

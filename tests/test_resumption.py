@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.errors import UserError
 from receiptbert.history import History
 from tests.conftest import Cut, Make, overflow
+from tests.projects import logged
 from tests.training_runs import Result, assert_equal, at, cut, watch, weights
 
 pytestmark = pytest.mark.usefixtures("no_rest")
@@ -154,28 +154,18 @@ def test_the_event_log_has_every_step_once(run_pretrain: Callable[..., Result], 
     with pytest.raises(Cut):
         run_pretrain(at(6, cut), logdir=str(tmp_path / "first"))
     run_pretrain(logdir=str(tmp_path / "second"))
-    assert [step for step, _ in scalars(tmp_path / "first")["MLM"]] == list(range(1, 12))
+    assert list(logged(tmp_path / "first")["MLM"]) == list(range(1, 12))
     assert not (tmp_path / "second").exists()
 
 
 def test_the_event_log_has_every_score_once(run_finetune: Callable[..., Result], tmp_path: Path) -> None:
     run_finetune(logdir=str(tmp_path / "whole"))
-    expected = scalars(tmp_path / "whole")
-    (step, _), _ = expected["eval_loss"]
+    expected = logged(tmp_path / "whole")
+    step, _ = expected["eval_loss"]
     with pytest.raises(Cut):  # after the first score, and before the step that follows
         run_finetune(at(step, cut), logdir=str(tmp_path / "first"))
     run_finetune()
-    assert scalars(tmp_path / "first") == expected
-
-
-def scalars(logdir: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: the steps and values of each curve."""
-    events = EventAccumulator(str(logdir))
-    events.Reload()
-    return {
-        name: [(event.step, event.value) for event in events.Scalars(name)]
-        for name in events.Tags()["scalars"]
-    }
+    assert logged(tmp_path / "first") == expected
 
 
 def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path: Path) -> None:
@@ -187,9 +177,7 @@ def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path: Path) -> 
     resumed.resume([{"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.8}], str(tmp_path))
     resumed.log({"loss": 0.5}, 3)
     resumed.close()
-    assert scalars(tmp_path)["loss"] == [
-        (step, pytest.approx(loss)) for step, loss in [(1, 0.9), (2, 0.8), (3, 0.5)]
-    ]
+    assert logged(tmp_path)["loss"] == pytest.approx({1: 0.9, 2: 0.8, 3: 0.5})
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_spares_the_checkpoint(

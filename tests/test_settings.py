@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.checkpoint import checkpoint
 
 from receiptbert.plan import Plan
 from tests.conftest import ROOT
-from tests.projects import STAGES, contents, run_here, set_params
+from tests.projects import STAGES, contents, logged, run_here, set_params
 
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 # Steps enough for every setting to tell.
@@ -129,10 +128,8 @@ def test_the_rate_falls_within_the_steps_that_are_made(
     set_params(project, BASE | {"pretrain.max_steps": "8", "pretrain.warmup": "0.25", "pretrain.lr": "6e-4"})
     set_params(project, {"pretrain.final_lr": "0.0"})
     run_here(STAGES["pretrain"], project)
-    events = EventAccumulator(str(max((project / "runs/pretrain").iterdir())))
-    events.Reload()
-    rates = [event.value for event in events.Scalars("lr")]
-    assert rates == pytest.approx([0, 3e-4, 6e-4, 5e-4, 4e-4, 3e-4, 2e-4, 1e-4])
+    rates = logged(max((project / "runs/pretrain").iterdir()))["lr"]
+    assert list(rates.values()) == pytest.approx([0, 3e-4, 6e-4, 5e-4, 4e-4, 3e-4, 2e-4, 1e-4])
     (plan,) = plans
     assert (plan.steps, plan.texts) == (8, 10)
 

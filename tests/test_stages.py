@@ -27,7 +27,7 @@ from receiptbert.pretraining import Pretraining, min_text_length
 from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT
-from tests.projects import STAGES, contents, run_here, set_params
+from tests.projects import STAGES, contents, metric, run_here, set_params
 
 # 2 is PR_GET_PDEATHSIG of linux/prctl.h.
 SIGNAL_OF_PARENT = """
@@ -72,7 +72,7 @@ def test_what_is_told_of_tokens_is_true(tiny_project: Path) -> None:
     }
     of_unsupervised = lengths["unsupervised"]
     longest = TextLengths.load(tiny_project / "data/tokenized/lengths.json").longest
-    told = json.loads((tiny_project / "metrics/tokens.json").read_text())
+    told = metric(tiny_project, "tokens")
     assert told["max_length"] == longest
     assert (of_unsupervised <= longest).mean() >= 0.995 > (of_unsupervised < longest).mean()
     assert told["tokens_per_text"] == {split: pytest.approx(many.mean()) for split, many in lengths.items()}
@@ -112,7 +112,7 @@ def test_evaluate_takes_the_temperature_of_the_checkpoint(project: Path) -> None
     path = project / "models/finetuned/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"softmax_temperature": 0.01}))
     run_here(STAGES["evaluate"], project)
-    scores = json.loads((project / "metrics/test.json").read_text())
+    scores = metric(project, "test")
     assert scores["nll"] != scores["nll_uncalibrated"]
     assert "the temperature 0.01," in (project / "metrics/MODEL_CARD.md").read_text()
 
@@ -136,7 +136,7 @@ def test_evaluate_compares_with_the_majority_class(project: Path, monkeypatch: p
     monkeypatch.setattr("evaluate.majority_class", lambda _: one)
     run_here(STAGES["evaluate"], project)
     share = counts[one] / len(labels)
-    scores = json.loads((project / "metrics/test.json").read_text())
+    scores = metric(project, "test")
     assert scores["majority_weighted_f1"] == pytest.approx(share * 2 * share / (1 + share), abs=1e-5)
 
 
@@ -149,7 +149,7 @@ def test_short_texts_are_left_out_and_counted(project: Path) -> None:
     set_params(project, {"pretrain.mask_prob": "0.15"})
     run_here(STAGES["pretrain"], project)
     lengths = TokenStore.load(project / "data/tokenized/unsupervised.safetensors").lengths
-    told = json.loads((project / "metrics/pretrain.json").read_text())
+    told = metric(project, "pretrain")
     assert (told["min_length"], told["texts_below_min_length"]) == (5, (lengths < 5).sum())
     assert (lengths < 5).any()
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from receiptbert import WordpieceTokenizer, make_scorer
 from receiptbert.flat_texts import padding_mask
 from receiptbert.modeling import dropout_everywhere
 from tests.conftest import Make
+from tests.projects import logged
 from tests.small_trainings import labelled
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
@@ -80,10 +80,8 @@ def test_progress_is_that_of_the_whole_training(
     ]
 
 
-def scalars(folder: Path) -> dict[str, list[int]]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+def steps_of(run: Path) -> dict[str, list[int]]:
+    return {name: list(curve) for name, curve in logged(run).items()}
 
 
 def test_tensorboard_has_every_step(
@@ -99,13 +97,15 @@ def test_tensorboard_has_every_step(
     trainer.train(pretrain_loader(), 1)
     steps = [record["step"] for record in trainer.history]
     assert steps == list(range(1, len(steps) + 1))
-    assert scalars(tmp_path / "pretrain") == dict.fromkeys(("MLM", "SOP", "tokens", "grad_norm", "lr"), steps)
+    assert steps_of(tmp_path / "pretrain") == dict.fromkeys(
+        ("MLM", "SOP", "tokens", "grad_norm", "lr"), steps
+    )
 
     trainer, loaders = finetuner(logdir=str(tmp_path / "finetune"))
     trainer.train(loaders, 2, make_scorer(*labelled(texts), tokenizer, 12))
     steps = [record["step"] for record in trainer.history]
     epoch_ends = [steps[len(steps) // 2 - 1], steps[-1]]
-    assert scalars(tmp_path / "finetune") == {
+    assert steps_of(tmp_path / "finetune") == {
         **dict.fromkeys(("loss", "grad_norm", "lr"), steps),
         **dict.fromkeys(("train_loss", "eval_loss", "f1"), epoch_ends),
     }
@@ -129,8 +129,8 @@ def test_a_training_that_fails_keeps_its_log(
         with pytest.raises(OSError, match="no space left"):
             train()
     assert set(threading.enumerate()) <= threads
-    assert scalars(tmp_path / "pretrain")["MLM"] == list(range(1, len(loader) + 1))
-    assert scalars(tmp_path / "finetune")["loss"] == list(range(1, len(loaders["train"]) + 1))
+    assert steps_of(tmp_path / "pretrain")["MLM"] == list(range(1, len(loader) + 1))
+    assert steps_of(tmp_path / "finetune")["loss"] == list(range(1, len(loaders["train"]) + 1))
 
 
 def test_padding_mask() -> None:
