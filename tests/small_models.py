@@ -1,9 +1,14 @@
-"""Models of a few dimensions with random weights, and a batch for them."""
+"""Models of a few dimensions with random weights, a batch for them, and changes to the files of a model."""
 
-from typing import TypeVar
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 V, P, D, H = 50, 12, 8, 2  # entries of the vocabulary, positions, hidden size, heads
@@ -34,3 +39,19 @@ def batch() -> dict[str, Tensor]:
         "labels": labels,
         "permuted": torch.tensor([True, False, True, True]),
     }
+
+
+def change_json(path: Path, *removed: str, **changes: Any) -> None:
+    """Remove keys of the object in a file, and set others."""
+    values = json.loads(path.read_text()) | changes
+    for key in removed:
+        del values[key]
+    path.write_text(json.dumps(values))
+
+
+@contextmanager
+def change_weights(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """A checkpoint's weights, which are saved as they are left."""
+    weights = load_file(folder / "model.safetensors")
+    yield weights
+    save_file(weights, folder / "model.safetensors")

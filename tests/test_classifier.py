@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from receiptbert import Classifier, WordpieceTokenizer
@@ -18,13 +17,7 @@ from receiptbert.classifier import Candidate, Prediction
 from receiptbert.errors import UserError
 from receiptbert.hf_format import save_pretrained
 from tests.conftest import CATEGORIES, LABELS
-
-
-def change_config(folder: Path, **changes: Any) -> None:
-    """Set keys of config.json; those that are None are removed."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+from tests.small_models import change_json, change_weights
 
 
 @pytest.fixture
@@ -50,7 +43,7 @@ def test_answers_are_those_of_a_transformers_pipeline(
 def test_labels_are_those_of_the_corpus(classifier: Classifier, checkpoint: Path, texts: list[str]) -> None:
     answers = classifier(texts)
     assert {answer[:2] for answer in answers} == set(zip(LABELS, CATEGORIES, strict=True))
-    change_config(checkpoint, corpus_labels=None)
+    change_json(checkpoint / "config.json", "corpus_labels")
     for answer, unaware in zip(answers, Classifier.from_pretrained(checkpoint)(texts), strict=True):
         assert unaware.label == unaware.category == answer.category
 
@@ -59,7 +52,7 @@ def test_the_order_of_keys_in_the_configuration_is_no_matter(
     classifier: Classifier, checkpoint: Path, texts: list[str]
 ) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    change_config(checkpoint, id2label=dict(reversed(config["id2label"].items())))
+    change_json(checkpoint / "config.json", id2label=dict(reversed(config["id2label"].items())))
     assert Classifier.from_pretrained(checkpoint)(texts[:20]) == classifier(texts[:20])
 
 
@@ -110,7 +103,7 @@ def test_equal_texts_are_computed_once(
 
 
 def test_temperature_divides_the_logits(classifier: Classifier, checkpoint: Path, texts: list[str]) -> None:
-    change_config(checkpoint, softmax_temperature=2.5)
+    change_json(checkpoint / "config.json", softmax_temperature=2.5)
     for sure, calibrated in zip(
         classifier(texts, top_k=2), Classifier.from_pretrained(checkpoint)(texts, top_k=2), strict=True
     ):
@@ -193,43 +186,41 @@ def test_models_that_cannot_classify_are_refused(
         (5, ": corpus_labels must hold the classes as texts; restore it"),
         ([1, 2, None], ": corpus_labels must hold the classes as texts; restore it"),
     ]:
-        change_config(checkpoint, corpus_labels=labels)
+        change_json(checkpoint / "config.json", corpus_labels=labels)
         with pytest.raises(UserError, match=rf"config\.json.*{message}"):
             Classifier.from_pretrained(checkpoint)
 
 
 def test_heads_that_choose_no_class_are_refused(checkpoint: Path) -> None:
-    change_config(checkpoint, problem_type="multi_label_classification")
+    change_json(checkpoint / "config.json", problem_type="multi_label_classification")
     with pytest.raises(
         UserError, match="its head has 3 outputs and the problem_type 'multi_label_classification'; name"
     ):
         Classifier.from_pretrained(checkpoint)
-    change_config(checkpoint, problem_type="single_label_classification")
+    change_json(checkpoint / "config.json", problem_type="single_label_classification")
     Classifier.from_pretrained(checkpoint)
-    weights = load_file(checkpoint / "model.safetensors")
-    save_file(weights | {"classifier.bias": torch.zeros(1)}, checkpoint / "model.safetensors")
+    with change_weights(checkpoint) as weights:
+        weights["classifier.bias"] = torch.zeros(1)
     with pytest.raises(UserError, match="its head has 1 outputs and"):
         Classifier.from_pretrained(checkpoint)
 
 
 def test_answers_that_are_no_numbers_are_refused(checkpoint: Path, texts: list[str]) -> None:
-    weights = load_file(checkpoint / "model.safetensors")
-    weights["classifier.bias"][0] = torch.nan
-    save_file(weights, checkpoint / "model.safetensors")
+    with change_weights(checkpoint) as weights:
+        weights["classifier.bias"][0] = torch.nan
     with pytest.raises(UserError, match="the model's answers are not finite numbers; its weights are"):
         Classifier.from_pretrained(checkpoint)(texts)
 
 
 def test_classes_that_are_numbers_become_texts(checkpoint: Path, texts: list[str]) -> None:
-    change_config(checkpoint, id2label={"0": 5, "1": 6, "2": 8}, corpus_labels=[7, 12, 30])
+    change_json(checkpoint / "config.json", id2label={"0": 5, "1": 6, "2": 8}, corpus_labels=[7, 12, 30])
     answers = Classifier.from_pretrained(checkpoint)(texts)
     assert {answer[:2] for answer in answers} == {("7", "5"), ("12", "6"), ("30", "8")}
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"corpus_labels": None}))
+    change_json(checkpoint / "config.json", corpus_labels=None)
     assert Classifier.from_pretrained(checkpoint)(texts)[0].label in {"5", "6", "8"}
 
 
 def test_unnamed_classes_are_called_as_transformers_calls_them(checkpoint: Path, texts: list[str]) -> None:
-    change_config(checkpoint, id2label=None, label2id=None, corpus_labels=None)
+    change_json(checkpoint / "config.json", "id2label", "label2id", "corpus_labels")
     answers = Classifier.from_pretrained(checkpoint)(texts)
     assert {answer.category for answer in answers} == {"LABEL_0", "LABEL_1", "LABEL_2"}

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -29,7 +28,7 @@ from receiptbert.hf_format import (
 from receiptbert.inference import inference_loader, predict
 from receiptbert.saved_classifier import load_classifier
 from tests.conftest import Make
-from tests.small_models import shaken
+from tests.small_models import change_json, change_weights, shaken
 
 
 @pytest.fixture
@@ -124,15 +123,14 @@ def test_the_temperature_survives_transformers(
 
 
 def test_a_checkpoint_without_temperature_and_labels_has_them(checkpoint: Path) -> None:
-    config = json.loads((checkpoint / "config.json").read_text())
-    del config["softmax_temperature"], config["corpus_labels"]
-    (checkpoint / "config.json").write_text(json.dumps(config))
+    path = checkpoint / "config.json"
+    change_json(path, "softmax_temperature", "corpus_labels")
+    without = path.read_text()
     found = load_classifier(checkpoint)
     assert found.temperature == 1.0
     assert found.labels == found.names
     for bad in ("0", "1e-320", "1" + "0" * 400, "-1", '"warm"', "null", "NaN", "true"):
-        text = json.dumps(config)[:-1] + f', "softmax_temperature": {bad}}}'
-        (checkpoint / "config.json").write_text(text)
+        path.write_text(f'{without[:-1]}, "softmax_temperature": {bad}}}')
         with pytest.raises(UserError, match=r"softmax_temperature = .* must be a number between 0"):
             load_classifier(checkpoint)
 
@@ -178,9 +176,8 @@ def test_any_hugging_face_bert_can_be_finetuned(hf_class: Any, tmp_path: Path) -
     theirs.save_pretrained(tmp_path)
     shape = read_shape(tmp_path)
     assert (shape.eps, shape.act_func, shape.intermediate_size) == (1e-12, "gelu", 20)
-    path = tmp_path / "config.json"  # as old ones leave out what is as in the paper
-    old = {key: value for key, value in json.loads(path.read_text()).items() if key not in AS_IN_THE_PAPER}
-    path.write_text(json.dumps(old))
+    # As old ones leave out what is as in the paper.
+    change_json(tmp_path / "config.json", "hidden_act", "layer_norm_eps", "type_vocab_size")
     assert read_shape(tmp_path) == shape
     ours = BertFinetuneModel(**shape.kwargs(), num_classes=2).eval()
     load_encoder(ours, tmp_path)
@@ -189,21 +186,14 @@ def test_any_hugging_face_bert_can_be_finetuned(hf_class: Any, tmp_path: Path) -
     torch.testing.assert_close(ours._backbone(ids), encoder(ids).last_hidden_state, atol=1e-6, rtol=1e-5)
 
 
-AS_IN_THE_PAPER = {"hidden_act", "layer_norm_eps", "type_vocab_size"}
-
-
 def test_tensorflow_names_of_layer_norms_are_understood(
     pretrained: tuple[BertModel, Path], finetune_model: Make
 ) -> None:
     source, folder = pretrained
-    path = folder / "model.safetensors"
-    old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): tensor
-        for name, tensor in load_file(path).items()
-    }
-    save_file(old, path)
+    with change_weights(folder) as weights:
+        for name, old in (("weight", "gamma"), ("bias", "beta")):
+            for key in [key for key in weights if key.endswith(f"LayerNorm.{name}")]:
+                weights[key.removesuffix(name) + old] = weights.pop(key)
     model: BertFinetuneModel = finetune_model()
     load_encoder(model, folder)
     for name, tensor in model._backbone.state_dict().items():

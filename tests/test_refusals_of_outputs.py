@@ -4,7 +4,6 @@ The tables are read as in test_refusals_of_archives.py.
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,23 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from receiptbert import load_weights
 from receiptbert.corpus_facts import Classes
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
 from tests.projects import STAGES, contents, matches, refuses, run_here, set_params
+from tests.small_models import change_json, change_weights
+
+FINETUNED = "models/finetuned"
+OF_CONFIG = f"{FINETUNED}/config.json"
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
     """Change values of the checkpoint's config.json."""
-
-    def change(folder: Path) -> None:
-        path = folder / "models/finetuned/config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
+    return lambda folder: change_json(folder / OF_CONFIG, **changes)
 
 
 def content(name: str, replaced: str | bytes | None) -> Callable[[Path], None]:
@@ -54,30 +51,20 @@ def folder_for(name: str) -> Callable[[Path], None]:
 
 
 def other_weights(folder: Path) -> None:
-    path = folder / "models/finetuned/model.safetensors"
-    weights = load_file(path)
-    weights["bert.embeddings.word_embeddings.weight"] = torch.zeros(3, 8)
-    save_file(weights, path)
+    with change_weights(folder / FINETUNED) as weights:
+        weights["bert.embeddings.word_embeddings.weight"] = torch.zeros(3, 8)
 
 
 def quantized(folder: Path) -> None:
-    path = folder / "models/finetuned/model.safetensors"
-    weights = load_file(path)
     name = "bert.encoder.layer.0.output.dense.weight"
-    weights[name] = (weights[name] * 100).to(torch.int8)
-    save_file(weights, path)
+    with change_weights(folder / FINETUNED) as weights:
+        weights[name] = (weights[name] * 100).to(torch.int8)
 
 
 def one_layer_more(folder: Path) -> None:
-    path = folder / "models/finetuned/model.safetensors"
-    weights = load_file(path)
-    first = "bert.encoder.layer.0."
-    weights |= {
-        name.replace(first, "bert.encoder.layer.9."): weights[name].clone()
-        for name in weights
-        if name.startswith(first)
-    }
-    save_file(weights, path)
+    with change_weights(folder / FINETUNED) as weights:
+        for name in [name for name in weights if "layer.0." in name]:
+            weights[name.replace("layer.0.", "layer.9.")] = weights[name].clone()
 
 
 def started_from_a_link_to_itself(folder: Path) -> None:
@@ -135,15 +122,11 @@ def started_from_a_small_model(folder: Path) -> None:
 
 
 def spoilt_weights(folder: Path) -> None:
-    path = folder / "models/finetuned/model.safetensors"
-    weights = load_file(path)
-    weights["classifier.bias"][0] = torch.nan
-    save_file(weights, path)
+    with change_weights(folder / FINETUNED) as weights:
+        weights["classifier.bias"][0] = torch.nan
 
 
 NOT_FINITE = "the model's answers are not finite numbers: its training diverged, or its weights are damaged; finetune it anew (at a lower finetune.lr), or take it again from where it came"
-FINETUNED = "models/finetuned"
-OF_CONFIG = f"{FINETUNED}/config.json"
 AGAIN = "restore it with `dvc repro`, or download it again"
 MOVE_AWAY = "a folder stands where a file must be; move it away"
 OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [

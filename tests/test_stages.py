@@ -1,7 +1,6 @@
 """Each stage in this process: what it makes of its inputs."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from receiptbert.split_texts import load_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT
 from tests.projects import STAGES, contents, metric, run_here, set_params
+from tests.small_models import change_json
 
 # 2 is PR_GET_PDEATHSIG of linux/prctl.h.
 SIGNAL_OF_PARENT = """
@@ -109,8 +109,7 @@ def test_evaluate_keeps_the_code_of_few_shapes(project: Path, monkeypatch: pytes
 
 
 def test_evaluate_takes_the_temperature_of_the_checkpoint(project: Path) -> None:
-    path = project / "models/finetuned/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"softmax_temperature": 0.01}))
+    change_json(project / "models/finetuned/config.json", softmax_temperature=0.01)
     run_here(STAGES["evaluate"], project)
     scores = metric(project, "test")
     assert scores["nll"] != scores["nll_uncalibrated"]

@@ -14,6 +14,7 @@ from receiptbert import WordpieceTokenizer
 from receiptbert.errors import UserError
 from receiptbert.vocabulary import SPECIAL_TOKENS
 from tests.conftest import ROOT
+from tests.small_models import change_json
 
 
 def train(texts: list[str], folder: Path, **kwargs: int | bool) -> WordpieceTokenizer:
@@ -184,8 +185,7 @@ def test_padding_and_cutting_set_by_others_are_switched_off(
 
 def test_a_special_token_that_is_null_is_the_usual_one(tokenizer: WordpieceTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"mask_token": None}))
+    change_json(tmp_path / "tokenizer_config.json", mask_token=None)
     assert WordpieceTokenizer.from_pretrained(tmp_path).mask_token_id == tokenizer.mask_token_id
 
 
