@@ -145,6 +145,7 @@ def make_level(trial: Trial, level: str, corpus: pd.DataFrame, jobs: int) -> Pat
     """Make the folder of a level of ``trial``; return it, or None if a stage failed, which is reported."""
     folder, name = trial.folders[level], f"{trial.candidate}, split {trial.split}"
     stages, _, of_levels = LEVELS[level]
+    made_before = (folder / RECORD).exists()
     links = {path: trial.folders[source] / path for source, paths in of_levels.items() for path in paths}
 
     def split(path: Path) -> None:
@@ -162,7 +163,8 @@ def make_level(trial: Trial, level: str, corpus: pd.DataFrame, jobs: int) -> Pat
     except UserError as error:
         say(f"{name}: {error}")
         return None
-    say(f"{name}: {level} in {seconds:,.0f} s")
+    if not made_before:
+        say(f"{name}: {level} in {seconds:,.0f} s")
     return folder
 
 
