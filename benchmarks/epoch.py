@@ -45,6 +45,7 @@ def prepare(work: Path, lines: int, overrides: Sequence[str]) -> Path:
     params = shipped_params(overrides)
     known = {
         "lines": lines,
+        "held_out": params.data.train_on_held_out_texts,
         "tokenizer": asdict(params.tokenizer),
         "pretokenize": asdict(params.pretokenize),
     }

@@ -19,6 +19,7 @@ import tempfile
 from functools import partial
 from itertools import product
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import matplotlib as mpl
@@ -82,13 +83,14 @@ def svm_scores(archive: Path, corpus: pd.DataFrame) -> Scores:
 
 
 def bert_scores(
-    corpus: pd.DataFrame, unlabelled: float, seed: int, work: Path, jobs: int
+    corpus: pd.DataFrame, unlabelled: float, seed: int, work: Path, jobs: int, stopped: Event
 ) -> dict[float, float]:
     """Weighted F1 on test for each share of the labels, after one pretraining on ``unlabelled``.
 
     Args:
         work: where the folder of the pretraining is, or is made.
         jobs: how many share the cores.
+        stopped: once it is set, no further share is begun.
     """
     # From scratch nothing is pretrained, but the tokenizer needs texts and the encoder a shape.
     overrides = OVERRIDES["scratch"] if not unlabelled else []
@@ -100,6 +102,8 @@ def bert_scores(
     links = {name: folder / name for name in ("models/tokenizer", "models/pretrained")}
     scores = {}
     for labels in LABELS:
+        if stopped.is_set():
+            break
         share, drawn = folder / f"labels-{labels}", partial(write_archive, draw(corpus, TRAIN, labels))
         make(share, AFTER_LABELS, overrides, corpus=drawn, links=links, jobs=jobs)
         scores[labels] = read_scores(share)["weighted_f1"]
@@ -183,13 +187,13 @@ def main() -> None:
     done_series.add(svm_scores(args.corpus, corpus))
     curves: dict[float, dict[int, dict[float, float]]] = {unlabelled: {} for unlabelled in UNLABELLED}
     with tempfile.TemporaryDirectory() as scratch:
-        work = args.work or Path(scratch)
+        work, stopped = args.work or Path(scratch), Event()
 
         def run(unlabelled: float, seed: int) -> tuple[float, int, dict[float, float]]:
-            return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work, args.jobs)
+            return unlabelled, seed, bert_scores(corpus, unlabelled, seed, work, args.jobs, stopped)
 
-        points = product(UNLABELLED, range(args.seeds))
-        for unlabelled, seed, found in run_all([partial(run, *point) for point in points], args.jobs):
+        points = [partial(run, *point) for point in product(UNLABELLED, range(args.seeds))]
+        for unlabelled, seed, found in run_all(points, args.jobs, stopped):
             curve = curves[unlabelled]
             curve[seed] = found
             say(f"{name_of(unlabelled)}, seed {seed}: " + ", ".join(f"{f1:.4f}" for f1 in found.values()))

@@ -9,10 +9,10 @@ any cost (docs/LOG.md). Every choice is made on val; test is scored once at the 
 differ in finetuning alone share a pretraining.
 
 A long table can be filled part by part: rows of the same corpus in OUT stay, and their seeds with the same
-settings are not run again. With ``--work DIR`` what is pretrained stays in DIR, and a table that was cut off
-goes on from the checkpoints there (its seconds then count from there; with several jobs they mean little).
-Only settings are compared; after a change of the code that changes results, begin a new file and a new
-folder.
+settings are not run again. With ``--work DIR`` all folders stay in DIR, and a table that was cut off
+goes on from there (its seconds then count from there; with several jobs they mean little). What is in DIR is
+not made again. Only settings are compared: after a change of the code that changes results, or of the
+checkpoint that ``finetune.init`` names, begin a new file and a new folder.
 """
 
 import dataclasses
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=positive, default=1, help="seeds that are run side by side")
     parser.add_argument("--only", help=f"some of {','.join(NAMES)}")
     add_overrides(parser)
-    parser.add_argument("--work", type=Path, help="keep there what is pretrained, to go on from")
+    parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
     args = parser.parse_args()
     names = args.only.split(",") if args.only else NAMES
     if unknown := [name for name in names if name not in NAMES]:

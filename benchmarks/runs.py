@@ -73,14 +73,16 @@ def link(source: Path, path: Path) -> None:
 
 def _run(stage: str, folder: Path, jobs: int) -> None:
     log = folder / LOG
-    with log.open("ab") as file:
-        stdout, stderr = (file, file) if jobs > 1 else (sys.stderr, None)
-        code = run_stage(stage, folder, jobs, stdout=stdout, stderr=stderr)
+    if jobs == 1:
+        code = run_stage(stage, folder, jobs, stdout=sys.stderr)
+    else:
+        with log.open("ab") as file:
+            code = run_stage(stage, folder, jobs, stdout=file, stderr=file)
+    if code and jobs > 1:
+        say(f"the end of {log}:")
+        for line in log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]:
+            say(f"  {line}")
     if code:
-        if end := log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]:
-            say(f"the end of {log}:")
-            for line in end:
-                say(f"  {line}")
         raise UserError(f"{stage} ended with exit code {code}")
 
 

@@ -51,7 +51,7 @@ def main() -> None:
         cells = (figures[str(lines)][stage] for lines in args.lines)
         print(
             f"{stage:16}"
-            + "".join(f"{cell['seconds']:12.1f} s {cell['peak_gib']:9.2f} GiB" for cell in cells)
+            + "".join(f"{cell['seconds']:12.1f} s {cell['peak_gib']:11.2f} GiB" for cell in cells)
             + f"{grown[stage]:6.1f}"
         )
     print(f"{'lines':16}" + " " * 30 * len(args.lines) + f"{grown['lines']:6.1f}")

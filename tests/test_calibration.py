@@ -97,7 +97,7 @@ def test_where_val_does_not_tell_the_temperature_is_one(logits: np.ndarray, true
 def test_the_lowest_temperature_is_given_where_a_lower_one_would_be_likelier() -> None:
     logits, true = drawn(0.5, rows=1_000)
     assert fit_temperature(logits / 40, true) == COLDEST  # 0.0125 would be
-    assert fit_temperature(np.eye(3) / 40, np.arange(3)) == 1.0  # all are right: any would be, the lower
+    assert fit_temperature(np.eye(3) / 40, np.arange(3)) == 1.0  # all are right: no end of lower ones
 
 
 def test_the_highest_temperature_is_given_where_a_higher_one_would_be_likelier() -> None:

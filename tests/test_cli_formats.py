@@ -287,7 +287,7 @@ def test_formulas_are_made_harmless_for_spreadsheets_alone(run: Run) -> None:
     (row,) = read("out.csv")
     assert (row["\ufefftext"], row["'=1+1"]) == ("'\r=1", "'\n=1")
     # Nor does another delimiter, at which a spreadsheet may begin a new cell.
-    write("in.csv", ["а;=А1", "а;-5;б", "а|+1+1", "а,@а", "а; =1", "а;+7,5", "а\n-б"])
+    write("in.csv", ["а;=А1", "а;-5;б", "а|+1+1", "а,@а", "а; =1", "а;+7,5", "а\n-б", 'а;"=1+1;б'])
     run("in.csv", "--spreadsheet", "-o", "out.csv")
     harmless = [row["\ufefftext"] for row in read("out.csv")]
-    assert harmless == ["а;'=А1", "а;-5;б", "а|'+1+1", "а,'@а", "а; =1", "а;+7,5", "а\n'-б"]
+    assert harmless == ["а;'=А1", "а;-5;б", "а|'+1+1", "а,'@а", "а; =1", "а;+7,5", "а\n'-б", "а;'\"=1+1;б"]

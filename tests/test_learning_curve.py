@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -107,7 +108,7 @@ def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.Mon
         return 0
 
     monkeypatch.setattr(runs, "run_stage", pretend)
-    f1 = learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2)
+    f1 = learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2, Event())
     stages = [*runs.PRETRAINING, *learning_curve.AFTER_LABELS * 3]
     assert calls == [(stage, 90) for stage in stages]
     assert f1[1.0] > f1[0.3] > f1[0.1] > 0
@@ -115,11 +116,17 @@ def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (done,) = tmp_path.glob(f"0.3-0-*/labels-0.1/{runs.RECORD}")
     done.unlink()  # cut off there
     calls.clear()
-    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2) == f1
+    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2, Event()) == f1
     assert calls == [(stage, 90) for stage in learning_curve.AFTER_LABELS]
 
+    stopped = Event()
+    stopped.set()  # another point has failed
+    assert learning_curve.bert_scores(corpus, 0.3, 0, tmp_path, 2, stopped) == {}
+
     calls.clear()
-    learning_curve.bert_scores(corpus.iloc[1:], 0.3, 0, tmp_path, 2)  # another corpus has no scores yet
+    learning_curve.bert_scores(
+        corpus.iloc[1:], 0.3, 0, tmp_path, 2, Event()
+    )  # another corpus has no scores yet
     assert [stage for stage, _ in calls] == stages
 
     settings = []
@@ -133,7 +140,7 @@ def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(runs, "run_stage", note)
     for unlabelled, seed in ((0.0, 0), (0.3, 1)):
-        learning_curve.bert_scores(corpus, unlabelled, seed, tmp_path, 1)
+        learning_curve.bert_scores(corpus, unlabelled, seed, tmp_path, 1, Event())
     assert set(settings) == {("scratch", 0, 0, 0), ("pretrained", 2, 1, 1)}
 
     figures = []

@@ -32,10 +32,13 @@ DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # a CSV's header tells which one it 
 UNIT_SEPARATOR = "\x1f"  # a control character that no text has
 MAX_HEAD = 100  # lines that a header has at the most
 
-# Where a cell begins that a spreadsheet would run: also within a text, after what that may take for
-# a delimiter, whatever ours is (Excel's depends on the country). Numbers are harmless.
+# Where a spreadsheet would see a formula: at the start of a cell, and after what it may take for a delimiter,
+# whatever ours is (Excel's depends on the country). Numbers are harmless.
 ENDS = r",;|\t\r\n"
-FORMULA = re.compile(rf"^(?=[\t\r\n])|(?:^|(?<=[{ENDS}]))(?=[=+\-@](?!\d+([.,]\d+)?(?:$|[{ENDS}])))")
+FORMULA = re.compile(
+    rf"^(?=[\t\r\n])|(?:^|(?<=[{ENDS}]))"  # at the start, or after a delimiter
+    rf'(?="*[=+\-@](?!\d+([.,]\d+)?(?:$|[{ENDS}])))'  # what may be quoted and is no number
+)
 
 
 class Table(Protocol):
