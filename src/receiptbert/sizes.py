@@ -18,8 +18,9 @@ Settings of a training, and where each comes from:
 - Dropout. 0.1 (Devlin et al. 2019, and so in the checkpoints of Turc et al.), but none to pretrain tiny and
   mini, as they were measured here.
 
-Small was pretrained once, for 4,000 steps (docs/LOG.md, Sizes), and was no worse than mini. **Medium, base
-and large have not been trained here**: start a search from their settings.
+Small was pretrained once, for 4,000 steps (docs/LOG.md, Sizes), and was no worse than mini; finetuned with
+mini's rates it was better. **Medium, base and large have not been trained here**: start a search from their
+settings.
 """
 
 from dataclasses import dataclass
