@@ -164,3 +164,19 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.delitem(sys.modules, "receiptbert.onnx_export")
     with pytest.raises(UserError, match=r"onnxruntime is not installed; run .*receiptbert\[onnx\]"):
         importlib.import_module("receiptbert.onnx_export")
+
+
+def test_git_ignores_what_a_killed_export_leaves(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Path] = []
+
+    def kill(*_: object) -> None:
+        left.extend(tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx_export, "_export", kill)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(checkpoint, tmp_path / "model.onnx")
+    assert left
+    assert {path.suffix for path in left} == {".part"}  # which .gitignore names
