@@ -175,7 +175,9 @@ def test_the_others_go_on_when_a_run_fails(
 ) -> None:
     monkeypatch.setattr(runs, "run_stage", pretend)
     with pytest.raises(SystemExit, match="unfinished runs: 1 of 3"):
-        run_sweep(monkeypatch, archive, tmp_path, "--splits", "1", "finetune.teachers=9", TEACHERS)
+        run_sweep(
+            monkeypatch, archive, tmp_path, "--splits", "1", "--jobs", "2", "finetune.teachers=9", TEACHERS
+        )
     figures = json.loads((tmp_path / "result.json").read_text())
     assert figures.keys() - {"commit"} == {"corpus", "sha256", "shipped", TEACHERS, "command", "processor"}
     said = capsys.readouterr().err
