@@ -97,8 +97,8 @@ def run_all(
 ) -> Iterator[Result]:
     """Call ``tasks``, ``jobs`` at the same time; yield what they return, as they end.
 
-    After one that failed, and after Ctrl-C, none is begun; ``stopped`` is set then, for those that have begun
-    and are of several parts.
+    After one that failed, and after Ctrl-C, none is begun and nothing more is yielded; ``stopped`` is set
+    then, for those that have begun and are of several parts: they may end before the next one.
     """
     stopped = stopped or Event()
 
@@ -106,10 +106,11 @@ def run_all(
         if stopped.is_set():
             return []
         try:
-            return [task()]
+            result = task()
         except BaseException:
             stopped.set()  # before this thread takes the next task
             raise
+        return [] if stopped.is_set() else [result]  # it may lack parts
 
     with ThreadPoolExecutor(jobs) as pool:
         try:

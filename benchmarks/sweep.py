@@ -176,9 +176,11 @@ def sweep(trials: Sequence[Trial], corpus: pd.DataFrame, jobs: int, report: Call
     """
     going_on = list(trials)
     for level in LEVELS:
-        folders = {trial.folders[level]: trial for trial in reversed(going_on)}  # of each its first trial
+        first: dict[Path, Trial] = {}  # trial of each folder
+        for trial in going_on:
+            first.setdefault(trial.folders[level], trial)
         made = set()
-        tasks = [partial(make_level, trial, level, corpus, jobs) for trial in reversed(folders.values())]
+        tasks = [partial(make_level, trial, level, corpus, jobs) for trial in first.values()]
         for folder in run_all(tasks, jobs):
             made.add(folder)
             if folder is not None and level == "finetuned":

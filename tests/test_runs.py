@@ -107,6 +107,22 @@ def test_a_failure_is_told_though_other_tasks_are_called_off_before_it_is() -> N
         list(runs.run_all([fail, stopped.set, *[lambda: None] * 9], 2, stopped))
 
 
+def test_what_ends_early_because_another_failed_is_no_result() -> None:
+    stopped = Event()
+
+    def parts() -> list[int]:
+        assert stopped.wait(60)
+        return []  # of several
+
+    def fail() -> None:
+        raise UserError("no room")
+
+    found = []
+    with pytest.raises(UserError, match="no room"):
+        found.extend(runs.run_all([parts, fail], 2, stopped))
+    assert found == []
+
+
 def test_a_digest_changes_with_each_setting() -> None:
     assert runs.digest({"a": 1, "b": 2}) != runs.digest({"a": 1, "b": 3})
     assert runs.digest({"a": 1, "b": 2}) == runs.digest({"a": 1, "b": 2})

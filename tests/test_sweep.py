@@ -185,6 +185,21 @@ def test_the_others_go_on_when_a_run_fails(
     assert "log.txt:\n  line 10\n" in said
 
 
+def test_folders_are_begun_in_the_order_of_the_candidates(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def note(stage: str, folder: Path, jobs: int, **_output: Any) -> int:
+        if stage == "finetune":
+            begun.append(load_params(folder / "params.yaml").finetune.teachers)
+        return pretend(stage, folder, jobs)
+
+    monkeypatch.setattr(runs, "run_stage", note)
+    run_sweep(monkeypatch, archive, tmp_path, "--splits", "1", TEACHERS, "model.size=mini")
+    assert begun == [2, 0]  # the last is the first, by another name
+
+
 def test_what_needs_a_folder_that_failed_is_not_begun(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
