@@ -8,7 +8,6 @@ asks for.
 import math
 import random
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -87,4 +86,4 @@ class _LiteralAttention(MultiHeadSelfAttention):
             scores = scores + (1.0 - mask.to(scores.dtype)) * -100000.0
         probs = F.dropout(scores.softmax(dim=-1), self._attention_dropout_prob, self.training)
         output = self._output((probs @ value).transpose(1, 2).flatten(2))
-        return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))
+        return self._layer_norm(embeddings + self._dropout(output))

@@ -60,8 +60,7 @@ def make(
         for stage in stages:
             _run(stage, folder, jobs)
         write_json(record, {"seconds": time.perf_counter() - start})
-    seconds: float = read_record(record)["seconds"]
-    return seconds
+    return read_record(record)["seconds"]
 
 
 def link(source: Path, path: Path) -> None:

@@ -5,7 +5,7 @@ from receiptbert.corpus import TEST
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
-from receiptbert.files import whole
+from receiptbert.files import atomic
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import load_labelled, majority_class
 from receiptbert.model_card import COUNTS, model_card
@@ -42,11 +42,11 @@ def evaluate(params: Params) -> str:
         temperature=saved.temperature,
     )
 
-    card = model_card(result, model, data)
+    card = model_card(result, model.shape, data)
     write_json(pipeline.METRICS / "test.json", result.scores)
     for name, table in result.plots().items():
         write_csv(pipeline.PLOTS / f"{name}.csv", table.header, table.rows)
-    with whole(pipeline.METRICS / "MODEL_CARD.md") as partial:
+    with atomic(pipeline.METRICS / "MODEL_CARD.md") as partial:
         partial.write_text(card, encoding="utf-8")
     scores = result.scores
     return (

@@ -14,8 +14,8 @@ from receiptbert.corpus import TRAIN, UNSUPERVISED, VAL
 from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distillation import distil, read_teaching_texts
-from receiptbert.distributed import from_leader, is_leader
-from receiptbert.files import whole
+from receiptbert.distributed import from_main_process, is_main_process
+from receiptbert.files import atomic
 from receiptbert.finetuning import Finetuned, Finetuning, Run
 from receiptbert.hf_format import save_pretrained
 from receiptbert.labelled import load_labelled, training_set
@@ -49,9 +49,9 @@ def finetune(params: Params) -> str | None:
     # The first thing that processes do together, so that one with other settings or inputs is named.
     fingerprint = training_fingerprint([p], [*READ, source])
     texts = None
-    if p.teachers:  # the leader alone reads all of the texts
+    if p.teachers:  # the main process alone reads all of the texts
         read = partial(read_teaching_texts, pipeline.TOKENIZED, train, val, finetuning.tokenizer, p.seed)
-        texts = from_leader(read)
+        texts = from_main_process(read)
     # Checked before the teachers train for hours: the final model's batches are the largest.
     finetuning.require_memory(
         train._replace(texts=train.texts.followed_by(texts.unlabelled_ids)) if texts else train
@@ -62,10 +62,10 @@ def finetune(params: Params) -> str | None:
             train, scores = distil(finetuning, train, val, texts, p.seed, teachers)
         result = finetuning.train(train, val, p.seed, final)
         logits = finetuning.logits(result.model, val.texts)
-        if not is_leader():
+        if not is_main_process():
             return None
         temperature = fit_temperature(logits[learned], val.targets[learned])
-        with whole(pipeline.FINETUNED) as folder:
+        with atomic(pipeline.FINETUNED) as folder:
             save_pretrained(
                 result.model, finetuning.tokenizer, folder, classes.names, classes.labels, temperature
             )

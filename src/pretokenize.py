@@ -17,7 +17,7 @@ from receiptbert.corpus import (
     strings,
 )
 from receiptbert.corpus_facts import Classes, TextLengths
-from receiptbert.files import whole
+from receiptbert.files import atomic
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
 from receiptbert.split_texts import save_texts
@@ -46,7 +46,7 @@ def pretokenize(params: Params) -> str:
 
     used = TextLengths.of(lengths, params.pretokenize.max_length_quantile)
     classes = Classes(labels=labels, names=label_names(labels, read_categories(pipeline.CATEGORIES)))
-    with whole(pipeline.TOKENIZED) as folder:
+    with atomic(pipeline.TOKENIZED) as folder:
         folder.mkdir()
         for split, store in stores.items():
             store.save(store_path(folder, split))

@@ -4,8 +4,8 @@ import pipeline
 from receiptbert.checkpoints import Checkpoints, conditions, training_fingerprint
 from receiptbert.corpus_facts import TextLengths
 from receiptbert.devices import choose_device, keep_freed_memory
-from receiptbert.distributed import is_leader
-from receiptbert.files import whole
+from receiptbert.distributed import is_main_process
+from receiptbert.files import atomic
 from receiptbert.hf_format import save_pretrained
 from receiptbert.launching import in_processes, one_voice
 from receiptbert.params import Params
@@ -41,10 +41,10 @@ def pretrain(params: Params) -> str | None:
         pipeline.CHECKPOINTS / "pretrain", fingerprint, runtime.checkpoint_seconds
     ) as checkpoints:
         model, trainer = pretraining.train(pipeline.new_run_folder("pretrain"), checkpoints)
-        if not is_leader():
+        if not is_main_process():
             return None
         scores = pretraining.evaluate(trainer)
-        with whole(pipeline.PRETRAINED) as folder:
+        with atomic(pipeline.PRETRAINED) as folder:
             save_pretrained(model, tokenizer, folder)
         counts = {
             "tokens_seen": trainer.tokens_seen,

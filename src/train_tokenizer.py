@@ -4,7 +4,7 @@ import shutil
 
 import pipeline
 from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus, strings
-from receiptbert.files import whole
+from receiptbert.files import atomic
 from receiptbert.params import Params
 from receiptbert.progress import track
 from receiptbert.tokenization import WordpieceTokenizer
@@ -14,7 +14,7 @@ def train_tokenizer(params: Params) -> str:
     corpus = read_corpus(pipeline.CORPUS)
     # Never from val or test: their words must stay as unknown as those of tomorrow's receipts.
     texts = corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT]
-    with whole(pipeline.TOKENIZER) as folder:
+    with atomic(pipeline.TOKENIZER) as folder:
         # Not in /tmp, where the texts of a killed stage would stay: the next run removes this folder.
         scratch = folder / "scratch"
         tokenizer = WordpieceTokenizer.from_corpus(

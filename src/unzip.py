@@ -26,7 +26,7 @@ from receiptbert.corpus_report import (
 )
 from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.errors import UserError
-from receiptbert.files import whole
+from receiptbert.files import atomic
 from receiptbert.params import Params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
@@ -37,7 +37,7 @@ def unzip(params: Params) -> str:
     if Path(os.path.realpath(archive)).is_relative_to(os.path.realpath(pipeline.RAW)):
         raise UserError(f"{archive} is in {pipeline.RAW}, which this stage replaces; move it, to data/ say")
     say(f"unpacking {archive}")
-    with whole(pipeline.RAW) as folder:
+    with atomic(pipeline.RAW) as folder:
         # The user knows the file by its name in the archive.
         called = {name: f"{archive}: {member}" for name, member in extract_corpus(archive, folder).items()}
         say("checking the rows")

@@ -231,7 +231,7 @@ def test_a_process_with_other_files_than_the_leaders_does_not_train(
 ) -> None:
     (tmp_path / "texts").write_text("of both")
     of_both = training_fingerprint(["parameters"], [tmp_path / "texts"])
-    monkeypatch.setattr("receiptbert.checkpoints.from_leader", lambda _: of_both)
+    monkeypatch.setattr("receiptbert.checkpoints.from_main_process", lambda _: of_both)
     monkeypatch.setattr("receiptbert.checkpoints.rank", lambda: 3)
     assert training_fingerprint(["parameters"], [tmp_path / "texts"]) == of_both
     (tmp_path / "texts").write_text("of an old copy")
@@ -255,7 +255,7 @@ def test_long_waits_are_those_of_a_patient_group(monkeypatch: pytest.MonkeyPatch
         groups.append(group)
 
     monkeypatch.setattr(distributed, "_patient", None)
-    monkeypatch.setattr(distributed, "meeting_place", lambda: (None, 0, 2))
+    monkeypatch.setattr(distributed, "rendezvous", lambda: (None, 0, 2))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: made.append(backend))
     monkeypatch.setattr(dist, "new_group", new_group)
     distributed.join(on_gpu=True)
@@ -265,8 +265,8 @@ def test_long_waits_are_those_of_a_patient_group(monkeypatch: pytest.MonkeyPatch
     for name in ("barrier", "broadcast_object_list", "all_reduce"):
         monkeypatch.setattr(dist, name, note)
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    distributed.wait_for_all()
-    assert distributed.from_leader(lambda: 5) == 5
+    distributed.barrier()
+    assert distributed.from_main_process(lambda: 5) == 5
     assert distributed.in_shares(lambda rows: rows[:, None].astype(np.float32), 3).shape == (3, 1)
     distributed.Agreement().on(False, 0)
     assert groups == ["patient"] * 4

@@ -97,7 +97,7 @@ def test_attention_by_hand() -> None:
         rows.append(torch.cat(heads, dim=1))
     expected = attention._layer_norm(x + attention._output(torch.stack(rows)))
     torch.testing.assert_close(attention(x, mask), expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(attention(x, mask, only_first=True), expected[:, 0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(attention(x, mask, only_cls=True), expected[:, 0], atol=1e-6, rtol=1e-5)
 
 
 def test_attention_is_one_kernel_elsewhere_than_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

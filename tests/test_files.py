@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from receiptbert.files import whole
+from receiptbert.files import atomic
 from tests.projects import contents
 
 
@@ -19,7 +19,7 @@ def test_contents_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch
     )
     replace = os.replace
     monkeypatch.setattr("os.replace", lambda *names: (done.append("replace"), replace(*names)))
-    with whole(tmp_path / "models") as partial:
+    with atomic(tmp_path / "models") as partial:
         (partial / "inner").mkdir(parents=True)
         (partial / "inner/weights").write_text("x")
     written = [f"{partial}{name}" for name in ("", "/inner", "/inner/weights")]
@@ -32,7 +32,7 @@ def test_copies_that_the_user_made_stay(tmp_path: Path) -> None:
         (tmp_path / name).write_text("a copy")
     before = contents(tmp_path)
     for _ in range(2):
-        with whole(tmp_path / "models") as partial:
+        with atomic(tmp_path / "models") as partial:
             partial.mkdir()
     assert contents(tmp_path) == before
 
@@ -43,7 +43,7 @@ def test_a_folder_ended_between_its_two_renames_comes_back(
     path, replace = tmp_path / "models", os.replace
 
     def write(content: str) -> None:
-        with whole(path) as partial:
+        with atomic(path) as partial:
             partial.mkdir()
             (partial / "weights").write_text(content)
 
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_synced_is_written_all_the_same(
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr("os.fsync", refuse)
-    with whole(tmp_path / "x") as partial:
+    with atomic(tmp_path / "x") as partial:
         partial.write_text("whole")
     assert contents(tmp_path) == {"x": b"whole"}
 
@@ -79,11 +79,11 @@ def test_a_folder_that_cannot_be_synced_is_written_all_the_same(
 def test_a_file_appears_whole_or_keeps_its_old_content(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     for text in ("old", "new"):
-        with whole(path) as partial:
+        with atomic(path) as partial:
             partial.write_text(text)
             assert not path.exists() or path.read_text() == "old"
         assert path.read_text() == text
-    with pytest.raises(RuntimeError, match="half way"), whole(path) as partial:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="half way"), atomic(path) as partial:  # noqa: PT012
         partial.write_text("half")
         raise RuntimeError("half way")
     assert contents(tmp_path) == {"new/file": b"new"}
@@ -92,11 +92,11 @@ def test_a_file_appears_whole_or_keeps_its_old_content(tmp_path: Path) -> None:
 def test_a_folder_appears_whole_and_without_files_of_before(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     for name in ("a", "b"):
-        with whole(path) as partial:
+        with atomic(path) as partial:
             partial.mkdir()
             (partial / name).write_text(name)
     assert contents(tmp_path) == {"folder/b": b"b"}
-    with pytest.raises(RuntimeError, match="half way"), whole(path) as partial:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="half way"), atomic(path) as partial:  # noqa: PT012
         partial.mkdir()
         (partial / "c").write_text("half")
         raise RuntimeError("half way")
@@ -109,7 +109,7 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path, there: bool
     if there:
         target.mkdir()
     path.symlink_to(target)
-    with whole(path) as partial:
+    with atomic(path) as partial:
         partial.mkdir()
         (partial / "weights").write_text("x")
     assert not path.is_symlink()
@@ -121,7 +121,7 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path, there: bool
 def test_what_a_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
     (tmp_path / "folder.part").mkdir()
     (tmp_path / "folder.part" / "half").write_text("half")
-    with whole(tmp_path / "folder") as partial:
+    with atomic(tmp_path / "folder") as partial:
         partial.mkdir()
         (partial / "a").write_text("a")
     assert contents(tmp_path) == {"folder/a": b"a"}

@@ -81,7 +81,7 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_of_processes_that_fail_the_first_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.HashStore()
-    monkeypatch.setattr(distributed, "meeting_place", lambda: (store, 0, 3))
+    monkeypatch.setattr(distributed, "rendezvous", lambda: (store, 0, 3))
     monkeypatch.setattr("receiptbert.progress.quiet", False)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
 

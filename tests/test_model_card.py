@@ -10,10 +10,12 @@ from huggingface_hub import ModelCard
 from scipy.special import softmax
 
 from receiptbert.corpus import SPLITS
+from receiptbert.encoder import BertShape
 from receiptbert.evaluation import Evaluation
 from receiptbert.metrics import f1
-from receiptbert.model_card import count_parameters, model_card
-from tests.conftest import SHAPE, Make
+from receiptbert.model_card import model_card
+from receiptbert.modeling import BertFinetuneModel
+from tests.conftest import SHAPE
 
 DATA: dict[str, Any] = {
     "rows": {"train": 1200, "val": 40, "test": 60, "unsupervised": 0},
@@ -26,6 +28,7 @@ DATA: dict[str, Any] = {
     "train_rows_per_class": {"largest": 900, "median": 200.0, "smallest": 100},
     "largest_class_share": 0.75,
 }
+BERT = BertShape(vocab_size=1500, **SHAPE, eps=1e-12)
 HOSTILE = "# ЧАЙ|<b>*1*</b>\r\n\x00[сыр](x) `y` \\ $z$"
 SHOWN_HOSTILE = r"\# ЧАЙ\|\<b\>\*1\*\</b\> \[сыр\](x) \`y\` \\ \$z\$"
 
@@ -48,9 +51,9 @@ def evaluation(**changes: Any) -> Evaluation:
 
 
 @pytest.fixture
-def card(finetune_model: Make) -> str:
+def card() -> str:
     texts = [HOSTILE, *(f"line {i}" for i in range(1, 60))]
-    return model_card(evaluation(texts=texts), finetune_model(), DATA)
+    return model_card(evaluation(texts=texts), BERT, DATA)
 
 
 def test_hugging_face_reads_the_front_matter(card: str) -> None:
@@ -102,20 +105,21 @@ def test_the_card_says_what_the_figures_say(card: str) -> None:
     assert "1 have fewer" in worst
 
 
-def test_equal_results_are_equal_bytes(finetune_model: Make) -> None:
-    cards = {model_card(evaluation(), finetune_model(), DATA) for _ in range(2)}
+def test_equal_results_are_equal_bytes() -> None:
+    cards = {model_card(evaluation(), BERT, DATA) for _ in range(2)}
     assert len(cards) == 1
     assert str(Path.cwd()) not in cards.pop()
 
 
-def test_parameters_are_all_counted(finetune_model: Make) -> None:
-    model = finetune_model()
-    assert sum(count_parameters(model).values()) == sum(p.numel() for p in model.parameters())
+def test_the_model_is_described(card: str) -> None:
+    assert "3 product categories: 2 layers of width 16, 1,500 tokens." in card
+    model = BertFinetuneModel(**BERT.kwargs(), num_classes=3)
+    assert f"| all | {sum(parameter.numel() for parameter in model.parameters()):,} |" in card
 
 
-def test_a_model_without_errors_has_a_card(finetune_model: Make) -> None:
+def test_a_model_without_errors_has_a_card() -> None:
     true = evaluation().predicted
-    assert "## The most frequent errors" in model_card(evaluation(true=true), finetune_model(), DATA)
+    assert "## The most frequent errors" in model_card(evaluation(true=true), BERT, DATA)
 
 
 def test_plots_are_drawn_of_the_answers() -> None:
@@ -136,10 +140,8 @@ def test_scores_are_those_of_the_answers() -> None:
     assert found.scores["weighted_f1"] == weighted != f1(found.predicted, found.true, "weighted")
 
 
-def test_a_temperature_that_was_not_fitted_is_told_as_such(
-    finetune_model: Make,
-) -> None:
-    card = model_card(evaluation(temperature=1.0), finetune_model(), DATA)
+def test_a_temperature_that_was_not_fitted_is_told_as_such() -> None:
+    card = model_card(evaluation(temperature=1.0), BERT, DATA)
     assert "temperature 1, since val determined no other." in " ".join(card.split())
 
 
@@ -151,14 +153,12 @@ def test_coverage_is_told_at_the_temperature() -> None:
     assert kept[1] != kept[4]
 
 
-def test_of_a_package_that_the_path_has_twice_the_first_is_named(
-    monkeypatch: pytest.MonkeyPatch, finetune_model: Make
-) -> None:
+def test_of_a_package_that_the_path_has_twice_the_first_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where ``lib64`` is a link to ``lib``, or a cluster's folder stands before the environment's."""
 
     def twice(name: str) -> list[Any]:
         return [SimpleNamespace(name=name, version="1.0+cpu"), SimpleNamespace(name=name, version="0.9")]
 
     monkeypatch.setattr("receiptbert.model_card.metadata.distributions", twice)
-    card = model_card(evaluation(), finetune_model(), DATA)
+    card = model_card(evaluation(), BERT, DATA)
     assert [line for line in card.splitlines() if line.startswith("| torch |")] == ["| torch | 1.0 |"]

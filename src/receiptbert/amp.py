@@ -16,16 +16,16 @@ from torch.optim import Optimizer
 from receiptbert.apex_amp import ApexAmp, import_apex
 from receiptbert.choices import AMP_BACKENDS
 from receiptbert.errors import UserError
-from receiptbert.precision import products_in
+from receiptbert.precision import autocast
 
 
 class Amp(Protocol):
-    """What a training needs from an engine. In each step, in this order: casts, backward, unscale, step."""
+    """What a training needs from an engine. In each step, in this order: autocast, backward, unscale, step."""
 
     scale: float
     """The scale of the loss, from the next step on; 1 where nothing is scaled."""
 
-    def casts(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass; outside it everything is computed as usual."""
 
     @property
@@ -111,8 +111,8 @@ class _TorchAmp:
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.scale = self._scaler.get_scale()
 
-    def casts(self) -> AbstractContextManager[Any]:
-        return products_in(self._precision, self._device)
+    def autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self._precision, self._device)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The scaled loss, whose gradients ``step`` expects."""

@@ -17,7 +17,7 @@ class ApexAmp:
 
     O1 replaces functions of torch, for the whole process, by ones that cast: models that it was not given
     would be computed in fp16 too, and the trained one evaluated with cached fp16 weights from before they
-    changed. So the casts are switched off except within ``casts``, as with autocast.
+    changed. So the casts are switched off except within ``autocast``, as with torch's.
     """
 
     scaled = None  # apex unscales the gradients at the end of its backward pass
@@ -36,7 +36,7 @@ class ApexAmp:
         self.scale = self._loss_scaler()["loss_scale"]
 
     @contextmanager
-    def casts(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
         """The casts of O1, for a pass."""
         self._off.__exit__(None, None, None)
         try:
@@ -51,7 +51,7 @@ class ApexAmp:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``, scaled and unscaled again."""
         # With casts: activation checkpointing computes the layers of the forward pass once more.
-        with self._amp.scale_loss(loss, self._optimizer) as scaled, self.casts():
+        with self._amp.scale_loss(loss, self._optimizer) as scaled, self.autocast():
             scaled.backward()
         # Looked at after each backward pass: between two steps the scale may rise as well as fall.
         before, self.scale = self.scale, self._loss_scaler()["loss_scale"]
@@ -79,8 +79,7 @@ class ApexAmp:
         self.scale = state["scale"]
 
     def _loss_scaler(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._amp.state_dict()["loss_scaler0"]
-        return state
+        return self._amp.state_dict()["loss_scaler0"]
 
 
 def import_apex() -> Any:

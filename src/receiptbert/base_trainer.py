@@ -92,7 +92,7 @@ class BaseTrainer(Generic[Model]):
             noted = self._graphs.run(kind, inputs, lambda: self._capturable(num_batches, inputs))
             if noted is not None:
                 return noted
-        with own_random_numbers(self._device, *position), self._amp.casts():
+        with own_random_numbers(self._device, *position), self._amp.autocast():
             loss, noted = self._compute(*inputs)
         self._backward(loss / num_batches)
         return {name: value.detach() for name, value in noted.items()}
@@ -114,7 +114,7 @@ class BaseTrainer(Generic[Model]):
         arguments = self._static_arguments(*batch)
 
         def compute(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            with self._amp.casts():
+            with self._amp.autocast():
                 loss, noted = self._compute(*inputs, **arguments)
             assert self._amp.scaled is not None
             return self._amp.scaled(loss / num_batches), noted

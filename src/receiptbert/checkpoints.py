@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from receiptbert.devices import device_name
-from receiptbert.distributed import from_leader, is_leader, num_processes, rank
+from receiptbert.distributed import from_main_process, is_main_process, num_processes, rank
 from receiptbert.errors import UserError
-from receiptbert.files import whole
+from receiptbert.files import atomic
 from receiptbert.progress import say
 
 # After a checkpoint that took a second to write comes a minute without one, whatever the interval: even for
@@ -43,7 +43,7 @@ class Checkpoints:
 
     They lie in ``folder/<fingerprint>``: a training with another fingerprint finds none. Use it as a context
     manager: within it no other training can use ``folder``. Of several processes that train together, only
-    the leader writes and reads.
+    the main process writes and reads.
 
     Args:
         folder: of the stage, or of one of its trainings; its name is the training's.
@@ -64,7 +64,7 @@ class Checkpoints:
         self._lock = FileLock(folder.with_suffix(".lock"))
 
     def __enter__(self) -> "Checkpoints":
-        if not is_leader():
+        if not is_main_process():
             return self
         self._parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -90,7 +90,7 @@ class Checkpoints:
         content = save(dict(state.tensors), metadata={"values": json.dumps(state.values)})
         # The digest in the name reveals a damaged file, whatever damaged it.
         path = self._folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-        with whole(path) as partial:
+        with atomic(path) as partial:
             partial.write_bytes(content)
         for old in [*self._paths()[KEPT:], *self._folder.glob("*.part")]:
             old.unlink()
@@ -136,7 +136,7 @@ def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -
 
     Raises:
         UserError: this process, one of several that are to train together, has other parameters, inputs or
-            code than the leader.
+            code than the main process.
     """
     digest = hashlib.sha256(repr(parameters).encode())
     for top in [*inputs, *_code()]:
@@ -145,7 +145,7 @@ def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -
                 with path.open("rb") as file:
                     digest.update(os.fsencode(path.name) + hashlib.file_digest(file, "sha256").digest())
     own = digest.hexdigest()[:16]
-    if own != from_leader(lambda: own):
+    if own != from_main_process(lambda: own):
         raise UserError(
             f"process {rank()}, on {socket.gethostname()}, has other parameters, inputs or code than "
             "process 0; give all hosts the same files"

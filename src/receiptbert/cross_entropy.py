@@ -5,7 +5,7 @@ T targets by V vocabulary entries make the largest tensor of a small model: 72 M
 memory and the time to write and read them.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def cross_entropy_in_place(logits: Tensor, labels: Tensor, ignore_index: int) ->
     if logits.dtype == torch.float16:  # small probabilities would vanish before the gradient is scaled up
         logits = logits.float()
     arguments = logits, labels, labels != ignore_index
-    return cast(Tensor, _CrossEntropy.apply(*arguments))  # type: ignore[no-untyped-call]
+    return _CrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
 class _CrossEntropy(torch.autograd.Function):

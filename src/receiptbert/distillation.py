@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import softmax
 
 from receiptbert.corpus import TRAIN, UNSUPERVISED, VAL
-from receiptbert.distributed import from_leader
+from receiptbert.distributed import from_main_process
 from receiptbert.finetuning import Finetuning, Run
 from receiptbert.labelled import UNLABELLED_PER_LABEL, Labelled, TrainingSet
 from receiptbert.linear_teacher import LinearTeacher, Probabilities
@@ -81,8 +81,8 @@ def distil(
         predicted = linear.probabilities(texts.val).argmax(axis=1)
         return linear.probabilities(texts.unlabelled), f1(val.targets, predicted, "weighted")
 
-    # (U, C). Only the leader fits it: that takes gigabytes.
-    linear_answers, linear_f1 = from_leader(linear_teacher)
+    # (U, C). Only the main process fits it: that takes gigabytes.
+    linear_answers, linear_f1 = from_main_process(linear_teacher)
     say(f"linear teacher: weighted F1 on val {linear_f1:.4f}")
 
     answers = np.zeros_like(linear_answers)  # (U, C), the BERTs' mean; later averaged with the linear teacher

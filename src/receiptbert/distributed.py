@@ -3,7 +3,7 @@
 All processes hold the whole model and draw the same batches with the same random numbers. Each computes the
 gradients of its own rows, the gradients are averaged, and all take the same step. So weights, optimizer
 and schedule are equal everywhere, and so are the random numbers that batches are drawn with: the first
-process, the leader, speaks and writes for all, and a checkpoint of its state is one of the whole training,
+process, the main one, speaks and writes for all, and a checkpoint of its state is one of the whole training,
 for any number of processes.
 
 With a single process nothing here does anything. How several are started: ``launching``.
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +36,14 @@ _patient: dist.ProcessGroup | None = None  # all processes, for long waits; on t
 def join(on_gpu: bool) -> None:
     """Meet the other processes, as torchrun describes them in the environment."""
     global _patient
-    store, number, processes = meeting_place()
+    store, number, processes = rendezvous()
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", store=store, rank=number, world_size=processes, timeout=STEP_TIMEOUT
     )
     _patient = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
 
-def meeting_place() -> tuple[dist.Store, int, int]:
+def rendezvous() -> tuple[dist.Store, int, int]:
     """The store that the processes share, this one's number, and how many there are."""
     store, number, processes = next(dist.rendezvous("env://"))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -54,7 +54,7 @@ def meeting_place() -> tuple[dist.Store, int, int]:
 
 def leave() -> None:
     """Wait until all are done, and disconnect. Only after success: on an error a process just ends."""
-    wait_for_all()
+    barrier()
     dist.destroy_process_group()
 
 
@@ -73,24 +73,24 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_leader() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes and speaks for all."""
     return rank() == 0
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Wait until all processes are here."""
     if num_processes() > 1:
         dist.barrier(group=_patient)
 
 
-def from_leader(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the leader. The others do not call it; they wait for a copy."""
+def from_main_process(make: Callable[[], T]) -> T:
+    """What ``make`` returns in the main process. The others do not call it; they wait for a copy."""
     if num_processes() == 1:
         return make()
-    box = [make() if is_leader() else None]
+    box: list[Any] = [make() if is_main_process() else None]
     dist.broadcast_object_list(box, src=0, group=_patient)
-    return cast(T, box[0])
+    return box[0]
 
 
 def in_shares(
@@ -105,7 +105,7 @@ def in_shares(
         return compute(np.arange(number))
     shares: list[Any] = [None] * num_processes()
     dist.all_gather_object(shares, compute(np.arange(rank(), number, num_processes())), group=_patient)
-    rows = np.empty((number, *shares[0].shape[1:]), dtype=np.float32)  # the leader's share is the largest
+    rows = np.empty((number, *shares[0].shape[1:]), dtype=np.float32)  # the first share is the largest
     for first, share in enumerate(shares[:number]):
         rows[first :: num_processes()] = share
     return rows
@@ -145,7 +145,7 @@ def parallel(model: nn.Module) -> nn.Module:
     """``model``, wrapped so that its backward pass averages the gradients of all processes."""
     if num_processes() == 1:
         return model
-    wait_for_all()  # some may have had more to prepare
+    barrier()  # some may have had more to prepare
     # Gradients live in the buffers that are sent: no second copy of them.
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
@@ -157,7 +157,7 @@ def averaging(model: nn.Module, active: bool) -> AbstractContextManager[None]:
     """
     if active or not isinstance(model, DistributedDataParallel):
         return nullcontext()
-    return cast(AbstractContextManager[None], model.no_sync())
+    return model.no_sync()
 
 
 @contextmanager

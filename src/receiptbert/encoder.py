@@ -5,7 +5,7 @@ V vocabulary, P positions.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -136,5 +136,5 @@ class Bert(nn.Module):
     def _run(self, layer: nn.Module, *arguments: Tensor | bool | None) -> Tensor:
         if self.activation_checkpointing and self.training:
             # With the random numbers of the first pass, so that dropout drops the same elements.
-            return cast(Tensor, checkpoint(layer, *arguments, use_reentrant=False))
-        return cast(Tensor, layer(*arguments))
+            return checkpoint(layer, *arguments, use_reentrant=False)
+        return layer(*arguments)

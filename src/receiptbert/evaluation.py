@@ -58,8 +58,7 @@ class Evaluation:
     @cached_property
     def predicted(self) -> ClassIds:
         """Class ids, shape (n,)."""
-        predicted: ClassIds = self.logits.argmax(axis=1)
-        return predicted
+        return self.logits.argmax(axis=1)
 
     @cached_property
     def scores(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from receiptbert.errors import UserError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """Yield a name beside ``path`` to write a file or folder to; it becomes ``path`` if the block succeeds.
 
     Whatever stood at ``path`` before stays until then, and stays for good if the block raises. The contents
@@ -24,8 +24,8 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(path: Path, instead: str = "") -> Iterator[Path]:
-    """``whole`` for a file that a user names: several processes may write it at once, and the last one wins.
+def atomic_file(path: Path, instead: str = "") -> Iterator[Path]:
+    """``atomic`` for a file that a user names: several processes may write it at once, and the last one wins.
 
     A file keeps its permissions. A link is replaced, not what it stands for, which may be in DVC's cache.
 
@@ -55,7 +55,7 @@ def whole_file(path: Path, instead: str = "") -> Iterator[Path]:
 
 @contextmanager
 def _appearing(path: Path, partial: Path) -> Iterator[Path]:
-    """See ``whole``; ``partial`` is the name to write to."""
+    """See ``atomic``; ``partial`` is the name to write to."""
     old = path.with_name(f".{path.name}.replaced")  # a name that nobody gives to a copy of their own
     with naming(path):
         try:

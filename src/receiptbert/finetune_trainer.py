@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from receiptbert.checkpoints import Checkpoints, State
 from receiptbert.datasets import Texts
-from receiptbert.distributed import from_leader, share_of
+from receiptbert.distributed import from_main_process, share_of
 from receiptbert.flat_texts import padding_mask
 from receiptbert.inference import inference_loader, predict
 from receiptbert.metrics import ClassIds, f1
@@ -110,7 +110,7 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
                 if epoch % eval_every and epoch < n_epochs:
                     self._end_epoch()
                     continue
-                evaluated, score = from_leader(partial(self._evaluate, dataloaders["eval"], scorer))
+                evaluated, score = from_main_process(partial(self._evaluate, dataloaders["eval"], scorer))
                 record |= evaluated
                 self._finish_epoch({"epoch": epoch} | record, score)
                 self._history.log(record, self._step)
@@ -197,7 +197,7 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
 
     def _logits(self, model: nn.Module, input_ids: Tensor) -> Tensor:
         """(B, S) ids on the trainer's device -> (B, C)."""
-        return cast(Tensor, model(input_ids, padding_mask(input_ids, self._pad_token_id)))
+        return model(input_ids, padding_mask(input_ids, self._pad_token_id))
 
     def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:
         """The predicted class of each text of ``dataloader``, which has no targets; shape (n,).

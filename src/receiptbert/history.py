@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from receiptbert.distributed import average, is_leader
+from receiptbert.distributed import average, is_main_process
 from receiptbert.errors import UserError
 
 # Losses of single batches are noisy; this many are shown as a mean, and fetched from the device at once.
@@ -74,7 +74,7 @@ class History:
 
     def log(self, record: Mapping[str, float], step: int) -> None:
         """Write values to TensorBoard."""
-        if self.logdir is None or not is_leader():
+        if self.logdir is None or not is_main_process():
             return
         if self._writer is None:
             self._writer = SummaryWriter(self.logdir, purge_step=self._purge_step)

@@ -12,7 +12,7 @@ from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.datasets import InferenceDataset, Texts
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import padding_mask
-from receiptbert.precision import products_in
+from receiptbert.precision import autocast
 from receiptbert.progress import track
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.tokenization import WordpieceTokenizer
@@ -52,7 +52,7 @@ def logits_by_batch(
     model.eval()
     for index, batch in zip(batches, ordered, strict=True):
         input_ids = batch.to(device)
-        with torch.inference_mode(), products_in(precision, device):
+        with torch.inference_mode(), autocast(precision, device):
             logits = model(input_ids, padding_mask(input_ids, pad_token_id)).float()
         yield index, logits
 

@@ -138,20 +138,20 @@ def one_voice() -> Iterator[None]:
     """Of several processes that fail, let the first say why. The others fail for the same reason, or because
     the first has failed.
 
-    Only the leader reports progress.
+    Only the main process reports progress.
     """
     if not dist.is_torchelastic_launched():
         yield
         return
     progress.quiet = os.environ["RANK"] != "0"
-    store, _, _ = distributed.meeting_place()
+    store, _, _ = distributed.rendezvous()
     try:
         yield
     except Interrupted:  # nobody speaks
         raise
     except (Exception, KeyboardInterrupt) as error:
         is_first = True
-        with suppress(RuntimeError):  # where the leader keeps the store, it may be gone
+        with suppress(RuntimeError):  # where the main process keeps the store, it may be gone
             is_first = store.add("failures", 1) == 1
         if not is_first:
             sys.exit(1)

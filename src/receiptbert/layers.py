@@ -6,7 +6,6 @@ wanted, d hidden size, h heads, V vocabulary, P positions.
 
 import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +62,7 @@ class BertEmbeddings(nn.Module):
             + self._position_embeddings(positions)
             + self._segment_embeddings(segments)
         )
-        return cast(Tensor, self._dropout(self._layer_norm(embeddings)))
+        return self._dropout(self._layer_norm(embeddings))
 
 
 class MultiHeadSelfAttention(nn.Module):
@@ -113,34 +112,34 @@ class MultiHeadSelfAttention(nn.Module):
         embeddings: Tensor,
         attention_mask: Tensor | None = None,
         rows: Tensor | None = None,
-        only_first: bool = False,
+        only_cls: bool = False,
     ) -> Tensor:
-        """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given, or (B, d) if ``only_first``.
+        """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given, or (B, d) if ``only_cls``.
 
         The last two arguments are for the last layer, of which a head reads only some tokens. With ``rows``,
-        all that follows attention is computed for these alone; with ``only_first``, queries and their
+        all that follows attention is computed for these alone; with ``only_cls``, queries and their
         attention are, too. Every token has a key and a value.
 
         Args:
             attention_mask: (B, S, S), 1 where the query (second axis) attends to the key (third axis), else
                 0; None if every token attends to every token.
             rows: (N,), the tokens whose output is wanted, as indices from 0 to BS - 1; None for all.
-            only_first: whether only the output of each text's first token is wanted.
+            only_cls: whether only the output of each text's first token is wanted.
         """
-        query, key, value = self._project(embeddings, only_first)
+        query, key, value = self._project(embeddings, only_cls)
         mask = None if attention_mask is None else attention_mask[:, None, : query.shape[2]].bool()
         context = self._attend(query, key, value, mask)  # (B, h, Q, d/h)
         context = context.transpose(1, 2).flatten(2)  # (B, Q, d)
-        if only_first:
+        if only_cls:
             context, embeddings = context[:, 0], embeddings[:, 0]
         elif rows is not None:
             context, embeddings = (x.flatten(0, 1).index_select(0, rows) for x in (context, embeddings))
         output = self._output(context)
-        return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))
+        return self._layer_norm(embeddings + self._dropout(output))
 
-    def _project(self, embeddings: Tensor, only_first: bool) -> tuple[Tensor, ...]:
-        """(B, S, d) -> queries (B, h, Q, d/h), keys and values (B, h, S, d/h); Q is 1 if ``only_first``."""
-        if not only_first:
+    def _project(self, embeddings: Tensor, only_cls: bool) -> tuple[Tensor, ...]:
+        """(B, S, d) -> queries (B, h, Q, d/h), keys and values (B, h, S, d/h); Q is 1 if ``only_cls``."""
+        if not only_cls:
             return self._split_heads(self._qkv(embeddings))
         # The wide matrix in two parts: all tokens have keys and values, the first alone needs a query.
         sizes = [self._qkv.in_features, 2 * self._qkv.in_features]
@@ -170,7 +169,7 @@ class MultiHeadSelfAttention(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = self._attention_dropout(scores.softmax(dim=-1))
-        return cast(Tensor, weights @ value)
+        return weights @ value
 
 
 class FeedForward(nn.Module):
@@ -205,7 +204,7 @@ class FeedForward(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
         output = self._contract(self._activation(self._expand(embeddings)))
-        return cast(Tensor, self._layer_norm(embeddings + self._dropout(output)))
+        return self._layer_norm(embeddings + self._dropout(output))
 
 
 class BertLayer(nn.Module):
@@ -245,7 +244,7 @@ class BertLayer(nn.Module):
         x: Tensor,
         attention_mask: Tensor | None = None,
         rows: Tensor | None = None,
-        only_first: bool = False,
+        only_cls: bool = False,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d), (N, d) or (B, d); the arguments are those of ``MultiHeadSelfAttention``."""
-        return cast(Tensor, self._feedforward(self._multihead_attention(x, attention_mask, rows, only_first)))
+        return self._feedforward(self._multihead_attention(x, attention_mask, rows, only_cls))

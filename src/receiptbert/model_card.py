@@ -11,13 +11,13 @@ from importlib import metadata
 from typing import Any
 
 import yaml
-from torch import nn
 
 from receiptbert.calibration import BINS
 from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED, VAL
+from receiptbert.encoder import BertShape
 from receiptbert.evaluation import Evaluation
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
-from receiptbert.modeling import BertFinetuneModel
+from receiptbert.plan import parameters
 
 SCORE_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy": "accuracy"}
 PACKAGES = ["torch", "tokenizers", "transformers", "safetensors"]
@@ -30,30 +30,16 @@ COUNTS = [
 ]
 
 
-def count_parameters(model: BertFinetuneModel) -> dict[str, int]:
-    """The parameters of each part of the model."""
-
-    def count(module: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
-
-    shape, backbone = model.shape, model._backbone
-    return {
-        f"embeddings of {shape.vocab_size:,} tokens": count(backbone._embeddings),
-        f"{shape.num_hidden_layers} layers of width {shape.hidden_size}": count(backbone._layers),
-        "classification head": count(model._classifier_head),
-    }
-
-
-def model_card(result: Evaluation, model: BertFinetuneModel, data: Mapping[str, Any]) -> str:
+def model_card(result: Evaluation, shape: BertShape, data: Mapping[str, Any]) -> str:
     """The card as text; equal arguments in one environment give equal text.
 
     Args:
         result: on test.
-        model: that was evaluated.
+        shape: of the encoder of the model that was evaluated.
         data: the counts of ``metrics/data.json``, those of ``COUNTS`` at least.
     """
     sections = [
-        _introduction(result, model),
+        _introduction(result, shape),
         _data(data),
         _scores(result),
         _worst(result.classes),
@@ -84,13 +70,13 @@ def _front_matter(result: Evaluation) -> str:
     return yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
 
 
-def _introduction(result: Evaluation, model: BertFinetuneModel) -> str:
-    parts = count_parameters(model)
+def _introduction(result: Evaluation, shape: BertShape) -> str:
+    parts = parameters(shape, len(result.names))
     rows = [(part, f"{count:,}") for part, count in {**parts, "all": sum(parts.values())}.items()]
-    longest = model.shape.maxlen
-    text = f"""A BERT that sorts receipt lines into {len(result.names):,} product categories. It reads the
-        first {longest} tokens of a line. The receiptbert pipeline made it and wrote this card, with scores on
-        the test split."""
+    text = f"""A BERT that sorts receipt lines into {len(result.names):,} product categories:
+        {shape.num_hidden_layers} layers of width {shape.hidden_size:,}, {shape.vocab_size:,} tokens. It reads
+        the first {shape.maxlen} tokens of a line. The receiptbert pipeline made it and wrote this card, with
+        scores on the test split."""
     return _section("# Receipt lines to product categories", text, _table(["part", "parameters"], rows))
 
 

@@ -5,7 +5,7 @@ sentence order prediction (Lan et al. 2020). Shapes: B texts in a batch, S token
 d hidden size, V vocabulary, C classes.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class MlmHead(nn.Module):
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., d) -> (..., V)."""
         transformed = self._layer_norm(self._activation(self._dense(hidden_states)))
-        return cast(Tensor, self._decoder(transformed))
+        return self._decoder(transformed)
 
 
 class ClassifierHead(nn.Module):
@@ -101,10 +101,10 @@ class ClassifierHead(nn.Module):
     def at_cls(self, hidden_states: Tensor, permuted: Tensor | None = None) -> Tensor:
         """(B, d) hidden states of ``[CLS]`` alone -> as ``forward``."""
         pooled = self._activation(self._dense(hidden_states))
-        logits = cast(Tensor, self._output(self._dropout(pooled)))
+        logits = self._output(self._dropout(pooled))
         if permuted is None:
             return logits
-        return cast(Tensor, self.CRITERION(logits.squeeze(-1), permuted.to(logits.dtype)))
+        return self.CRITERION(logits.squeeze(-1), permuted.to(logits.dtype))
 
 
 class ModelOnBert(nn.Module):

@@ -15,14 +15,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from receiptbert.errors import UserError
-from receiptbert.files import whole_file
+from receiptbert.files import atomic_file
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.saved_classifier import SavedClassifier, load_classifier
@@ -36,6 +37,8 @@ try:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 except ImportError as error:
     raise UserError(f"{error.name} is not installed; run `pip install 'receiptbert[onnx]'`") from None
+
+Probabilities = npt.NDArray[np.float32]
 
 INPUTS, OUTPUT = ["input_ids", "attention_mask"], "probabilities"
 TOLERANCE = 1e-4  # of a probability
@@ -61,7 +64,7 @@ class CalibratedModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The probabilities."""
-        return (cast(Tensor, self._model(input_ids, attention_mask)) / self._temperature).softmax(dim=-1)
+        return (self._model(input_ids, attention_mask) / self._temperature).softmax(dim=-1)
 
 
 class OnnxModel(nn.Module):
@@ -103,15 +106,21 @@ def export_onnx(
     texts = random_lines(tokenizer, model.shape.max_seqlen) if texts is None else texts
     if not texts:
         raise UserError("there are no lines to compare the answers on; name a file that has some")
+    loader = inference_loader(texts, tokenizer, model.shape.maxlen)
+
+    def answers(of: nn.Module) -> Probabilities:
+        return predict_logits(of, loader, tokenizer.pad_token_id, torch.device("cpu"))
+
+    expected = answers(calibrated)
     with (
-        whole_file(out_path) as partial,
+        atomic_file(out_path) as partial,
         tempfile.TemporaryDirectory(".part", f".{out_path.name}.", out_path.parent) as scratch,
     ):
         exported, prepared, quantized = (
             Path(scratch) / name for name in ("exported", "prepared", "quantized")
         )
         _export(calibrated, saved, exported)
-        agreement = agree(calibrated, exported, texts, tokenizer, model.shape.maxlen)
+        agreement = agree(answers(OnnxModel(exported)), expected)
         if agreement.same_labels < 1 or not agreement.difference <= TOLERANCE:
             raise UserError(
                 f"{out_path} was not written: {agreement.same_labels:.2%} of {agreement.lines:,} lines get "
@@ -121,22 +130,15 @@ def export_onnx(
         if int8:
             quant_pre_process(exported, prepared)
             quantize_dynamic(prepared, quantized, weight_type=QuantType.QInt8)
-            agreement = agree(calibrated, quantized, texts, tokenizer, model.shape.maxlen)
+            agreement = agree(answers(OnnxModel(quantized)), expected)
         shutil.copyfile(quantized if int8 else exported, partial)
     return agreement
 
 
-def agree(
-    model: CalibratedModel, path: Path, texts: Sequence[str], tokenizer: WordpieceTokenizer, maxlen: int
-) -> Agreement:
-    """Compare the probabilities that ``model`` and the ONNX file ``path`` give ``texts``."""
-    loader = inference_loader(texts, tokenizer, maxlen)
-    torchs, onnxs = (
-        predict_logits(contestant, loader, tokenizer.pad_token_id, torch.device("cpu"))
-        for contestant in (model, OnnxModel(path))
-    )
-    same = torchs.argmax(axis=1) == onnxs.argmax(axis=1)
-    return Agreement(len(texts), float(same.mean()), float(np.abs(torchs - onnxs).max()))
+def agree(found: Probabilities, expected: Probabilities) -> Agreement:
+    """Compare probabilities of the same n lines, (n, C)."""
+    same = found.argmax(axis=1) == expected.argmax(axis=1)
+    return Agreement(len(found), float(same.mean()), float(np.abs(found - expected).max()))
 
 
 def random_lines(tokenizer: WordpieceTokenizer, longest: int) -> list[str]:

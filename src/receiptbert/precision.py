@@ -32,7 +32,7 @@ def choose_precision(name: str, device: torch.device, key: str) -> str:
     return name
 
 
-def products_in(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """A context that computes matrix products in ``precision``: fp32 (changes nothing), bf16 or fp16."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 

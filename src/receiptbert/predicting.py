@@ -165,8 +165,7 @@ def open_table(path: Path | None, kind: str, column: str = TEXT) -> Table:
         return TextTable(path, kind, column)
     if path is None:
         raise UserError("Parquet cannot be read from stdin; name a file")
-    table: Table = _parquet().ParquetTable(path)
-    return table
+    return _parquet().ParquetTable(path)
 
 
 def _require_lines(table: Table, column: str) -> None:
@@ -203,8 +202,7 @@ def _writer(
         raise UserError(f"the input has several columns {doubled[0]!r}; rename one, or write CSV")
     if kind == "jsonl":
         return json_writer(stream, names)
-    writer: AbstractContextManager[Write] = _parquet().parquet_writer(stream, table, answers)
-    return writer
+    return _parquet().parquet_writer(stream, table, answers)
 
 
 def _parquet() -> ModuleType:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from receiptbert.errors import UserError
-from receiptbert.files import whole
+from receiptbert.files import atomic
 from receiptbert.json_files import read_json_object
 
 # Enough to tell experiments apart, and no more: the noise of the last bits stays out of `git diff`.
@@ -19,7 +19,7 @@ LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write ``values`` as JSON in their own order, floats rounded to ``DECIMALS``."""
     text = json.dumps(_rounded(values), ensure_ascii=False, indent=2)
-    with whole(path) as partial:
+    with atomic(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write the data of a plot as CSV: floats rounded to ``DECIMALS``, texts in one line."""
-    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([_cell(value) for value in row] for row in rows)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from receiptbert.base_trainer import BaseTrainer, Model
 from receiptbert.checkpoints import Checkpoints, State, conditions
-from receiptbert.distributed import Agreement, from_leader, is_leader, num_processes, wait_for_all
+from receiptbert.distributed import Agreement, barrier, from_main_process, is_main_process, num_processes
 from receiptbert.errors import Interrupted
 from receiptbert.interrupts import Interrupts
 from receiptbert.optimization import Scheduler
@@ -76,7 +76,7 @@ class ResumableTrainer(BaseTrainer[Model]):
         if self._checkpoints is None:
             yield
             return
-        state = from_leader(self._checkpoints.load)
+        state = from_main_process(self._checkpoints.load)
         if state is not None:
             self._load(state)
         self._note()
@@ -124,7 +124,7 @@ class ResumableTrainer(BaseTrainer[Model]):
             super()._optimize(losses)
             if self._checkpoints is not None:
                 self._note()
-                due = is_leader() and self._checkpoints.due
+                due = is_main_process() and self._checkpoints.due
                 save, stop = self._agreement.on(due, self._interrupts.number)
                 if stop:
                     raise Interrupted(stop)  # whichever process received the signal
@@ -163,9 +163,9 @@ class ResumableTrainer(BaseTrainer[Model]):
 
     def _save(self) -> None:
         self._history.flush()
-        if is_leader():
+        if is_main_process():
             self._write_checkpoint()
-        wait_for_all()
+        barrier()
 
     def _write_checkpoint(self) -> None:
         columns = list(self.history[0]) if self.history else []

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 from receiptbert.csv_faults import is_blank
 from receiptbert.decoding import utf8_lines
 from receiptbert.errors import UserError
-from receiptbert.files import naming, whole_file
+from receiptbert.files import atomic_file, naming
 
 # Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
 CHUNK = 20_000
@@ -197,7 +197,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     instead = ", or omit --output to write to stdout"
-    with whole_file(path, instead) as partial, partial.open("wb") as stream:
+    with atomic_file(path, instead) as partial, partial.open("wb") as stream:
         yield stream
 
 

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 from tokenizers import BertWordPieceTokenizer
 
@@ -100,7 +99,7 @@ def _train(
             # Without a terminal its progress bar is nothing but empty lines.
             show_progress=size > 0 and in_terminal(),
         )
-        return cast(dict[str, int], trainer.get_vocab())
+        return trainer.get_vocab()
 
     words_path = corpus_path.with_name(f"{corpus_path.name}.words")
     try:
