@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from common import ROOT, argument_parser, in_turns, ratio, run_main, write_result
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
-from receiptbert.encoder import BertShape
+from receiptbert.encoder import BertShape, parameters
 from receiptbert.modeling import BertFinetuneModel
-from receiptbert.plan import parameters
 from receiptbert.pretraining import EPS
 from receiptbert.saved_classifier import load_classifier
 from receiptbert.tokenization import WordpieceTokenizer

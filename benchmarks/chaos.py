@@ -35,9 +35,8 @@ from common import (
 )
 from project import generate_corpus
 from receiptbert.checkpoints import REST, Checkpoints, State
-from receiptbert.encoder import BertShape
+from receiptbert.encoder import BertShape, parameters
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.plan import parameters
 from receiptbert.pretraining import EPS
 from receiptbert.progress import say
 from receiptbert.reports import read_json

@@ -28,7 +28,7 @@ from common import (
 )
 from project import generate_corpus
 from receiptbert.checkpoints import Checkpoints, conditions
-from receiptbert.corpus_facts import TextLengths
+from receiptbert.corpus_facts import load_longest
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.params import Params
 from receiptbert.pretraining import Pretraining
@@ -65,7 +65,7 @@ def pretrain(folder: Path, params: Params) -> dict[str, float | str]:
     keep_freed_memory(device, params.pretrain.precision)
     tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
     texts = TokenStore.load(store_path(folder / "data/tokenized", "unsupervised"), tokenizer)
-    longest = TextLengths.load(folder / "data/tokenized/lengths.json").longest
+    longest = load_longest(folder / "data/tokenized/lengths.json")
     pretraining = Pretraining(params, texts, tokenizer, longest, device)
     pretraining.require_memory()
     torch.optim.AdamW([torch.zeros(1)])  # the first one imports torch's compiler, which takes seconds

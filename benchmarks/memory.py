@@ -9,6 +9,7 @@ in every training); on a GPU, what torch reserved there.
 
 import argparse
 import ctypes
+import math
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from receiptbert.devices import choose_device, device_name, keep_freed_memory
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.plan import GIB, Plan
 from receiptbert.precision import choose_precision
+from receiptbert.sampling import padding
 from setting import Setting, make_pretraining, read_setting
 
 STEPS = 150  # the heap grows while shapes of batches are new
@@ -79,7 +81,8 @@ def measure(row: Row, setting: Setting) -> tuple[float, float]:
 
 def plan_of(row: Row, setting: Setting) -> Plan:
     """The plan that the stage would make."""
-    lengths = setting.unlabelled.lengths.clip(max=setting.shape.maxlen) + SPECIAL_TOKENS_PER_TEXT
+    shown = setting.unlabelled.lengths.clip(max=setting.shape.maxlen)
+    lengths = shown + SPECIAL_TOKENS_PER_TEXT
     return Plan(
         shape=setting.shape,
         num_classes=None,
@@ -90,6 +93,7 @@ def plan_of(row: Row, setting: Setting) -> Plan:
         processes_here=1,
         length=float(lengths.mean()),
         longest=int(lengths.max()),
+        padding=padding(torch.from_numpy(shown), math.ceil(len(shown) / row.batch_size)),
         mask_prob=setting.params.pretrain.mask_prob,
         dropout=row.dropout,
         precision=setting.precision,

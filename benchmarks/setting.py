@@ -14,7 +14,7 @@ from common import add_overrides, positive, read_archive, shipped_params, train_
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.collation import Collator
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
-from receiptbert.corpus_facts import TextLengths
+from receiptbert.corpus_facts import longest_used
 from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import choose_device
 from receiptbert.encoder import BertShape
@@ -80,7 +80,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     tokenizer = train_tokenizer(corpus, params.tokenizer)
     lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
     unlabelled = TokenStore.from_texts(lines, tokenizer)
-    longest = TextLengths.of(unlabelled.lengths, params.pretokenize.max_length_quantile).longest
+    longest = longest_used(unlabelled.lengths, params.pretokenize.max_length_quantile)
     rows = corpus[corpus[SPLIT] == TRAIN]
     labels = label_list(corpus)
     device = choose_device(args.device, key="--device")

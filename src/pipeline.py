@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from types import TracebackType
 
 from receiptbert.errors import UserError, discard, one_line_errors
 from receiptbert.failures import explain
@@ -40,6 +41,17 @@ PLOTS = METRICS / "plots"
 # Set early: a stage imports this module before torch, which takes seconds.
 if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}:
     end_with_parent()
+
+
+def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{Path(sys.argv[0]).stem}: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# Ctrl-C while torch is imported; `run_stage` is not there yet.
+sys.excepthook = _without_traceback
 
 
 def run_stage(

@@ -16,7 +16,7 @@ from receiptbert.corpus import (
     read_corpus,
     strings,
 )
-from receiptbert.corpus_facts import Classes, TextLengths
+from receiptbert.corpus_facts import Classes, longest_used, save_longest
 from receiptbert.files import atomic
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
@@ -44,17 +44,17 @@ def pretokenize(params: Params) -> str:
     stores[UNSUPERVISED] = stores[UNSUPERVISED].sorted_by_length()
     lengths = stores[UNSUPERVISED].lengths
 
-    used = TextLengths.of(lengths, params.pretokenize.max_length_quantile)
+    longest = longest_used(lengths, params.pretokenize.max_length_quantile)
     classes = Classes(labels=labels, names=label_names(labels, read_categories(pipeline.CATEGORIES)))
     with atomic(pipeline.TOKENIZED) as folder:
         folder.mkdir()
         for split, store in stores.items():
             store.save(store_path(folder, split))
             save_texts(folder, split, strings(corpus.loc[corpus[SPLIT] == split, TEXT]))
-        used.save(folder / pipeline.LENGTHS.name)
+        save_longest(folder / pipeline.LENGTHS.name, longest)
         classes.save(folder / pipeline.CLASSES.name)
-    report(stores, used.longest, tokenizer)
-    return f"{len(lengths):,} unsupervised texts; of each, up to {used.longest} tokens are used"
+    report(stores, longest, tokenizer)
+    return f"{len(lengths):,} unsupervised texts; of each, up to {longest} tokens are used"
 
 
 def report(stores: dict[str, TokenStore], longest: int, tokenizer: WordpieceTokenizer) -> None:

@@ -2,11 +2,11 @@
 
 import pipeline
 from receiptbert.checkpoints import Checkpoints, conditions, training_fingerprint
-from receiptbert.corpus_facts import TextLengths
+from receiptbert.corpus_facts import load_longest
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distributed import is_main_process
 from receiptbert.files import atomic
-from receiptbert.hf_format import save_pretrained
+from receiptbert.hf_format import load_tokenizer, read_shape, read_weights, save_pretrained
 from receiptbert.launching import in_processes, one_voice
 from receiptbert.params import Params
 from receiptbert.pretraining import Pretraining
@@ -19,7 +19,10 @@ from receiptbert.tokenization import WordpieceTokenizer
 @in_processes
 def pretrain(params: Params) -> str | None:
     runtime = params.runtime
-    pipeline.start_of_finetuning(params.finetune)
+    source = pipeline.start_of_finetuning(params.finetune)
+    if not params.finetune.of_our_shape:  # else finetune would refuse it after all of pretraining
+        load_tokenizer(source, read_shape(source))
+        read_weights(source)
     device = choose_device(runtime.device, runtime.deterministic)
     keep_freed_memory(device, params.pretrain.precision)
     texts_path = store_path(pipeline.TOKENIZED, "unsupervised")
@@ -28,7 +31,7 @@ def pretrain(params: Params) -> str | None:
         params,
         TokenStore.load(texts_path, tokenizer),  # unnamed, so that it is freed once copied
         tokenizer,
-        TextLengths.load(pipeline.LENGTHS).longest,
+        load_longest(pipeline.LENGTHS),
         device,
     )
     if number := pretraining.num_too_short:

@@ -26,6 +26,7 @@ PLAN = Plan(
     texts=B,
     length=float(S),
     longest=S,
+    padding=1.0,
     mask_prob=MASK_PROB,
     dropout=0.0,
     precision="fp32",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiptbert import FinetuneDataset, InferenceDataset, PretrainDataset, WordpieceTokenizer
-from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler
+from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler, padding
 from receiptbert.token_store import TokenStore
 
 
@@ -169,6 +169,9 @@ def test_no_text_is_lost_whatever_the_lengths(lengths: list[int], batch_size: in
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(batches)
     assert len(batches) == len(sampler) == math.ceil(len(lengths) / batch_size)
+    padded = [len(batch) * (max(lengths[i] for i in batch) + 2) for batch in batches]
+    mean = (sum(lengths) + 2 * len(lengths)) / len(batches)
+    assert padding(torch.tensor(lengths), len(batches)) == pytest.approx(max(padded) / mean)
 
 
 @given(

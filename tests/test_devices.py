@@ -93,12 +93,22 @@ def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     cpu = torch.device("cpu")
     monkeypatch.setattr("receiptbert.devices.MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr("receiptbert.devices.CGROUP", tmp_path)
+    monkeypatch.setattr("receiptbert.devices.OWN_CGROUP", tmp_path / "own")
     assert free_memory(cpu) is None  # not Linux
     (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
     assert free_memory(cpu) == 5000 * 1024
     stat = "anon 500000\nfile 2000000\nshmem 0\n"
     for name, text in {"max": "3000000", "current": "2500000", "stat": stat}.items():
         (tmp_path / f"memory.{name}").write_text(text)
+    assert free_memory(cpu) == 2_500_000
+    job = tmp_path / "slurm/job/step"  # of which a group in between has the limit
+    job.mkdir(parents=True)
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/slurm/job/step\n")
+    for name, text in {"max": "1200000", "current": "1000000", "stat": "file 300000\nshmem 0\n"}.items():
+        (job.parent / f"memory.{name}").write_text(text)
+    assert free_memory(cpu) == 500_000
+    (job / "memory.max").write_text("max\n")
+    (job.parent / "memory.max").unlink()
     assert free_memory(cpu) == 2_500_000
     (tmp_path / "memory.stat").write_text("file 2000000\nshmem 1500000\n")  # files in memory
     assert free_memory(cpu) == 1_000_000

@@ -75,7 +75,7 @@ def test_two_processes_pretrain_as_one_does_through_a_kill_a_restart_and_a_stop(
     # The launcher may have ended the other process before that could say so.
     for line in said[:-2]:
         assert line.startswith(
-            "pretrain: error: another process of the training is gone; run the same command"
+            "pretrain: error: another process of the training has died; run the same command"
         )
     assert said[-2].startswith("resumed after step ")
     assert said[-1].startswith("SIGTERM: stopped after step 5")

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -186,14 +187,14 @@ PRETRAIN = (
         (
             GPU,
             "pretrain",
-            "out of memory (2.00 GiB were asked for, GPU 0 has a total capacity of 79.10 GiB of which "
+            "out of memory (2.00 GiB were requested, GPU 0 has a total capacity of 79.10 GiB of which "
             f"1.24 GiB is free); {PRETRAIN}",
         ),
-        (CPU, "pretrain", f"out of memory (40 bytes were asked for); {PRETRAIN}"),
+        (CPU, "pretrain", f"out of memory (40 bytes were requested); {PRETRAIN}"),
         (
             NUMPY,
             "finetune",
-            "out of memory (7.28 TiB were asked for); finetune.batch_size is 32: try finetune.batch_size=16, "
+            "out of memory (7.28 TiB were requested); finetune.batch_size is 32: try finetune.batch_size=16, "
             "or runtime.activation_checkpointing=true, or finetune.teachers=0, or a smaller model",
         ),
         (RuntimeError("CUDA error: out of memory"), "pretrain", f"out of memory; {PRETRAIN}"),
@@ -309,3 +310,20 @@ def test_settings_of_the_advice_exist_and_are_not_given_twice(bare_project: Path
         assert getattr(params, stage).batch_size == 1
     assert params.pretrain.num_accum_steps == 64
     assert params.finetune.teachers == 0
+
+
+def test_ctrl_c_while_a_stage_is_loaded_leaves_no_traceback() -> None:
+    program = "import pipeline, sys; sys.argv[0] = 'src/pretrain.py'; raise {}"
+    for error, expected in (
+        ("KeyboardInterrupt", r"pretrain: interrupted\n"),
+        ("OSError", r"Traceback .*OSError\n"),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", program.format(error)],
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert re.fullmatch(expected, ended.stderr, re.DOTALL), ended.stderr
+        assert ended.returncode == (-signal.SIGINT if error == "KeyboardInterrupt" else 1)

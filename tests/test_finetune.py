@@ -31,7 +31,7 @@ from receiptbert.plan import Plan
 from receiptbert.sampling import MixtureBatchSampler
 from receiptbert.saved_classifier import load_classifier
 from receiptbert.split_texts import save_texts
-from receiptbert.token_store import TokenStore
+from receiptbert.token_store import TokenStore, store_path
 from tests.conftest import ROOT, Cut
 from tests.projects import logged, with_value
 from tests.small_trainings import labelled
@@ -234,6 +234,35 @@ def test_the_stage_makes_the_steps_that_few_labels_want(
     run(teachers="0", min_steps="4")
     assert "few labels" not in capsys.readouterr().err
     assert len((pipeline.PLOTS / "finetune.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_a_long_text_is_planned_for_and_pads_few_others_of_val(
+    run: Callable[..., dict[Path, bytes]], tokenizer: WordpieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr("receiptbert.finetuning.announce", lambda plan, _: plans.append(plan))
+    shapes: list[torch.Size] = []
+    eval_step = FinetuneTrainer._eval_step
+
+    def watch(trainer: FinetuneTrainer, dataloader: Any) -> float:
+        shapes.extend(ids.shape for ids, _ in dataloader)
+        return eval_step(trainer, dataloader)
+
+    monkeypatch.setattr(FinetuneTrainer, "_eval_step", watch)
+    run(batch_size="8", teachers="0")
+    shapes.clear()
+    for split in ("train", "val"):
+        path = store_path(pipeline.TOKENIZED, split)
+        store = TokenStore.load(path)
+        assert store.labels is not None
+        words = [" ".join(["чай"] * 12), *["чай"] * (len(store) - 1)]
+        TokenStore.from_texts(words, tokenizer, store.labels.tolist()).save(path)
+        save_texts(pipeline.TOKENIZED, split, words)
+    run(batch_size="8", teachers="0")
+    usual, with_a_long_text = (plan.padding for plan in plans)
+    assert with_a_long_text > 1.5 * usual
+    (long,) = {shape for shape in shapes if shape[1] == max(width for _, width in shapes)}
+    assert long[0] < 8
 
 
 def test_finetuning_begins_at_the_pretrained_weights(run: Callable[..., dict[Path, bytes]]) -> None:

@@ -25,7 +25,7 @@ from receiptbert.hf_format import (
     read_shape,
     save_pretrained,
 )
-from receiptbert.inference import inference_loader, predict
+from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.saved_classifier import load_classifier
 from tests.conftest import Make
 from tests.small_models import change_json, change_weights, shaken
@@ -101,7 +101,7 @@ def test_finetuned_checkpoint_answers_alike_in_a_transformers_pipeline(
     loaded, loaded_tokenizer, loaded_names, *_ = load_classifier(tmp_path)
     assert loaded_names == names
     loader = inference_loader(lines, loaded_tokenizer, loaded.shape.max_seqlen - 2)
-    ours = predict(loaded, loader, tokenizer.pad_token_id, torch.device("cpu"))
+    ours = predict_logits(loaded, loader, tokenizer.pad_token_id, torch.device("cpu")).argmax(axis=1)
     classify = pipeline("text-classification", str(tmp_path), truncation=True)
     theirs = [answer["label"] for answer in classify(lines)]
     assert [names[number] for number in ours] == theirs

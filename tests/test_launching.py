@@ -97,7 +97,7 @@ def test_of_processes_that_fail_the_first_speaks(monkeypatch: pytest.MonkeyPatch
             fail("0", other)
         assert ended.value.code == 1
     store.delete_key("failures")
-    with pytest.raises(UserError, match="another process of the training is gone"):
+    with pytest.raises(UserError, match="another process of the training has died"):
         fail("2", RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
 
 

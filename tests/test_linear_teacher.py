@@ -56,6 +56,16 @@ def test_the_linear_teacher_answers_text_by_text_and_always_alike(monkeypatch: p
     assert teacher([0, 2, 3]).probabilities([]).shape == (0, 5)
 
 
+def test_a_teacher_too_large_for_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = len(teacher([0, 2, 3])._vectorizer.get_feature_names_out())
+    needed = 3 * 3 * 8 * features
+    monkeypatch.setattr("receiptbert.linear_teacher.free_memory", lambda _: needed)
+    teacher([0, 2, 3])
+    monkeypatch.setattr("receiptbert.linear_teacher.free_memory", lambda _: needed - 1)
+    with pytest.raises(UserError, match=r"for 3 classes\), but only .* set finetune.teachers to 0"):
+        teacher([0, 2, 3])
+
+
 def test_texts_without_characters_teach_nothing() -> None:
     with pytest.raises(UserError, match=r"no features \(empty vocabulary.*\); set finetune.teachers to 0"):
         LinearTeacher([" ", ""], np.array([0, 1]), ["а"], np.array([0]), 2)

@@ -27,9 +27,9 @@ def both() -> Callable[..., tuple[list[Batch], list[Batch]]]:
     return make
 
 
-@pytest.fixture(params=[1, 30, 70, 2**14], ids=["singly", "two", "several", "all"], autouse=True)
-def _texts_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("receiptbert.loading.TEXTS_AT_ONCE", request.param)
+@pytest.fixture(params=[1, 500, 1500, 2**19], ids=["singly", "two", "several", "all"], autouse=True)
+def _tokens_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiptbert.loading.TOKENS_AT_ONCE", request.param)
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
@@ -57,6 +57,25 @@ def test_of_pretraining(both: Callable[..., Any], texts: list[str], tokenizer: W
         assert [part.shape for part in one] == [part.shape for part in other]
         assert torch.equal(true_ids(one), true_ids(other))
         assert (other[1].sum(1) > 0).any()
+
+
+def test_a_long_text_does_not_pad_thousands(
+    tokenizer: WordpieceTokenizer, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiptbert.loading.TOKENS_AT_ONCE", 2000)
+    dataset = FinetuneDataset([*texts, "чай " * 300], np.arange(len(texts) + 1), tokenizer, maxlen=300)
+    made: list[torch.Size] = []
+
+    def collate(items: Any) -> Batch:
+        batch = collate_fn(items, tokenizer.pad_token_id)
+        made.append(batch[0].shape)
+        return batch
+
+    batches = ManyAtOnce(dataset, LengthGroupedBatchSampler(dataset.shown_lengths, 4), collate)
+    assert sum(len(targets) for _, targets in batches) == len(dataset)
+    assert max(width for _, width in made) > 300
+    assert all(number * width <= 2000 for number, width in made)
+    assert len(made) < len(batches) / 2
 
 
 def test_a_resumed_epoch_begins_with_the_next_batch(texts: list[str], tokenizer: WordpieceTokenizer) -> None:

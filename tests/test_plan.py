@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import memory
 from receiptbert import BertFinetuneModel, BertModel
-from receiptbert.encoder import BertShape
+from receiptbert.encoder import BertShape, parameters
 from receiptbert.modeling import dropout_everywhere
-from receiptbert.plan import Plan, announce, parameters
+from receiptbert.plan import Plan, announce
 from receiptbert.sizes import SIZES
 from tests.conftest import ROOT
 from tests.small_plans import FINETUNING, MASK_PROB, PLAN, SHAPE, B, S
@@ -118,6 +118,9 @@ def test_memory_by_hand() -> None:
     recorded = weights + 4.4 * on_gpu.memory["activations"] + 0.4 * 2**30
     assert replace(on_gpu, cuda_graphs=True).total_memory == pytest.approx(on_gpu.total_memory + recorded)
     assert replace(PLAN, texts=2 * B).memory["activations"] == 2 * PLAN.memory["activations"]
+    # One text pads all others of its batch. Some padding is usual.
+    assert replace(PLAN, padding=5.0).memory["activations"] == 4 * PLAN.memory["activations"]
+    assert replace(PLAN, padding=1.2).memory == PLAN.memory
     finetuning = 5 * 4 * FINETUNING.num_parameters + shared
     assert FINETUNING.memory["weights, gradients and moments"] == finetuning
     few = replace(FINETUNING, trained_tokens=100, soft_targets=1000)

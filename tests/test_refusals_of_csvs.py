@@ -9,7 +9,7 @@ import pytest
 
 from tests.projects import CSV, make_zip, refuses
 
-NO_SPLIT = "is no split; name it, and quote texts that have line breaks"
+NO_SPLIT = "is no split; fill it in, and quote texts that have line breaks"
 SPLIT_RULE = "must be one of train, val, test, unsupervised"
 QUOTE = "a quote opens here and seems to close in another row; double quotes within a text and quote the whole text"
 NO_LABEL = "is not a label; train, val and test rows need one"
@@ -36,7 +36,7 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     ),
     ("a no-break space first", f"\u00a0\n{CSV}", " lacks the column text; its header is '\\xa0' and …"),
     ("a no-break space", CSV.replace("\n", "\n\u00a0\n", 1), f", row 2, column split: '' {NO_SPLIT}"),
-    ("a column twice", CSV.replace("text,", "text,text,"), " has two columns named text; leave one"),
+    ("a column twice", CSV.replace("text,", "text,text,"), " has two columns named text; keep one"),
     (
         "semicolons",
         CSV.replace(",", ";"),
@@ -225,7 +225,7 @@ CATEGORIES: list[tuple[str, str, str]] = [
         " lacks the column name; its header is 'label,title' and must name …",
     ),
     ("a label twice", "label,name\n1,Tea\n1.0,Soap\n", ", row 3, column label: '1' is named twice"),
-    ("a header only twice", "label,name,name\n", " has two columns named name; leave one"),
+    ("a header only twice", "label,name,name\n", " has two columns named name; keep one"),
     ("a name that goes on after its quote", 'label,name\n1,"Tea" black\n', f", row 2: {QUOTE}"),
     (
         "a name of two lines",

@@ -72,6 +72,12 @@ def started_from_a_link_to_itself(folder: Path) -> None:
     set_params(folder, {"finetune.init": "base"})
 
 
+def started_from_pickled_weights(folder: Path) -> None:
+    (folder / FINETUNED).rename(folder / "base")
+    (folder / "base/model.safetensors").rename(folder / "base/pytorch_model.bin")
+    set_params(folder, {"finetune.init": "base"})
+
+
 def params(**values: str) -> Callable[[Path], None]:
     return lambda folder: set_params(folder, {key.replace("__", "."): value for key, value in values.items()})
 
@@ -126,7 +132,7 @@ def spoilt_weights(folder: Path) -> None:
         weights["classifier.bias"][0] = torch.nan
 
 
-NOT_FINITE = "the model's answers are not finite numbers: its training diverged, or its weights are damaged; finetune it anew (at a lower finetune.lr), or take it again from where it came"
+NOT_FINITE = "the model's answers are not finite numbers; finetune it again, at a lower finetune.lr, if its training diverged; else restore it with `dvc repro`, or download it again"
 AGAIN = "restore it with `dvc repro`, or download it again"
 MOVE_AWAY = "a folder stands where a file must be; move it away"
 OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
@@ -158,10 +164,11 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("the pretrained model by its path", "pretrain", params(finetune__init="models/pretrained/"), "finetune.init = models/pretrained/, which is what `pretrained` means; set that"),
     ("no checkpoint", "finetune", params(finetune__init="nowhere"), "finetune.init = nowhere is not a folder; set pretrained, scratch, or that of a BERT"),
     ("no checkpoint for later", "pretrain", params(finetune__init="Scratch"), "finetune.init = Scratch is not a folder; set pretrained, scratch, or that of a BERT"),
+    ("a checkpoint that finetune would refuse later", "pretrain", started_from_pickled_weights, "base holds no model.safetensors; load it with transformers and save it again"),
     ("a link to itself", "finetune", started_from_a_link_to_itself, "finetune.init = base is not a folder; set pretrained, scratch, or that of a BERT"),
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro pretokenize`"),
-    ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels is of another type); run `dvc repro pretokenize`"),
-    ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"longest": "9"}'), "data/tokenized/lengths.json is damaged (longest is of another type); run `dvc repro pretokenize`"),
+    ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels must be a list of texts); run `dvc repro pretokenize`"),
+    ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"longest": "9"}'), "data/tokenized/lengths.json is damaged (longest must be a whole number); run `dvc repro pretokenize`"),
     ("no counts", "evaluate", content("metrics/data.json", None), "metrics/data.json not found; run `dvc repro`"),
     ("damaged counts", "evaluate", content("metrics/data.json", "<<<<<<<"), "metrics/data.json is damaged (…); run `dvc repro`"),
     ("counts that are a list", "evaluate", content("metrics/data.json", "[]"), "metrics/data.json is damaged (it holds no JSON object); run `dvc repro`"),
@@ -177,9 +184,9 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("config is a list", "evaluate", content(OF_CONFIG, "[]"), f"{OF_CONFIG} is damaged (it holds no JSON object); {AGAIN}"),
     ("config nested too deep", "evaluate", content(OF_CONFIG, "[" * 100_000), f"{OF_CONFIG} is damaged (…); {AGAIN}"),
     ("another kind of model", "evaluate", config(model_type="gpt2"), f"{FINETUNED} is a checkpoint of type gpt2; only bert can be used"),
-    ("another activation", "evaluate", config(hidden_act="silu"), f"{FINETUNED}: activation silu is not among …; name another"),
-    ("three segments", "evaluate", config(type_vocab_size=3), f"{FINETUNED}: 3 segment embeddings; only 2 can be used; name another"),
-    ("heads that do not divide", "evaluate", config(num_attention_heads=3), f"{OF_CONFIG}: hidden_size is not a multiple of num_attention_heads; mend it"),
+    ("another activation", "evaluate", config(hidden_act="silu"), f"{FINETUNED}: activation silu is not among …; choose another"),
+    ("three segments", "evaluate", config(type_vocab_size=3), f"{FINETUNED}: 3 segment embeddings; only 2 can be used; choose another"),
+    ("heads that do not divide", "evaluate", config(num_attention_heads=3), f"{OF_CONFIG}: hidden_size is not a multiple of num_attention_heads; correct it"),
     ("a negative size", "evaluate", config(intermediate_size=-1), f"{OF_CONFIG}: intermediate_size is -1; it must be a whole number from 1"),
     ("no position", "evaluate", config(max_position_embeddings=0), f"{OF_CONFIG}: max_position_embeddings is 0; it must be a whole number from 1"),
     ("a size that is a text", "evaluate", config(hidden_size="8"), f"{OF_CONFIG}: …"),

@@ -256,7 +256,7 @@ def test_what_the_device_refuses_is_told_in_terms_of_the_command(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "--top-k", "0"], "--top-k: 0 is not a whole number from 1 to 999,999"),
+        (["predict", "--top-k", "0"], "--top-k: 0 is not a whole number from 1 to 999"),
         (["predict", "--shard", "0/2"], "--shard: 0/2 is not a part such as 1/4"),
         (["predict", "--shard", "3/2"], "--shard: 3/2 is not a part such as 1/4"),
         (["predict", "--shard", "half"], "--shard: half is not a part such as 1/4"),

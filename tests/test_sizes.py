@@ -11,9 +11,9 @@ from transformers import BertConfig, BertForPreTraining
 
 from receiptbert import BertModel, WordpieceTokenizer
 from receiptbert.checkpoints import Checkpoints
+from receiptbert.encoder import parameters
 from receiptbert.params import Params
 from receiptbert.params_file import load_params
-from receiptbert.plan import parameters
 from receiptbert.sizes import SIZES
 from tests.conftest import ROOT, Make
 from tests.projects import with_value

@@ -16,7 +16,7 @@ import torch
 
 from receiptbert import Classifier, Collator, Trainer, WordpieceTokenizer
 from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
-from receiptbert.corpus_facts import Classes, TextLengths
+from receiptbert.corpus_facts import Classes, load_longest
 from receiptbert.errors import UserError
 from receiptbert.finetuning import Finetuning
 from receiptbert.labelled import TrainingSet, load_labelled, majority_class, training_set
@@ -71,7 +71,7 @@ def test_what_is_told_of_tokens_is_true(tiny_project: Path) -> None:
         for split in SPLITS
     }
     of_unsupervised = lengths["unsupervised"]
-    longest = TextLengths.load(tiny_project / "data/tokenized/lengths.json").longest
+    longest = load_longest(tiny_project / "data/tokenized/lengths.json")
     told = metric(tiny_project, "tokens")
     assert told["max_length"] == longest
     assert (of_unsupervised <= longest).mean() >= 0.995 > (of_unsupervised < longest).mean()
@@ -159,7 +159,7 @@ def make_pretraining(project: Path) -> Pretraining:
         load_params(project / "params.yaml"),
         TokenStore.load(project / "data/tokenized/unsupervised.safetensors", tokenizer),
         tokenizer,
-        TextLengths.load(project / "data/tokenized/lengths.json").longest,
+        load_longest(project / "data/tokenized/lengths.json"),
         torch.device("cpu"),
     )
 

@@ -20,7 +20,7 @@ from receiptbert.precision import autocast
 
 
 class Amp(Protocol):
-    """What a training needs from an engine. In each step, in this order: autocast, backward, unscale, step."""
+    """What a training needs from an engine; in each step in this order: autocast, backward, unscale, step."""
 
     scale: float
     """The scale of the loss, from the next step on; 1 where nothing is scaled."""

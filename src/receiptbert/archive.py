@@ -99,7 +99,7 @@ def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile
         raise UserError(f"{archive} holds no CSV{but}; put one CSV with the columns text,label,split into it")
     for kind, members, mend in (
         ("data CSVs", data, "put all rows into one; unlabelled ones have the split unsupervised"),
-        (CATEGORIES_NAME, categories, "leave one"),
+        (CATEGORIES_NAME, categories, "keep one"),
     ):
         if len(members) > 1:
             names = ", ".join(member.filename for member in members[:3])

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.devices import choose_device
-from receiptbert.errors import UserError
 from receiptbert.inference import inference_loader, logits_by_batch
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.precision import choose_precision
 from receiptbert.saved_classifier import load_classifier
 from receiptbert.token_store import TokenStore
-from receiptbert.tokenization import TAKE_AGAIN, WordpieceTokenizer
+from receiptbert.tokenization import WordpieceTokenizer
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # which JSON may have without its other half
 
@@ -151,18 +150,7 @@ class Classifier:
         return [prediction_of[text] for text in texts]
 
     def _decide(self, logits: Tensor, top_k: int) -> list[Prediction]:
-        """The predictions for logits (B, C).
-
-        Raises:
-            UserError: some are not finite.
-        """
-        if not logits.isfinite().all():
-            mend = (
-                "try precision fp32"
-                if self._precision == "fp16"
-                else f"its weights are damaged, {TAKE_AGAIN}"
-            )
-            raise UserError(f"the model's answers are not finite numbers; {mend}")
+        """The predictions for logits (B, C)."""
         # A stable sort ranks equally probable classes by their ids, as argmax does.
         ranked, order = logits.sort(dim=1, descending=True, stable=True)
         confidences = (ranked / self._temperature).softmax(dim=1)[:, :top_k].tolist()

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -176,7 +177,7 @@ def _add_table_options(table: "argparse._ArgumentGroup") -> None:
 def _add_answer_options(answers: "argparse._ArgumentGroup") -> None:
     answers.add_argument(
         "--top-k",
-        type=positive,
+        type=partial(positive, digits=3),
         default=1,
         metavar="N",
         help="give the N best classes: label_2, category_2, confidence_2 and so on (%(default)s)",

@@ -64,7 +64,7 @@ def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
         _refuse_first(path, called, corpus, bad, column, rule)
 
     # The first half of a row is one, too, that a line break outside of quotes has cut.
-    refuse_first(corpus[SPLIT] == "", SPLIT, "is no split; name it, and quote texts that have line breaks")
+    refuse_first(corpus[SPLIT] == "", SPLIT, "is no split; fill it in, and quote texts that have line breaks")
     refuse_first(~corpus[SPLIT].isin(SPLITS), SPLIT, f"must be one of {', '.join(SPLITS)}")
     refuse_first(~unsupervised & unlabelled, LABEL, "is not a label; train, val and test rows need one")
     if rule := _rule_of_labels(corpus[LABEL]):

@@ -29,7 +29,7 @@ def check_header(path: Path, called: str, columns: Sequence[str]) -> None:
     if not header:
         raise UserError(f"{called} is empty; it needs a header that names {','.join(columns)}")
     if doubled := [name for name in columns if header.count(name) > 1]:
-        raise UserError(f"{called} has two columns named {doubled[0]}; leave one")
+        raise UserError(f"{called} has two columns named {doubled[0]}; keep one")
     if missing := [name for name in columns if name not in header]:
         raise UserError(f"{called} lacks the column {missing[0]}; {_mend_header(header, columns)}")
 

@@ -11,7 +11,8 @@ from receiptbert.errors import UserError
 from receiptbert.onednn import keep_shapes
 
 MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")  # where a container sees its own limits
+CGROUP = Path("/sys/fs/cgroup")  # the root of control groups; in a container, its own group
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 # From glibc's malloc.h: how many blocks may be mapped one by one, how much free memory is kept, in bytes.
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
@@ -40,7 +41,7 @@ def choose_device(
     except RuntimeError:
         raise UserError(f"{key} = {name} names no device; set auto") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"{key} = {name}, which has never been tested; set auto, cpu or cuda")
+        raise UserError(f"{key} = {name}, which is not supported; set auto, cpu or cuda")
     exists = device.type == "cpu" or (device.index or 0) < torch.cuda.device_count()
     if not exists or str(device) != name:  # torch keeps eight bits of the number: 200 becomes -56
         raise UserError(f"{key} = {name}, but torch {torch.__version__} finds no such device; set auto")
@@ -83,7 +84,8 @@ def keep_freed_memory(device: torch.device, precision: str) -> None:
 def free_memory(device: torch.device) -> int | None:
     """Bytes of memory that ``device`` has left for this process; None if unknown.
 
-    For a CPU, what Linux calls available, or less where a control group (version 2) limits a container.
+    For a CPU, what Linux calls available, or less where a control group (version 2) limits a container, a job
+    of Slurm or a service.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -92,10 +94,27 @@ def free_memory(device: torch.device) -> int | None:
         available = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):  # not Linux
         return None
+    left = [_left_in(group) for group in _cgroups()]
+    return min([available, *(number for number in left if number is not None)])
+
+
+def _cgroups() -> list[Path]:
+    """The folders of this process's control group and of those that contain it."""
     try:
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    folder = CGROUP / own
+    return [group for group in (folder, *folder.parents) if group.is_relative_to(CGROUP)]
+
+
+def _left_in(group: Path) -> int | None:
+    """Bytes of memory that are left of the limit of a control group; None if it has none."""
+    try:
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         used -= int(counts["file"]) - int(counts["shmem"])  # the cache, not files in memory
     except (OSError, KeyError, ValueError):  # no limit: `max`
-        return available
-    return min(available, max(limit - used, 0))
+        return None
+    return max(limit - used, 0)

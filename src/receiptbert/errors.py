@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-PRETOKENIZE_AGAIN = "run `dvc repro pretokenize`"  # how to repair what is in data/tokenized
+# How to repair what is in data/tokenized, and what is in a checkpoint.
+PRETOKENIZE_AGAIN = "run `dvc repro pretokenize`"
+TAKE_AGAIN = "restore it with `dvc repro`, or download it again"
 
 
 class UserError(Exception):

@@ -67,7 +67,7 @@ def _amounts(message: str) -> str:
     size = r"[\d.]+ \w+"
     asked = re.search(rf"(?:[Tt]ried to|[Uu]nable to) allocate ({size})", message)
     there = re.search(rf"(GPU \d+ has a total capacity of {size} of which {size} is free)", message)
-    found = [f"{asked[1]} were asked for"] if asked else []
+    found = [f"{asked[1]} were requested"] if asked else []
     found += [there[1]] if there else []
     return f" ({', '.join(found)})" if found else ""
 

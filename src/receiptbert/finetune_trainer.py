@@ -17,7 +17,7 @@ from receiptbert.checkpoints import Checkpoints, State
 from receiptbert.datasets import Texts
 from receiptbert.distributed import from_main_process, share_of
 from receiptbert.flat_texts import padding_mask
-from receiptbert.inference import inference_loader, predict
+from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import ClassIds, f1
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler
@@ -144,16 +144,13 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
             self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
         self._end_epoch()
 
-    def _note(self) -> None:
-        super()._note()
-        # `_place` notes their score at the same moment. No copy: a better epoch replaces these tensors and
-        # never writes into them.
-        best = {f"best.{name}": value for name, value in self._best_weights.items()}
-        self._noted = State({**self._noted.tensors, **best}, self._noted.values)
+    def _tensors(self) -> dict[str, Tensor]:
+        # No copy: a better epoch replaces these tensors and never writes into them.
+        return super()._tensors() | {f"best.{name}": value for name, value in self._best_weights.items()}
 
-    def _place(self) -> dict[str, Any]:
+    def _values(self) -> dict[str, Any]:
         best = {"best_epoch": self.best_epoch, "best_score": self._best_score}
-        return super()._place() | best | {"epochs": list(self.epochs)}
+        return super()._values() | best | {"epochs": list(self.epochs)}
 
     def _load(self, state: State) -> None:
         super()._load(state)
@@ -207,7 +204,8 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         Raises:
             ValueError: the dataloader leaves out texts.
         """
-        return predict(self._model, dataloader, self._pad_token_id, self._device)
+        logits = predict_logits(self._model, dataloader, self._pad_token_id, self._device)
+        return logits.argmax(axis=1) if logits.size else np.empty(0, dtype=np.int64)
 
 
 def make_scorer(

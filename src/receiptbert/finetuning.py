@@ -31,7 +31,7 @@ from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.progress import say
 from receiptbert.resumption import Batches
-from receiptbert.sampling import MixtureBatchSampler
+from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler, padding
 from receiptbert.token_store import TokenStore
 
 
@@ -85,14 +85,18 @@ class Finetuning:
         train_data = FinetuneDataset(
             train.texts, train.targets, self.tokenizer, self._maxlen, device=self._device
         )
-        val_data = FinetuneDataset(*val, self.tokenizer, self._maxlen, presort=True, device=self._device)
+        val_data = FinetuneDataset(*val, self.tokenizer, self._maxlen, device=self._device)
         collate = partial(collate_fn, pad_idx=self.tokenizer.pad_token_id)
         batches = MixtureBatchSampler(
             train_data.shown_lengths, train.num_labelled, train.num_drawn, train.batch_size, seed
         )
         dataloaders: dict[str, Batches] = {
             "train": make_loader(train_data, batches, collate),
-            "eval": DataLoader(val_data, batch_size=p.batch_size, shuffle=False, collate_fn=collate),
+            "eval": DataLoader(
+                val_data,
+                batch_sampler=LengthGroupedBatchSampler(val_data.shown_lengths, p.batch_size, shuffle=False),
+                collate_fn=collate,
+            ),
         }
         steps = num_optimizer_steps(len(batches), train.epochs)
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
@@ -137,17 +141,20 @@ class Finetuning:
         self._cuda_graphs = require_memory(plan, free, "finetune", batch_size, smaller_model=smaller_model)
 
     def _plan(self, train: TrainingSet) -> Plan:
-        lengths = (train.texts.lengths + SPECIAL_TOKENS_PER_TEXT).clip(max=self._shape.max_seqlen)
+        shown = train.texts.lengths.clip(max=self._maxlen)
+        lengths = shown + SPECIAL_TOKENS_PER_TEXT
+        texts = math.ceil((train.num_labelled + train.num_drawn) / train.num_batches)
         return Plan(
             shape=self._shape,
             num_classes=self.num_classes,
             trained_tokens=len(tokens_in(train.texts, self.tokenizer)),
             soft_targets=len(train.texts) * self.num_classes if train.num_unlabelled else 0,
-            texts=math.ceil((train.num_labelled + train.num_drawn) / train.num_batches),
+            texts=texts,
             processes=num_processes(),
             processes_here=num_processes_here(),
             length=float(lengths.mean()),
             longest=int(lengths.max()),
+            padding=padding(torch.from_numpy(shown), math.ceil(len(shown) / texts)),
             mask_prob=0.0,
             dropout=self._p.dropout,
             precision=self.precision,

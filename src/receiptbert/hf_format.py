@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from receiptbert.encoder import BertShape
-from receiptbert.errors import UserError
+from receiptbert.errors import TAKE_AGAIN, UserError
 from receiptbert.hf_names import OUR_SOP, StateDict, from_hf, their_names, to_hf
 from receiptbert.json_files import read_json_object
 from receiptbert.layers import ACTIVATIONS
 from receiptbert.modeling import BertFinetuneModel, BertModel
-from receiptbert.tokenization import TAKE_AGAIN, WordpieceTokenizer
+from receiptbert.tokenization import WordpieceTokenizer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -104,10 +104,11 @@ def shape_of(config: dict[str, Any], folder: Path) -> BertShape:
         raise UserError(f"{folder / CONFIG} lacks {missing[0]}; name a BERT checkpoint folder")
     if str(config["hidden_act"]) not in ACTIVATIONS:
         raise UserError(
-            f"{folder}: activation {config['hidden_act']} is not among {', '.join(ACTIVATIONS)}; name another"
+            f"{folder}: activation {config['hidden_act']} is not among {', '.join(ACTIVATIONS)}; choose "
+            "another"
         )
     if (kind := config["position_embedding_type"]) != "absolute":
-        raise UserError(f"{folder}: positions are {kind!r}; only 'absolute' ones can be used; name another")
+        raise UserError(f"{folder}: positions are {kind!r}; only 'absolute' ones can be used; choose another")
     if type(config["layer_norm_eps"]) is not float:
         eps = config["layer_norm_eps"]
         raise UserError(f"{folder / CONFIG}: layer_norm_eps is {eps!r}; it must be a number such as 1e-12")
@@ -115,7 +116,7 @@ def shape_of(config: dict[str, Any], folder: Path) -> BertShape:
         raise UserError(f"{folder}: its tokens attend to earlier ones alone (is_decoder); name an encoder")
     if config["type_vocab_size"] != 2:
         raise UserError(
-            f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used; name another"
+            f"{folder}: {config['type_vocab_size']} segment embeddings; only 2 can be used; choose another"
         )
     if config.get("quantization_config"):
         raise UserError(f"{folder}: its weights are quantized; name a checkpoint whose weights are not")
@@ -124,7 +125,9 @@ def shape_of(config: dict[str, Any], folder: Path) -> BertShape:
         if ours not in ("act_func", "eps") and (type(size) is not int or size < 1):
             raise UserError(f"{folder / CONFIG}: {SHAPE[ours]} is {size!r}; it must be a whole number from 1")
     if shape.hidden_size % shape.num_attention_heads:
-        raise UserError(f"{folder / CONFIG}: hidden_size is not a multiple of num_attention_heads; mend it")
+        raise UserError(
+            f"{folder / CONFIG}: hidden_size is not a multiple of num_attention_heads; correct it"
+        )
     return shape
 
 
@@ -228,12 +231,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; run `dvc repro`, or name a BERT checkpoint folder")
-    try:
-        config = read_json_object(folder / CONFIG, TAKE_AGAIN)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder} holds no {CONFIG}; run `dvc repro`, or name a BERT checkpoint folder"
-        ) from None
+    config = read_json_object(folder / CONFIG, TAKE_AGAIN)
     if (kind := config.get("model_type")) != "bert":
         raise UserError(f"{folder} is a checkpoint of type {kind}; only bert can be used")
     return config

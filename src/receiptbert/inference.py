@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.datasets import InferenceDataset, Texts
-from receiptbert.errors import UserError
+from receiptbert.errors import TAKE_AGAIN, UserError
 from receiptbert.flat_texts import padding_mask
 from receiptbert.precision import autocast
 from receiptbert.progress import track
@@ -45,6 +45,9 @@ def logits_by_batch(
 
     Yields:
         the indices of the batch's texts in the dataset, and their logits (B, C), fp32, on ``device``.
+
+    Raises:
+        UserError: some logits are not finite.
     """
     # Drawn beforehand: a sampler that shuffles would give another order when asked which text is where.
     batches: list[list[int]] = list(dataloader.batch_sampler)  # type: ignore[arg-type]
@@ -54,7 +57,15 @@ def logits_by_batch(
         input_ids = batch.to(device)
         with torch.inference_mode(), autocast(precision, device):
             logits = model(input_ids, padding_mask(input_ids, pad_token_id)).float()
+        if not logits.isfinite().all():
+            raise UserError(f"the model's answers are not finite numbers; {_remedy(precision)}")
         yield index, logits
+
+
+def _remedy(precision: str) -> str:
+    if precision == "fp16":
+        return "try precision fp32"
+    return f"finetune it again, at a lower finetune.lr, if its training diverged; else {TAKE_AGAIN}"
 
 
 def predict_logits(
@@ -65,7 +76,7 @@ def predict_logits(
     The arguments are those of ``logits_by_batch``.
 
     Raises:
-        UserError: some are not finite.
+        UserError: see ``logits_by_batch``.
         ValueError: the dataloader leaves out texts.
     """
     number = len(dataloader.dataset)  # type: ignore[arg-type]
@@ -80,17 +91,4 @@ def predict_logits(
         raise ValueError(
             f"the dataloader has {predicted.sum()} of {number} texts; give it a sampler of all of them"
         )
-    if not np.isfinite(logits).all():
-        raise UserError(
-            "the model's answers are not finite numbers: its training diverged, or its weights are damaged; "
-            "finetune it anew (at a lower finetune.lr), or take it again from where it came"
-        )
     return logits
-
-
-def predict(
-    model: nn.Module, dataloader: DataLoader[Tensor], pad_token_id: int, device: torch.device
-) -> npt.NDArray[np.int64]:
-    """The most probable class of each text, shape (n,); see ``predict_logits``."""
-    logits = predict_logits(model, dataloader, pad_token_id, device)
-    return logits.argmax(axis=1) if logits.size else np.empty(0, dtype=np.int64)

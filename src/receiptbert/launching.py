@@ -157,7 +157,7 @@ def one_voice() -> Iterator[None]:
             sys.exit(1)
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
             raise UserError(
-                "another process of the training is gone; run the same command to continue from the last "
+                "another process of the training has died; run the same command to continue from the last "
                 "checkpoint"
             ) from error
         raise

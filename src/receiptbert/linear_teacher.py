@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.special import softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import FeatureUnion, make_union
 from sklearn.svm import LinearSVC
 
+from receiptbert.devices import free_memory
 from receiptbert.errors import UserError
 from receiptbert.metrics import ClassIds
+from receiptbert.plan import GIB
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -30,6 +33,7 @@ WORDS: dict[str, Any] = {
 SVM_C = 0.5  # inverse strength of the regularization
 INVERSE_TEMPERATURES = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 14.0]  # to choose from
 CHUNK = 10_000  # texts whose features are in memory at once
+COPIES = 3  # of the weights, features x classes numbers of 8 bytes, that liblinear and its caller hold
 
 
 class LinearTeacher:
@@ -43,7 +47,7 @@ class LinearTeacher:
         num_classes: C; a class that train lacks gets the probability 0.
 
     Raises:
-        UserError: fewer than two train texts have anything to read.
+        UserError: fewer than two train texts have anything to read, or memory is too small.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class LinearTeacher:
             raise UserError(
                 f"the train texts give the linear teacher no features ({error}); set finetune.teachers to 0"
             ) from None
+        _require_memory(features.shape[1], len(np.unique(train_targets)))
         with warnings.catch_warnings():
             # Two labels per class are few, but not a mistake.
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
@@ -91,6 +96,16 @@ class LinearTeacher:
         margins = self._svm.decision_function(self._vectorizer.transform(texts))
         # For two classes it gives only the second's.
         return np.stack([-margins, margins], axis=1) if margins.ndim == 1 else margins
+
+
+def _require_memory(num_features: int, num_classes: int) -> None:
+    """Refuse what would have Linux kill the process: features of many texts for many classes."""
+    needed, free = COPIES * 8 * num_features * num_classes, free_memory(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise UserError(
+            f"the linear teacher would take about {needed / GIB:.1f} GiB of memory ({num_features:,} n-grams "
+            f"for {num_classes:,} classes), but only {free / GIB:.1f} are free; set finetune.teachers to 0"
+        )
 
 
 def _chunks(number: int) -> list[slice]:

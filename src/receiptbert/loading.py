@@ -1,7 +1,6 @@
 """Batches for training: one after another on a CPU, many at once on a GPU."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils.data import DataLoader
 from receiptbert.datasets import FinetuneDataset, PretrainDataset
 from receiptbert.sampling import LengthGroupedBatchSampler
 
-TEXTS_AT_ONCE = 2**14
+TOKENS_AT_ONCE = 2**19  # padding included
 
 Collate = Callable[[Any], tuple[Tensor, ...]]
 
@@ -41,15 +40,26 @@ class ManyAtOnce:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        batches = iter(self.batch_sampler)
-        number = max(1, TEXTS_AT_ONCE * len(self) // max(self.batch_sampler.texts_per_epoch, 1))
-        while some := list(islice(batches, number)):
+        for some in self._blocks():
             tensors = self._collate(self.dataset.__getitems__([text for batch in some for text in batch]))
             sizes = [len(batch) for batch in some]
             split = zip(*(torch.split(tensor, sizes) for tensor in tensors), strict=True)
             for batch, parts in zip(some, split, strict=True):
                 width = self.dataset.width(batch)
                 yield tuple(part[:, :width] if _is_of_tokens(part) else part for part in parts)
+
+    def _blocks(self) -> Iterator[list[list[int]]]:
+        """The batches that are made at once: of ``TOKENS_AT_ONCE`` tokens at most, or a single one."""
+        block: list[list[int]] = []
+        texts = widest = 0
+        for batch in self.batch_sampler:
+            texts, widest = texts + len(batch), max(widest, self.dataset.width(batch))
+            if block and texts * widest > TOKENS_AT_ONCE:
+                yield block
+                block, texts, widest = [], len(batch), self.dataset.width(batch)
+            block.append(batch)
+        if block:
+            yield block
 
 
 def make_loader(

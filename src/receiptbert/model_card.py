@@ -14,10 +14,9 @@ import yaml
 
 from receiptbert.calibration import BINS
 from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED, VAL
-from receiptbert.encoder import BertShape
+from receiptbert.encoder import BertShape, parameters
 from receiptbert.evaluation import Evaluation
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
-from receiptbert.plan import parameters
 
 SCORE_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy": "accuracy"}
 PACKAGES = ["torch", "tokenizers", "transformers", "safetensors"]

@@ -111,7 +111,6 @@ def export_onnx(
     def answers(of: nn.Module) -> Probabilities:
         return predict_logits(of, loader, tokenizer.pad_token_id, torch.device("cpu"))
 
-    expected = answers(calibrated)
     with (
         atomic_file(out_path) as partial,
         tempfile.TemporaryDirectory(".part", f".{out_path.name}.", out_path.parent) as scratch,
@@ -120,6 +119,7 @@ def export_onnx(
             Path(scratch) / name for name in ("exported", "prepared", "quantized")
         )
         _export(calibrated, saved, exported)
+        expected = answers(calibrated)
         agreement = agree(answers(OnnxModel(exported)), expected)
         if agreement.same_labels < 1 or not agreement.difference <= TOLERANCE:
             raise UserError(

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from receiptbert.encoder import BertShape
+from receiptbert.encoder import BertShape, parameters
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.progress import say
@@ -18,6 +18,7 @@ TIMES_FORWARD = 3
 # Batches differ in shape, and what a block of one size frees seldom suits those of the next batch.
 GAPS = 1.0  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 GIB = 2**30
+USUAL_PADDING = 1.25  # of the corpora that were measured; what it takes is in GAPS
 COMPILED = 0.8 * GIB  # bytes: code that oneDNN keeps in bf16, and the gaps that it leaves (ibid.)
 BYTES = 4  # of a number
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: a
@@ -25,22 +26,6 @@ BYTES = 4  # of a number
 # took less, and again to what that leaves of the same measurements (ibid.).
 APART = 4.4
 BESIDE = 0.4 * GIB
-
-
-def parameters(shape: BertShape, num_classes: int | None) -> dict[str, int]:
-    """How many parameters each part has; the heads are those of pretraining if ``num_classes`` is None.
-
-    The matrix that the head of masked language modelling shares with the embeddings counts as theirs.
-    """
-    d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
-    of_mlm = d * d + d + 2 * d + shape.vocab_size if num_classes is None else 0
-    outputs = num_classes or 1  # sentence order has one
-    return {
-        "embeddings": (shape.vocab_size + shape.max_seqlen + 2) * d + 2 * d,
-        "attention": layers * (4 * d * d + 6 * d),
-        "feed-forward": layers * (2 * d * i + i + 3 * d),
-        "heads": of_mlm + d * d + d + outputs * d + outputs,
-    }
 
 
 def operations_per_token(
@@ -91,6 +76,7 @@ class Plan:
         length: tokens of a text, on average, special ones included. A token attends to slightly more of them
             on average, since longer texts have more tokens; that is neglected.
         longest: tokens of the longest text.
+        padding: tokens of the largest batch, padding included, as a multiple of what a batch has on average.
         mask_prob: the share of tokens that are targets; 0 for finetuning.
         dropout: probability that an activation is zeroed.
         precision: of matrix products: fp32, bf16 or fp16.
@@ -109,6 +95,7 @@ class Plan:
     processes_here: int
     length: float
     longest: int
+    padding: float
     mask_prob: float
     dropout: float
     precision: str
@@ -181,7 +168,8 @@ class Plan:
 
     def _activations(self) -> float:
         """Bytes that a batch keeps from its forward to its backward pass, and those that the latter adds."""
-        d, i, tokens = self.shape.hidden_size, self.shape.intermediate_size, self.texts * self.length
+        d, i = self.shape.hidden_size, self.shape.intermediate_size
+        tokens = self.texts * self.length * max(self.padding / USUAL_PADDING, 1)
         half = BYTES / 2 if self._mixed else BYTES
         mask = (BYTES if self.on_cpu else 1) * d if self.dropout else 0.0
         attention = half * 5 * d  # its input, queries, keys, values and their weighted sum

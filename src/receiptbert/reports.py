@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from receiptbert.errors import UserError
 from receiptbert.files import atomic
 from receiptbert.json_files import read_json_object
 
@@ -29,10 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is damaged.
     """
-    try:
-        return read_json_object(path, "run `dvc repro`")
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; run `dvc repro`") from None
+    return read_json_object(path, "run `dvc repro`")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -136,19 +136,23 @@ class ResumableTrainer(BaseTrainer[Model]):
         with self._interrupts.held():
             self._history.fetch()
 
-    # --- The state: what a subclass adds in one method, it restores in `_load` ---
+    # --- The state: what a subclass adds in `_tensors` or `_values`, it restores in `_load` ---
 
     def _note(self) -> None:
         """Note where the training is, now that a step is done."""
+        self._noted = State(self._tensors(), self._values())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors that change between steps."""
         tensors = {"random": torch.get_rng_state()}
         if self._order is not None:
             tensors["order"] = self._order
         if self._device.type == "cuda":
             tensors["cuda_random"] = torch.cuda.get_rng_state(self._device)
-        self._noted = State(tensors, self._place())
+        return tensors
 
-    def _place(self) -> dict[str, Any]:
-        """The part of the state that JSON can hold and that changes between steps."""
+    def _values(self) -> dict[str, Any]:
+        """What else changes between steps; JSON can hold it."""
         return {"epoch": self._epoch, "batch": self._batch}
 
     def _weights(self) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
         return torch.cat([super().state, torch.tensor([self._next]).view(torch.uint8)])
 
     def resume(self, state: Tensor, batches: int) -> None:
-        """Have the next epoch be the one that began at ``state``, without its first ``batches``."""
+        """Make the next epoch the one that began at ``state``, without its first ``batches``."""
         super().resume(state[:-8], batches)
         self._next = int(state[-8:].clone().view(torch.int64))
 
@@ -136,3 +136,17 @@ def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
     starts = (starts - numbers).cummax(0).values + numbers
     starts = torch.minimum(starts, len(lengths) - numbers.flip(0))
     return starts.diff().tolist()
+
+
+def padding(lengths: Tensor, num_batches: int) -> float:
+    """Tokens of the largest batch, padding included, as a multiple of what a batch has on average.
+
+    Args:
+        lengths: tokens of each text, shape (n,).
+        num_batches: from 1 to n.
+    """
+    lengths = lengths.sort().values
+    sizes = torch.tensor(batch_sizes(lengths, num_batches))
+    widths = lengths[sizes.cumsum(0) - 1] + SPECIAL_TOKENS_PER_TEXT
+    mean = (lengths + SPECIAL_TOKENS_PER_TEXT).sum() / num_batches
+    return float((sizes * widths).max() / mean)

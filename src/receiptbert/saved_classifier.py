@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from receiptbert.errors import UserError
+from receiptbert.errors import TAKE_AGAIN, UserError
 from receiptbert.hf_format import (
     CONFIG,
     LABELS,
@@ -16,7 +16,7 @@ from receiptbert.hf_format import (
 )
 from receiptbert.hf_names import HEADS, OUR_SOP, from_hf
 from receiptbert.modeling import BertFinetuneModel
-from receiptbert.tokenization import TAKE_AGAIN, WordpieceTokenizer
+from receiptbert.tokenization import WordpieceTokenizer
 
 
 class SavedClassifier(NamedTuple):

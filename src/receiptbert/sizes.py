@@ -30,7 +30,7 @@ EXPANSION = 4  # intermediate size / d
 
 
 def follow_width(hidden_size: int) -> dict[str, int]:
-    """What of a model's shape follows from its width, a multiple of ``SIZE_PER_HEAD``."""
+    """The parts of a shape that follow from its width, a multiple of ``SIZE_PER_HEAD``."""
     return {
         "num_attention_heads": hidden_size // SIZE_PER_HEAD,
         "intermediate_size": EXPANSION * hidden_size,

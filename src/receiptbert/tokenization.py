@@ -16,7 +16,7 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from receiptbert.errors import UserError
+from receiptbert.errors import TAKE_AGAIN, UserError
 from receiptbert.json_files import read_json_object
 from receiptbert.vocabulary import SPECIAL_TOKENS, learn_vocabulary
 
@@ -33,7 +33,6 @@ DEFAULTS: dict[str, Any] = {
 # Texts handed to the Rust side at once: enough to keep every core busy, few enough to bound memory.
 CHUNK = 10_000
 # How to repair a damaged checkpoint, ours or another.
-TAKE_AGAIN = "restore it with `dvc repro`, or download it again"
 # Tokenizers differ in what they make of capitals, accents, Chinese, unseen and compatibility characters and
 # punctuation, before they look for pieces.
 PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc № ½ ﬁ 3,2%"
@@ -271,10 +270,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 def _read_config(folder: Path) -> dict[str, Any]:
     """``tokenizer_config.json`` as far as it concerns us; what it omits or sets to null has a default."""
     path = folder / CONFIG
-    try:
-        saved = read_json_object(path, TAKE_AGAIN)
-    except FileNotFoundError:
-        saved = {}
+    saved = read_json_object(path, TAKE_AGAIN) if path.exists() else {}
     config: dict[str, Any] = {}
     for name, default in DEFAULTS.items():
         value = default if saved.get(name) is None else saved[name]
