@@ -74,7 +74,7 @@ class _LiteralAttention(MultiHeadSelfAttention):
         embeddings: Tensor,
         attention_mask: Tensor | None = None,
         _rows: Tensor | None = None,
-        _only_first: bool = False,
+        _only_cls: bool = False,
     ) -> Tensor:
         query, key, value = (
             part.unflatten(-1, (self._num_heads, self._size_per_head)).transpose(1, 2)  # (B, h, S, d/h)

@@ -20,11 +20,11 @@ from receiptbert.tokenization import WordpieceTokenizer
 def pretrain(params: Params) -> str | None:
     runtime = params.runtime
     source = pipeline.start_of_finetuning(params.finetune)
+    device = choose_device(runtime.device, runtime.deterministic)
+    keep_freed_memory(device, params.pretrain.precision)
     if not params.finetune.of_our_shape:  # else finetune would refuse it after all of pretraining
         load_tokenizer(source, read_shape(source))
         read_weights(source)
-    device = choose_device(runtime.device, runtime.deterministic)
-    keep_freed_memory(device, params.pretrain.precision)
     texts_path = store_path(pipeline.TOKENIZED, "unsupervised")
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     pretraining = Pretraining(

@@ -168,7 +168,7 @@ def test_models_that_cannot_classify_are_refused(
     save_pretrained(pretrain_model(), tokenizer, tmp_path / "pretrained")
     for folder, message in [
         (tmp_path / "nowhere", "nowhere is not a folder; name that of a finetuned model"),
-        (tmp_path, r"config\.json not found; restore it with"),
+        (tmp_path, r"holds no config\.json; run `dvc repro`, or name"),
         (tmp_path / "pretrained", "holds a BERT without a classifier"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -208,8 +208,12 @@ def test_heads_that_choose_no_class_are_refused(checkpoint: Path) -> None:
 def test_answers_that_are_no_numbers_are_refused(checkpoint: Path, texts: list[str]) -> None:
     with change_weights(checkpoint) as weights:
         weights["classifier.bias"][0] = torch.nan
+    classifier = Classifier.from_pretrained(checkpoint)
     with pytest.raises(UserError, match="the model's answers are not finite numbers; finetune it again"):
-        Classifier.from_pretrained(checkpoint)(texts)
+        classifier(texts)
+    classifier._precision = "fp16"  # of a GPU, whose largest number is 65,504
+    with pytest.raises(UserError, match="the model's answers are not finite numbers; try precision fp32"):
+        classifier(texts)
 
 
 def test_classes_that_are_numbers_become_texts(checkpoint: Path, texts: list[str]) -> None:

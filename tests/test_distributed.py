@@ -226,7 +226,7 @@ def test_random_numbers_of_dropout_differ_and_those_of_the_data_do_not(
     assert len(data) == 1
 
 
-def test_a_process_with_other_files_than_the_leaders_does_not_train(
+def test_a_process_with_other_files_than_those_of_the_main_process_does_not_train(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "texts").write_text("of both")

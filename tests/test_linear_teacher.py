@@ -58,7 +58,7 @@ def test_the_linear_teacher_answers_text_by_text_and_always_alike(monkeypatch: p
 
 def test_a_teacher_too_large_for_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     features = len(teacher([0, 2, 3])._vectorizer.get_feature_names_out())
-    needed = 3 * 3 * 8 * features
+    needed = 2 * 3 * 8 * features
     monkeypatch.setattr("receiptbert.linear_teacher.free_memory", lambda _: needed)
     teacher([0, 2, 3])
     monkeypatch.setattr("receiptbert.linear_teacher.free_memory", lambda _: needed - 1)

@@ -112,7 +112,7 @@ def test_equal_results_are_equal_bytes() -> None:
 
 
 def test_the_model_is_described(card: str) -> None:
-    assert "3 product categories: 2 layers of width 16, 1,500 tokens." in card
+    assert "3 product categories: 2 layers of width 16, a vocabulary of 1,500 entries." in card
     model = BertFinetuneModel(**BERT.kwargs(), num_classes=3)
     assert f"| all | {sum(parameter.numel() for parameter in model.parameters()):,} |" in card
 

@@ -121,6 +121,8 @@ def test_memory_by_hand() -> None:
     # One text pads all others of its batch. Some padding is usual.
     assert replace(PLAN, padding=5.0).memory["activations"] == 4 * PLAN.memory["activations"]
     assert replace(PLAN, padding=1.2).memory == PLAN.memory
+    one_text = replace(PLAN, texts=1, length=4.0, longest=S)  # fewer texts do not shorten the longest
+    assert one_text._activations() >= replace(one_text, length=float(S))._activations() / 2
     finetuning = 5 * 4 * FINETUNING.num_parameters + shared
     assert FINETUNING.memory["weights, gradients and moments"] == finetuning
     few = replace(FINETUNING, trained_tokens=100, soft_targets=1000)

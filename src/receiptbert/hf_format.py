@@ -231,6 +231,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; run `dvc repro`, or name a BERT checkpoint folder")
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} holds no {CONFIG}; run `dvc repro`, or name a BERT checkpoint folder")
     config = read_json_object(folder / CONFIG, TAKE_AGAIN)
     if (kind := config.get("model_type")) != "bert":
         raise UserError(f"{folder} is a checkpoint of type {kind}; only bert can be used")

@@ -21,7 +21,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 def inference_loader(
     texts: Texts, tokenizer: WordpieceTokenizer, maxlen: int | None, batch_size: int = PREDICTION_BATCH_SIZE
 ) -> DataLoader[Tensor]:
-    """Batches of ids (B, S) of texts of similar length; ``predict`` restores the order of ``texts``."""
+    """Batches of ids (B, S) of texts of similar length; ``predict_logits`` restores their order."""
     dataset = InferenceDataset(texts, maxlen=maxlen, tokenizer=tokenizer)
     return DataLoader(
         dataset,

@@ -33,7 +33,7 @@ WORDS: dict[str, Any] = {
 SVM_C = 0.5  # inverse strength of the regularization
 INVERSE_TEMPERATURES = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 14.0]  # to choose from
 CHUNK = 10_000  # texts whose features are in memory at once
-COPIES = 3  # of the weights, features x classes numbers of 8 bytes, that liblinear and its caller hold
+COPIES = 2  # of the weights, features x classes numbers of 8 bytes: liblinear's and scikit-learn's
 
 
 class LinearTeacher:
@@ -100,11 +100,13 @@ class LinearTeacher:
 
 def _require_memory(num_features: int, num_classes: int) -> None:
     """Refuse what would have Linux kill the process: features of many texts for many classes."""
-    needed, free = COPIES * 8 * num_features * num_classes, free_memory(torch.device("cpu"))
+    rows = num_classes if num_classes > 2 else 1
+    needed, free = COPIES * 8 * num_features * rows, free_memory(torch.device("cpu"))
     if free is not None and needed > free:
         raise UserError(
             f"the linear teacher would take about {needed / GIB:.1f} GiB of memory ({num_features:,} n-grams "
-            f"for {num_classes:,} classes), but only {free / GIB:.1f} are free; set finetune.teachers to 0"
+            f"for {num_classes:,} classes), but only {free / GIB:.1f} GiB are free; set finetune.teachers "
+            "to 0"
         )
 
 

@@ -41,23 +41,24 @@ class ManyAtOnce:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for some in self._blocks():
-            tensors = self._collate(self.dataset.__getitems__([text for batch in some for text in batch]))
-            sizes = [len(batch) for batch in some]
+            tensors = self._collate(self.dataset.__getitems__([text for batch, _ in some for text in batch]))
+            sizes = [len(batch) for batch, _ in some]
             split = zip(*(torch.split(tensor, sizes) for tensor in tensors), strict=True)
-            for batch, parts in zip(some, split, strict=True):
-                width = self.dataset.width(batch)
+            for (_, width), parts in zip(some, split, strict=True):
                 yield tuple(part[:, :width] if _is_of_tokens(part) else part for part in parts)
 
-    def _blocks(self) -> Iterator[list[list[int]]]:
-        """The batches that are made at once: of ``TOKENS_AT_ONCE`` tokens at most, or a single one."""
-        block: list[list[int]] = []
+    def _blocks(self) -> Iterator[list[tuple[list[int], int]]]:
+        """The batches that are made at once, with their columns: of ``TOKENS_AT_ONCE`` tokens at most, or a
+        single one."""
+        block: list[tuple[list[int], int]] = []
         texts = widest = 0
         for batch in self.batch_sampler:
-            texts, widest = texts + len(batch), max(widest, self.dataset.width(batch))
+            width = self.dataset.width(batch)
+            texts, widest = texts + len(batch), max(widest, width)
             if block and texts * widest > TOKENS_AT_ONCE:
                 yield block
-                block, texts, widest = [], len(batch), self.dataset.width(batch)
-            block.append(batch)
+                block, texts, widest = [], len(batch), width
+            block.append((batch, width))
         if block:
             yield block
 

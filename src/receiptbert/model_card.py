@@ -73,9 +73,9 @@ def _introduction(result: Evaluation, shape: BertShape) -> str:
     parts = parameters(shape, len(result.names))
     rows = [(part, f"{count:,}") for part, count in {**parts, "all": sum(parts.values())}.items()]
     text = f"""A BERT that sorts receipt lines into {len(result.names):,} product categories:
-        {shape.num_hidden_layers} layers of width {shape.hidden_size:,}, {shape.vocab_size:,} tokens. It reads
-        the first {shape.maxlen} tokens of a line. The receiptbert pipeline made it and wrote this card, with
-        scores on the test split."""
+        {shape.num_hidden_layers} layers of width {shape.hidden_size:,}, a vocabulary of {shape.vocab_size:,}
+        entries. It reads the first {shape.maxlen} tokens of a line. The receiptbert pipeline made it and
+        wrote this card, with scores on the test split."""
     return _section("# Receipt lines to product categories", text, _table(["part", "parameters"], rows))
 
 

@@ -18,7 +18,7 @@ TIMES_FORWARD = 3
 # Batches differ in shape, and what a block of one size frees seldom suits those of the next batch.
 GAPS = 1.0  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 GIB = 2**30
-USUAL_PADDING = 1.25  # of the corpora that were measured; what it takes is in GAPS
+USUAL_PADDING = 1.25  # at most, of the corpora that were measured (ibid.); the fits here have it
 COMPILED = 0.8 * GIB  # bytes: code that oneDNN keeps in bf16, and the gaps that it leaves (ibid.)
 BYTES = 4  # of a number
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: a
@@ -169,7 +169,8 @@ class Plan:
     def _activations(self) -> float:
         """Bytes that a batch keeps from its forward to its backward pass, and those that the latter adds."""
         d, i = self.shape.hidden_size, self.shape.intermediate_size
-        tokens = self.texts * self.length * max(self.padding / USUAL_PADDING, 1)
+        # No batch is smaller than its longest text, however few texts it has.
+        tokens = max(self.texts * self.length * max(self.padding / USUAL_PADDING, 1), self.longest)
         half = BYTES / 2 if self._mixed else BYTES
         mask = (BYTES if self.on_cpu else 1) * d if self.dropout else 0.0
         attention = half * 5 * d  # its input, queries, keys, values and their weighted sum

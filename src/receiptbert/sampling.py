@@ -37,17 +37,12 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return self._num_batches
 
     @property
-    def texts_per_epoch(self) -> int:
-        """How many texts an epoch has."""
-        return len(self._lengths)
-
-    @property
     def state(self) -> Tensor:
         """What decides the next epoch and those after it: the random generator's state, in bytes."""
         return self._generator.get_state()
 
     def resume(self, state: Tensor, batches: int) -> None:
-        """Have the next epoch be the one that began at ``state``, without its first ``batches``."""
+        """Make the next epoch the one that began at ``state``, without its first ``batches``."""
         self._generator.set_state(state)
         self._skipped = batches
 
@@ -92,11 +87,6 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
         self._num_unlabelled = len(lengths) - num_labelled
         self._num_drawn = num_drawn
         self._next = 0  # index among the unlabelled texts
-
-    @property
-    def texts_per_epoch(self) -> int:
-        """How many texts an epoch has."""
-        return self._num_labelled + self._num_drawn
 
     @property
     def state(self) -> Tensor:

@@ -32,7 +32,6 @@ DEFAULTS: dict[str, Any] = {
 }
 # Texts handed to the Rust side at once: enough to keep every core busy, few enough to bound memory.
 CHUNK = 10_000
-# How to repair a damaged checkpoint, ours or another.
 # Tokenizers differ in what they make of capitals, accents, Chinese, unseen and compatibility characters and
 # punctuation, before they look for pieces.
 PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc № ½ ﬁ 3,2%"
