@@ -1,12 +1,14 @@
 """What the tests share: a small corpus, its tokenizer, and models small enough to train in a test."""
 
 import importlib
-import os
+import io
+import logging
 import random
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -14,17 +16,6 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from hypothesis import settings
-
-# Tests must not look for a model hub.
-os.environ["HF_HUB_OFFLINE"] = "1"
-# What a user may have set for programs of ours.
-os.environ.pop("RECEIPTBERT_DEBUG", None)
-os.environ.pop("TQDM_DISABLE", None)
-os.environ.pop("PYTHONUNBUFFERED", None)  # nothing would be left in a stream that breaks
-# DVC sends no usage statistics, and looks for no newer version.
-os.environ["DVC_NO_ANALYTICS"] = os.environ["CI"] = "1"
-# The dozens of stages that run as processes of their own would compile the code anew, a second each.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer
 from receiptbert.hf_format import save_pretrained
@@ -46,7 +37,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 Make = Callable[..., Any]  # what fixtures give that make things
 
-# Modules with fixtures of a few test modules each, imported when the above is set.
+# Modules with fixtures of a few test modules each.
 pytest_plugins = [
     "tests.projects",
     "tests.benchmark_runs",
@@ -137,6 +128,19 @@ def tokenizer(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Wor
     return WordpieceTokenizer.from_corpus(texts, folder / "corpus.txt", folder, "test", vocab_size=60)
 
 
+@contextmanager
+def log(name: str | None, level: int) -> Iterator[io.StringIO]:
+    """What is logged meanwhile, in fixtures of a module, too, which cannot have ``caplog``."""
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    handler.setLevel(level)
+    logging.getLogger(name).addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger(name).removeHandler(handler)
+
+
 class Cut(Exception):  # noqa: N818
     """Stands for kill -9: nothing is done after it."""
 
@@ -150,6 +154,15 @@ def enlarged(model: Model) -> Model:
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(10)
+    return model
+
+
+def balanced(model: BertFinetuneModel, texts: list[str], tokenizer: WordpieceTokenizer) -> BertFinetuneModel:
+    """Have each class get some of ``texts``: a model with random weights may give all of them one class."""
+    loader = inference_loader(texts, tokenizer, model.shape.maxlen)
+    logits = predict_logits(model, loader, tokenizer.pad_token_id, torch.device("cpu"))
+    with torch.no_grad():
+        model._classifier_head._output.bias.sub_(torch.from_numpy(logits.mean(axis=0)))
     return model
 
 
@@ -186,12 +199,8 @@ def made_checkpoint(
     """What ``checkpoint`` copies."""
     torch.manual_seed(0)
     model = enlarged(BertFinetuneModel(vocab_size=tokenizer.vocab_size, **SHAPE, num_classes=3))
-    loader = inference_loader(texts, tokenizer, 12)
-    logits = predict_logits(model, loader, tokenizer.pad_token_id, torch.device("cpu"))
-    with torch.no_grad():
-        model._classifier_head._output.bias.sub_(torch.from_numpy(logits.mean(axis=0)))
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    save_pretrained(model, tokenizer, folder, CATEGORIES, LABELS)
+    save_pretrained(balanced(model, texts, tokenizer), tokenizer, folder, CATEGORIES, LABELS)
     return folder
 
 

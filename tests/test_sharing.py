@@ -42,8 +42,6 @@ def test_dvc_takes_the_settings_of_each_way(
     section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    monkeypatch.setenv("CI", "1")  # DVC looks for no newer version
     assert dvc(["init", "--no-scm", "--quiet"]) == 0
     settings = [command for command in commands(section) if command[0] in ("remote", "cache", "config")]
     assert settings
