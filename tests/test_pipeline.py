@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ import evaluate
 import finetune
 from project import commit, make_project
 from tests import projects
-from tests.conftest import ROOT
+from tests.conftest import ROOT, log
 from tests.projects import TINY, contents, logged, metric, run_here, set_params
 
 STAGES = list(projects.STAGES)
@@ -48,10 +49,11 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 def dvc_here(command: list[str], cwd: Path, capfd: pytest.CaptureFixture[str], succeeds: bool = True) -> str:
     """What a command of DVC's that runs no stage says; in this process, which has loaded what it takes."""
     capfd.readouterr()
-    with contextlib.chdir(cwd), warnings.catch_warnings():
+    # What DVC logs goes to stdout as it was when DVC was imported.
+    with contextlib.chdir(cwd), warnings.catch_warnings(), log("dvc", logging.INFO) as heard:
         warnings.simplefilter("ignore")
         assert (dvc(command) == 0) == succeeds
-    return "".join(capfd.readouterr())
+    return "".join([*capfd.readouterr(), heard.getvalue()])
 
 
 def stages_run(output: str) -> list[str]:
@@ -78,10 +80,12 @@ def project(reproduced: tuple[Path, list[str]], tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
-def test_all_stages_run_once_and_leave_nothing_to_commit(reproduced: tuple[Path, list[str]]) -> None:
+def test_all_stages_run_once_and_leave_nothing_to_commit(
+    reproduced: tuple[Path, list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
     folder, ran = reproduced
     assert ran == STAGES
-    assert not stages_run(run(["dvc", "repro"], folder).stdout)
+    assert not stages_run(dvc_here(["repro"], folder, capfd))
     assert run(["git", "status", "--porcelain"], folder).stdout == ""
     assert metric(folder, "test")["rows"] == 60
     assert metric(folder, "data")["rows"] == {"train": 300, "val": 40, "test": 60, "unsupervised": 300}
@@ -138,13 +142,15 @@ def test_only_what_uses_a_change_runs_again(project: Path) -> None:
     assert stages_run(run(["dvc", "repro"], project).stdout) == ["unzip", "evaluate"]
 
 
-def test_a_damaged_output_is_restored_and_one_stage_can_be_forced(project: Path) -> None:
+def test_a_damaged_output_is_restored_and_one_stage_can_be_forced(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """As the messages on damaged outputs advise, and README on a checkpoint that DVC does not watch."""
     outputs = [project / "data/tokenized/lengths.json", project / "models/finetuned/config.json"]
     before = [path.read_bytes() for path in outputs]
     for path in outputs:
         path.write_text("{")
-    assert not stages_run(run(["dvc", "repro"], project).stdout)
+    assert not stages_run(dvc_here(["repro"], project, capfd))
     assert [path.read_bytes() for path in outputs] == before
     assert stages_run(run(["dvc", "repro", "-s", "-f", "finetune"], project).stdout) == ["finetune"]
 
@@ -171,7 +177,7 @@ def test_an_experiment_trains_with_its_number_and_nothing_is_computed_again(
     assert (project / "dvc.lock").read_text() == lock
 
 
-def test_an_experiment_may_run_in_a_tree_of_its_own(project: Path) -> None:
+def test_an_experiment_may_run_in_a_tree_of_its_own(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As those of the queue do, which is DVC's and not tested here."""
     before = contents(project / "metrics")
     ran = run(["dvc", "exp", "run", "--temp", "-n", "other", "-S", "finetune.lr=1e-1"], project).stdout
@@ -185,9 +191,9 @@ def test_an_experiment_may_run_in_a_tree_of_its_own(project: Path) -> None:
         for revision in experiment["revs"]
     )
     assert metrics["metrics/finetune.json"]["val_loss"] != metric(project, "finetune")["val_loss"]
-    run(["dvc", "exp", "apply", "other"], project)
+    dvc_here(["exp", "apply", "other"], project, capfd)
     assert metrics["metrics/finetune.json"]["val_loss"] == metric(project, "finetune")["val_loss"]
-    assert stages_run(run(["dvc", "repro"], project).stdout) == []
+    assert not stages_run(dvc_here(["repro"], project, capfd))
 
 
 def test_git_does_not_merge_the_lock_files_of_two_runs(project: Path) -> None:
@@ -206,9 +212,11 @@ def test_git_does_not_merge_the_lock_files_of_two_runs(project: Path) -> None:
     change(0)
     run(["git", "checkout", "-q", "-"], project)
     change(-1)
-    merged = subprocess.run(["git", "merge", "theirs"], cwd=project, capture_output=True, text=True)
+    merge = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "merge", "theirs"]
+    assert subprocess.run(merge, cwd=project, capture_output=True).returncode == 1
+    conflicts = run(["git", "diff", "--name-only", "--diff-filter=U"], project).stdout.splitlines()
+    assert conflicts == [str(path.relative_to(project)) for path in paths]
     for path, lines in before.items():
-        assert f"Merge conflict in {path.relative_to(project)}" in merged.stdout
         assert path.read_text().splitlines() == [*lines[:-1], f"{lines[-1]} "]
 
 
@@ -289,12 +297,3 @@ def test_a_killed_dvc_takes_its_trainer_along_and_the_next_one_goes_on(project: 
     assert trainer.returncode == 128 + signal.SIGTERM
     assert "resumed after step" in errors
     assert errors.splitlines()[-1].startswith("SIGTERM: stopped after step")
-
-
-def test_a_stage_refuses_bad_input_in_one_line(project: Path) -> None:
-    """As a process of its own; test_refusals*.py has all the lines."""
-    set_params(project, {"data.archive": "data/none.zip"})
-    result = subprocess.run([sys.executable, "src/unzip.py"], cwd=project, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("unzip: error: data/none.zip not found")
-    assert "Traceback" not in result.stderr
