@@ -114,3 +114,9 @@ def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert free_memory(cpu) == 1_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory(cpu) == 5000 * 1024
+
+
+def test_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {torch.device("cuda:1"): (5, 80)}  # free and in all
+    monkeypatch.setattr(torch.cuda, "mem_get_info", figures.__getitem__)
+    assert free_memory(torch.device("cuda:1")) == 5

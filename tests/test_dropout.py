@@ -38,3 +38,11 @@ def test_nothing_is_dropped_outside_training_or_with_probability_zero() -> None:
     x = torch.randn(5, 5)
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
+
+
+def test_elsewhere_than_on_a_cpu_it_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr("receiptbert.dropout.F.dropout", lambda x, prob: (asked.append(prob), x)[1])
+    x = torch.ones(3, 5, device="meta")
+    assert Dropout(0.2)(x) is x
+    assert asked == [0.2]

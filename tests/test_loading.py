@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from receiptbert import Collator, FinetuneDataset, PretrainDataset, WordpieceTokenizer, collate_fn
 from receiptbert.loading import ManyAtOnce, make_loader
@@ -27,11 +28,12 @@ def both() -> Callable[..., tuple[list[Batch], list[Batch]]]:
     return make
 
 
-@pytest.fixture(params=[1, 500, 1500, 2**19], ids=["singly", "two", "several", "all"], autouse=True)
+@pytest.fixture(params=[1, 500, 1500, 2**19], ids=["singly", "two", "several", "all"])
 def _tokens_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("receiptbert.loading.TOKENS_AT_ONCE", request.param)
 
 
+@pytest.mark.usefixtures("_tokens_at_once")
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_of_finetuning(
     both: Callable[..., Any], texts: list[str], tokenizer: WordpieceTokenizer, probabilities: bool
@@ -44,6 +46,7 @@ def test_of_finetuning(
         assert all(map(torch.equal, one, other))
 
 
+@pytest.mark.usefixtures("_tokens_at_once")
 def test_of_pretraining(both: Callable[..., Any], texts: list[str], tokenizer: WordpieceTokenizer) -> None:
     """What chance does differs: compared are true ids without regard to their order."""
 
@@ -78,6 +81,7 @@ def test_a_long_text_does_not_pad_thousands(
     assert len(made) < len(batches) / 2
 
 
+@pytest.mark.usefixtures("_tokens_at_once")
 def test_a_resumed_epoch_begins_with_the_next_batch(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
     dataset = FinetuneDataset(texts, np.arange(len(texts)), tokenizer, maxlen=12)
     sampler = LengthGroupedBatchSampler(dataset.lengths, 20)
@@ -86,3 +90,22 @@ def test_a_resumed_epoch_begins_with_the_next_batch(texts: list[str], tokenizer:
     whole = [targets.tolist() for _, targets in loader]
     sampler.resume(state, 3)
     assert [targets.tolist() for _, targets in loader] == whole[3:]
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "expected"),
+    [("cpu", False, DataLoader), ("meta", False, ManyAtOnce), ("meta", True, DataLoader)],
+)
+def test_batches_are_made_at_once_on_a_gpu_that_need_not_be_deterministic(
+    texts: list[str],
+    tokenizer: WordpieceTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    deterministic: bool,
+    expected: type,
+) -> None:
+    """For a GPU stands torch's device without data."""
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    dataset = PretrainDataset(texts, tokenizer, minlen=1, maxlen=60, device=device)
+    loader = make_loader(dataset, LengthGroupedBatchSampler(dataset.lengths, 20), Collator(tokenizer))
+    assert type(loader) is expected

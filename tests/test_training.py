@@ -135,6 +135,8 @@ def test_a_training_that_fails_keeps_its_log(
 
 def test_padding_mask() -> None:
     assert padding_mask(torch.tensor([[5, 6], [7, 8]]), pad_token_id=0) is None
+    on_gpu = torch.empty(2, 2, dtype=torch.long, device="meta")  # as good as one: its values are not there
+    assert padding_mask(on_gpu, pad_token_id=0) is not None
     mask = padding_mask(torch.tensor([[5, 6], [7, 0]]), pad_token_id=0)
     assert mask is not None
     assert mask.tolist() == [[1, 1], [1, 0]]
