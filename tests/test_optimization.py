@@ -54,6 +54,21 @@ def test_lower_layers_have_lower_rates() -> None:
         assert decays[parameter] == (0.0 if spared else 0.01)
 
 
+def test_decay_shrinks_weights_apart_from_the_gradient(model: BertModel) -> None:
+    """Without a gradient by the rate times the decay; as a term of the loss it would go through Adam."""
+    optimizer = get_optimizer(model, weight_decay=0.3)
+    decayed, spared = optimizer.param_groups
+    before = {parameter: parameter.detach().clone() for parameter in model.parameters()}
+    for parameter in before:
+        parameter.grad = torch.zeros_like(parameter)
+    for group in (decayed, spared):
+        group["lr"] = 0.5
+    optimizer.step()
+    for parameter in decayed["params"]:
+        torch.testing.assert_close(parameter.detach(), before[parameter] * (1 - 0.5 * 0.3))
+    assert all(torch.equal(parameter, before[parameter]) for parameter in spared["params"])
+
+
 def scheduler(warmup: int, steps: int, **kwargs: float) -> Scheduler:
     rates = {"init_lr": 0.1, "peak_lr": 1.1, "final_lr": 0.2} | kwargs
     optimizer = torch.optim.SGD(
@@ -93,6 +108,17 @@ def test_without_warmup_it_starts_at_the_peak_and_afterwards_it_stays_final() ->
     values = rates(schedule, 8)
     assert values[0] == pytest.approx(1.1)
     assert values[4:] == pytest.approx([0.2] * 5)
+
+
+def test_a_rate_that_is_a_tensor_is_filled_in_place() -> None:
+    """A recorded step reads it there."""
+    rate = torch.tensor(9.0)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+    schedule = Scheduler(optimizer, 0.0, 0.8, 0.0, num_warmup_steps=2, num_training_steps=4)
+    assert rate.item() == 0
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == pytest.approx(0.4)
 
 
 def test_a_warmup_longer_than_the_training_is_refused() -> None:
