@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def test_a_training_that_was_interrupted_can_go_on_in_the_same_process(
             trainer.train(loader, 4, max_steps=5)
         trainer.train(loader, 4, max_steps=5)
     assert len(trainer.history) == 5
+
+
+def test_a_training_may_run_in_another_thread(run_pretrain: Callable[..., Result]) -> None:
+    """Where Python lets nobody handle signals; as in a notebook, or a server."""
+    with ThreadPoolExecutor(1) as pool:
+        _, history, _ = pool.submit(run_pretrain, max_steps=2).result()
+    assert len(history) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])

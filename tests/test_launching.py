@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig
 
@@ -129,6 +130,17 @@ def test_a_failure_ends_the_launcher_in_a_line_at_the_most(
         assert ended.value.args == (expected,)
     else:
         assert str(ended.value).startswith(expected.removesuffix("…"))
+
+
+def test_a_signal_ends_the_launcher_as_it_would_have_ended_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: str) -> None:
+        raise SignalException("ended by SIGTERM", signal.SIGTERM)
+
+    monkeypatch.setattr(launching, "elastic_launch", lambda *_: stop)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit) as ended:
+        launching.launch("pretrain.py", 2)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 def test_the_launcher_heeds_signals_that_it_was_not_started_to_ignore(
