@@ -255,6 +255,27 @@ def test_odd_csvs_are_read(run: Run, content: str, expected: dict[str, str]) -> 
     assert csv.field_size_limit() == 131_072
 
 
+@pytest.mark.parametrize("name", ["in.csv", "in.tsv", "in.parquet", "in.txt"])
+def test_a_table_without_rows_is_labelled(run: Run, name: str) -> None:
+    own = ["text"] if name == "in.txt" else ["id", "text"]
+    Path("in.csv").write_text("id,text\n")
+    Path("in.tsv").write_text("id\ttext\n")
+    Path("in.txt").write_text("")
+    parquet.write_table(
+        pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}), "in.parquet"
+    )
+    run(name, "-o", "out.csv")
+    assert Path("out.csv").read_text() == ",".join([*own, "label", "category", "confidence"]) + "\n"
+    run(name, "-o", "out.parquet")
+    written = parquet.read_table("out.parquet")
+    kinds = {"label": pa.string(), "category": pa.string(), "confidence": pa.float64()}
+    kinds = dict.fromkeys(own, pa.string()) | kinds
+    if name == "in.parquet":
+        kinds["id"] = pa.int64()
+    assert written.schema.equals(pa.schema(kinds))
+    assert len(written) == 0
+
+
 def test_texts_of_the_only_column_may_have_delimiters(run: Run) -> None:
     texts = ["СОК 0,2; 6 ШТ,", "\tа;", '"б",', "в"]
     Path("in.csv").write_text('text\nСОК 0,2; 6 ШТ,\n\tа;\n"""б"","\nв\n', encoding="utf-8")
