@@ -2,12 +2,16 @@
 
 import csv
 import io
+import random
+import re
 import tempfile
 import zipfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.normalizers import BertNormalizer
@@ -32,6 +36,7 @@ from receiptbert.decoding import RUSSIAN_ENCODINGS, guess_encoding
 from receiptbert.equal_texts import fold, held_out_too, number_texts
 from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
+from tests.conftest import ROOT
 from tests.small_stores import store_of
 
 SCRATCH = tempfile.TemporaryDirectory()  # a folder for each example would take most of the time
@@ -82,7 +87,7 @@ def check_corpus(corpus: pd.DataFrame) -> None:
     assert not held_out_too(left, number_texts(left[TEXT])).any()
 
 
-@settings(max_examples=1500)
+@settings(max_examples=150)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(content: bytes) -> None:
     assert read(content) is None
@@ -116,11 +121,24 @@ def test_a_well_written_csv_is_read_as_it_is(rows: list[tuple[str, str]]) -> Non
     assert corpus.to_numpy().tolist() == table
 
 
-@settings(max_examples=1500)
+@settings(max_examples=750)
 @given(st.binary(min_size=1, max_size=60).filter(lambda content: any(byte > 127 for byte in content)))
 def test_an_encoding_is_guessed_or_not(sample: bytes) -> None:
     guesses = {"utf-8 with a few damaged bytes", "latin-1 or windows-1252", *RUSSIAN_ENCODINGS.values(), None}
     assert guess_encoding(sample) in guesses
+
+
+@pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
+@pytest.mark.parametrize(("codec", "name"), RUSSIAN_ENCODINGS.items())
+def test_the_encoding_of_a_hundred_words_is_guessed(
+    codec: str, name: str, change: Callable[[str], str]
+) -> None:
+    """Of a few words several encodings may seem right."""
+    words = sorted(set(re.findall("[А-ЯЁа-яё]{2,}", (ROOT / "data/lexicon.yaml").read_text("utf-8"))))
+    random.Random(0).shuffle(words)
+    for start in range(0, len(words), 100):
+        text = change(" ".join(words[start : start + 100]))
+        assert guess_encoding(text.encode(codec)) == name, text
 
 
 # --- Archives ---
@@ -180,7 +198,7 @@ def load(content: bytes) -> TokenStore | None:
         return None
 
 
-@settings(max_examples=1100)
+@settings(max_examples=150)
 @given(st.binary(max_size=100))
 def test_arbitrary_bytes_are_no_store(content: bytes) -> None:
     assert load(content) is None
