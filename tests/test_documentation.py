@@ -29,13 +29,25 @@ DOCUMENTS = [
 ]
 RESULTS = sorted((ROOT / "benchmarks/results").glob("*.json"))
 TRAINING = (ROOT / "docs/training.md").read_text()
-EXPERIMENTS = sorted(
-    {
-        command
-        for path in DOCUMENTS
-        for command in re.findall(r"dvc exp run ([^`|\n]*-S [^`|\n]*)", path.read_text())
-    }
-)
+
+
+def found(pattern: str) -> list[Any]:
+    """What matches in the documents, each once; a tuple if the pattern has several groups."""
+    return sorted({match for path in DOCUMENTS for match in re.findall(pattern, path.read_text())})
+
+
+def commands() -> list[str]:
+    """Those of receiptbert and DVC in blocks of code and between backticks."""
+    blocks = "\n".join(found(r"(?s)```bash\n(.*?)```")).replace("\\\n", " ")
+    inline = [" ".join(words.split()) for words in found(r"`((?:receiptbert|dvc) [^`]+)`")]
+    # Variables of the shell stand for numbers; in a table a bar has a backslash.
+    lines = [*blocks.replace("$((gpu + 1))", "1").splitlines(), *inline]
+    parts = {part.strip(" \\") for line in lines for part in re.split(r"&&|[|&;]", line)}
+    return sorted(part for part in parts if part.startswith(("receiptbert ", "dvc ")))
+
+
+NAMED = r" (-S|--shard|--help|unprotect)$"  # what a sentence is about, without what follows
+PARSERS = {"receiptbert": cli.make_parser(), "dvc": get_main_parser()}
 
 
 def run_python(path: Path) -> None:
@@ -74,20 +86,13 @@ def test_the_corpus_of_the_snippet_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert not held_out_too(corpus, number_texts(corpus[TEXT])).any()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_of_receiptbert_and_dvc_are_such(path: Path) -> None:
-    """Those of blocks of code; variables of the shell stand for numbers."""
-    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
-    for line in "\n".join(blocks).replace("\\\n", " ").replace("$((gpu + 1))", "1").splitlines():
-        for command in re.split(r"&&|[|&;]", line):
-            words = shlex.split(command, comments=True)
-            if words[:1] == ["receiptbert"]:
-                cli.make_parser().parse_args(words[1:])
-            elif words[:1] == ["dvc"]:
-                get_main_parser().parse_args(words[1:])
+@pytest.mark.parametrize("command", [line for line in commands() if not re.search(NAMED, line)])
+def test_commands_of_receiptbert_and_dvc_are_such(command: str) -> None:
+    program, *arguments = shlex.split(command, comments=True)
+    PARSERS[program].parse_args(arguments)
 
 
-@pytest.mark.parametrize("command", EXPERIMENTS)
+@pytest.mark.parametrize("command", found(r"dvc exp run ([^`|\n]*-S [^`|\n]*)"))
 def test_settings_of_experiments_are_such(command: str, tmp_path: Path) -> None:
     for setting in re.findall(r"-S '?([^\s']+)", command):
         key, _, values = setting.partition("=")
@@ -96,10 +101,9 @@ def test_settings_of_experiments_are_such(command: str, tmp_path: Path) -> None:
             load_params(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_benchmarks_accept_the_options_that_are_given(path: Path) -> None:
-    for name, options in re.findall(r"python benchmarks/(\w+)\.py([^`\n]*)", path.read_text()):
-        parser_of(name).parse_args(shlex.split(options.replace(" ...", ""), comments=True))
+@pytest.mark.parametrize(("name", "options"), found(r"python benchmarks/(\w+)\.py([^`\n]*)"))
+def test_benchmarks_accept_the_options_that_are_given(name: str, options: str) -> None:
+    parser_of(name).parse_args(shlex.split(options.replace(" ...", ""), comments=True))
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
@@ -137,10 +141,15 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(path: Path) -> None:
-    for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", path.read_text()):
-        if link.startswith("https://"):
-            continue
-        assert (path.parent / link).exists(), link
-        assert not anchor or anchor in anchors(path.parent / link if link else path), anchor
+LINKS = [
+    (str(path.relative_to(ROOT)), link, anchor)
+    for path in DOCUMENTS
+    for link, anchor in re.findall(r"\]\((?!https://)([^)#]*)(?:#([^)]+))?\)", path.read_text())
+]
+
+
+@pytest.mark.parametrize(("document", "link", "anchor"), sorted(set(LINKS)))
+def test_links_lead_somewhere(document: str, link: str, anchor: str) -> None:
+    path = ROOT / document
+    assert (path.parent / link).exists()
+    assert not anchor or anchor in anchors(path.parent / link if link else path)
