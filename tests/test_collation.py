@@ -76,13 +76,6 @@ def test_special_tokens_are_never_masked_nor_drawn(dataset: PretrainDataset) -> 
     assert set(drawn.tolist()) == set(range(5, tokenizer.vocab_size))
 
 
-def test_labels_are_the_true_ids_and_the_rest_is_untouched(dataset: PretrainDataset) -> None:
-    true_ids, input_ids, labels = masked(dataset, Collator(dataset.tokenizer, non_target_idx=-7), times=2)
-    target = labels != -7
-    assert torch.equal(labels[target], true_ids[target])
-    assert torch.equal(input_ids[~target], true_ids[~target])
-
-
 def test_a_list_of_items_gives_what_the_batch_gives(dataset: PretrainDataset) -> None:
     collator = Collator(dataset.tokenizer, mask_prob=0.5)
     pairs = dataset.__getitems__([1, 5, 7])

@@ -37,20 +37,6 @@ def test_label_says_the_actual_order(texts: list[str], tokenizer: WordpieceToken
     assert min(seen.values()) > len(originals) / 3
 
 
-def test_a_batch_is_its_texts_padded(texts: list[str], tokenizer: WordpieceTokenizer) -> None:
-    dataset = PretrainDataset(texts, tokenizer, minlen=1, maxlen=100, permute_prob=0)
-    batch = dataset.__getitems__([3, 14, 15, 92])
-    for row, index in enumerate([3, 14, 15, 92]):
-        original = tokenizer(texts[index])
-        length = len(original) + 2
-        first, second = split_pair(
-            tokenizer, batch.input_ids[row, :length].tolist(), batch.token_type_ids[row, :length].tolist()
-        )
-        assert first + second == original
-        assert batch.input_ids[row, length:].unique().tolist() in ([], [tokenizer.pad_token_id])
-        assert batch.token_type_ids[row, length:].sum() == 0
-
-
 def test_a_text_without_tokens_is_left_out(tokenizer: WordpieceTokenizer) -> None:
     assert len(PretrainDataset(["", "а", " "], tokenizer, minlen=0, maxlen=100)) == 1
 

@@ -87,11 +87,12 @@ def test_masks_hide_targets_alone(
         mask_prob=mask_prob,
         random_prob=random_prob,
         keep_unchanged_prob=0.0,
+        non_target_idx=-7,
         whole_words=whole_words,
         letters_only=letters_only,
     )
     input_ids, types, labels, permuted = collator(pairs)
-    target = labels != -100
+    target = labels != -7
     special = torch.isin(pairs.input_ids, torch.tensor(tokenizer.special_token_ids))
     assert not (target & special).any()
     assert torch.equal(labels[target], pairs.input_ids[target])

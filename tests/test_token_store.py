@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from receiptbert import WordpieceTokenizer
-from receiptbert.errors import UserError
 from receiptbert.token_store import TokenStore
 from tests.small_stores import store_of
 
@@ -150,14 +149,6 @@ def test_a_saved_store_loads_equal_and_equal_stores_are_equal_bytes(rows: list[l
 def test_a_store_without_labels_has_none(tmp_path: Path) -> None:
     store_of([[1], [2, 3]]).save(tmp_path / "s")
     assert TokenStore.load(tmp_path / "s").labels is None
-
-
-def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "s").write_bytes(b"not a store at all")
-    with pytest.raises(UserError, match="is not a token store"):
-        TokenStore.load(tmp_path / "s")
-    with pytest.raises(UserError, match="not found; run"):
-        TokenStore.load(tmp_path / "missing")
 
 
 @given(ragged)
