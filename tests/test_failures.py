@@ -117,8 +117,8 @@ def test_what_else_the_system_says_of_a_file_is_one_line(number: int) -> None:
 
 def test_a_log_that_does_not_fit_ends_a_training_in_one_line(project: Path) -> None:
     """TensorBoard writes it in a thread of its own."""
-    command = f"ulimit -f 0; exec {sys.executable} {ROOT}/src/pretrain.py"
-    ended = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True)
+    command = ["bash", "-c", 'ulimit -f 0; exec "$0" "$1"', sys.executable, str(ROOT / "src/pretrain.py")]
+    ended = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert re.search(r"^pretrain: error: .*File too large; raise the limit", ended.stderr, re.MULTILINE)
@@ -246,8 +246,9 @@ def test_a_closed_stdout_loses_nothing(tiny_project: Path, tmp_path: Path) -> No
         folder.mkdir()
         shutil.copytree(tiny_project / "data", folder / "data", ignore=shutil.ignore_patterns("raw"))
         shutil.copy(tiny_project / "params.yaml", folder)
-        command = f"{sys.executable} {ROOT}/src/unzip.py {closed}; echo ${{PIPESTATUS[0]}}"
-        ran = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
+        line = f'"$0" "$1" {closed}; echo ${{PIPESTATUS[0]}}'
+        command = ["bash", "-c", line, sys.executable, str(ROOT / "src/unzip.py")]
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         assert ran.stdout.splitlines()[-1] == "0", ran.stderr
         assert "Traceback" not in ran.stderr
         assert "Exception ignored" not in ran.stderr
