@@ -100,6 +100,15 @@ def test_attention_by_hand() -> None:
     torch.testing.assert_close(attention(x, mask, only_cls=True), expected[:, 0], atol=1e-6, rtol=1e-5)
 
 
+def test_one_kernel_computes_what_the_formula_does() -> None:
+    attention = MultiHeadSelfAttention(D, H)
+    query, key, value = torch.randn(3, 4, H, 5, D // H).unbind()
+    mask = ((torch.rand(4, 5, 5) < 0.7) | torch.eye(5, dtype=torch.bool))[:, None]
+    for some in (mask, None):
+        expected = attention._attend(query, key, value, some)
+        torch.testing.assert_close(attention._attend_in_one_kernel(query, key, value, some), expected)
+
+
 def test_attention_is_one_kernel_elsewhere_than_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[Any, ...]] = []
     kernel = F.scaled_dot_product_attention

@@ -128,7 +128,9 @@ class MultiHeadSelfAttention(nn.Module):
         """
         query, key, value = self._project(embeddings, only_cls)
         mask = None if attention_mask is None else attention_mask[:, None, : query.shape[2]].bool()
-        context = self._attend(query, key, value, mask)  # (B, h, Q, d/h)
+        # Torch's kernels for a CPU are slower for texts as short as receipt lines, in bf16 many times.
+        attend = self._attend if embeddings.device.type == "cpu" else self._attend_in_one_kernel
+        context = attend(query, key, value, mask)  # (B, h, Q, d/h)
         context = context.transpose(1, 2).flatten(2)  # (B, Q, d)
         if only_cls:
             context, embeddings = context[:, 0], embeddings[:, 0]
@@ -160,16 +162,16 @@ class MultiHeadSelfAttention(nn.Module):
 
         query (B, h, Q, d/h), key and value (B, h, S, d/h), mask (B, 1, Q, S) or None -> (B, h, Q, d/h).
         """
-        if query.device.type != "cpu":
-            # In one kernel, which never holds the weights of a whole batch in memory.
-            dropout_prob = self._attention_dropout_prob if self.training else 0.0
-            return F.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
-        # Torch's kernels for a CPU are slower for texts as short as receipt lines, in bf16 many times.
         scores = query @ key.transpose(-1, -2) / math.sqrt(self._size_per_head)  # (B, h, Q, S)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = self._attention_dropout(scores.softmax(dim=-1))
         return weights @ value
+
+    def _attend_in_one_kernel(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """The same, without ever holding the weights of a whole batch in memory."""
+        dropout_prob = self._attention_dropout_prob if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
 
 
 class FeedForward(nn.Module):
