@@ -6,13 +6,13 @@ Runs in seconds. Some figures need the finetuned model and the lines of the last
 """
 
 import math
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import ROOT, argument_parser, in_turns, ratio, run_main, write_result
+from common import ROOT, argument_parser, run_main, write_result
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertShape, parameters
@@ -21,6 +21,7 @@ from receiptbert.pretraining import EPS
 from receiptbert.saved_classifier import load_classifier
 from receiptbert.tokenization import WordpieceTokenizer
 from setting import shape_of
+from timing import in_turns, rate_of, ratio
 
 MINI = BertShape(**shape_of("mini"), vocab_size=30_000, max_seqlen=24, act_func="gelu", eps=EPS)
 KEYS = 11  # tokens of a receipt line, marks included
@@ -56,13 +57,12 @@ def wide_projection() -> float:
     wide = nn.Linear(MINI.hidden_size, 3 * MINI.hidden_size)
     narrow = nn.ModuleList(nn.Linear(MINI.hidden_size, MINI.hidden_size) for _ in range(3))
 
-    def rate(outputs: list[nn.Module]) -> float:
-        start = time.perf_counter()
+    def train(layers: list[nn.Module]) -> None:
         for _ in range(PASSES):
-            sum(layer(x).sum() for layer in outputs).backward()
-        return PASSES / (time.perf_counter() - start)
+            sum(layer(x).sum() for layer in layers).backward()
 
-    rates = in_turns({"wide": lambda: rate([wide]), "narrow": lambda: rate(list(narrow))}, rounds=5)
+    works = {"wide": partial(train, [wide]), "narrow": partial(train, list(narrow))}
+    rates = in_turns({name: partial(rate_of, work, PASSES) for name, work in works.items()}, rounds=5)
     return ratio(rates["wide"], rates["narrow"])
 
 

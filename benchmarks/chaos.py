@@ -16,8 +16,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.pretraining import EPS
 from receiptbert.progress import say
 from receiptbert.reports import read_json
+from timing import seconds_of
 
 CORPUS = ["--unlabelled", "3000", "--train", "600", "--val", "100", "--test", "60"]
 SETTINGS = [
@@ -87,9 +88,7 @@ def _kill_often(folder: Path, kills: int, moments: random.Random) -> Counter[str
         _run(stage, folder)
     seconds, whole = {}, {}
     for stage in OUTPUTS:  # finetuning needs what pretraining gives
-        start = time.monotonic()
-        _run(stage, folder)
-        seconds[stage] = time.monotonic() - start
+        seconds[stage] = seconds_of(partial(_run, stage, folder))
         whole[stage] = _read(folder, stage)
     counts = Counter(killed=0, equal=0, resumed=0)
     for number in range(kills):
@@ -148,12 +147,8 @@ def _overhead(folder: Path) -> dict[str, float]:
     )
     weights = sum(parameters(shape, None).values())
     state = State({name: torch.rand(weights) for name in ("weights", "first", "second")}, {})
-    seconds = []
     with Checkpoints(folder / "overhead", "parameters", 0) as checkpoints:
-        for step in range(5):
-            start = time.monotonic()
-            checkpoints.save(step, state)
-            seconds.append(time.monotonic() - start)
+        seconds = [seconds_of(partial(checkpoints.save, step, state)) for step in range(5)]
         checkpoints.remove()
     write = statistics.median(seconds)
     between = max(params.runtime.checkpoint_seconds, REST * write)

@@ -23,6 +23,7 @@ from project import SMALL_CORPUS, SMALL_SETTINGS, commit, environment, make_proj
 from receiptbert.errors import UserError
 from receiptbert.params_file import load_params
 from receiptbert.progress import say
+from timing import seconds_of
 
 SETTINGS = [*SMALL_SETTINGS, "runtime.checkpoint_seconds=0"]
 CHANGES = {
@@ -52,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         project, fresh = Path(scratch) / "project", Path(scratch) / "fresh"
         make_project(project, SMALL_CORPUS, SETTINGS)
-        seconds = _timed(["dvc", "repro"], project)
+        seconds = seconds_of(lambda: run(["dvc", "repro"], project))
         commit(project)
         killed = cut = 0
         for number in range(args.experiments):
@@ -82,12 +83,6 @@ def main() -> None:
     write_result(args.json, figures)
     if not figures["up_to_date"] or figures["unexpected_changes"] or not figures["equal"]:
         sys.exit("the project does not agree with itself")
-
-
-def _timed(command: list[str], folder: Path) -> float:
-    start = time.monotonic()
-    run(command, folder)
-    return time.monotonic() - start
 
 
 def _killed(command: list[str], folder: Path, seconds: float) -> bool:

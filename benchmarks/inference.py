@@ -11,10 +11,9 @@ it is timed on a tenth of the lines. On a GPU the pipeline does without cuDNN's 
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import pipeline
 
-from common import argument_parser, in_turns, positive, print_rates, ratio, run_main, write_result
+from common import argument_parser, positive, run_main, write_result
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.classifier import Classifier
 from receiptbert.collation import collate_fn
@@ -34,6 +33,7 @@ from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
 from setting import Setting, add_setting_options, read_setting
+from timing import in_turns, print_rates, rate_of, ratio
 
 
 def main() -> None:
@@ -59,15 +59,14 @@ def main() -> None:
         def run() -> float:
             nonlocal agreed
             lines = list(islice(texts, args.lines))[:count]
-            start = time.perf_counter()
             # If the corpus has not so many, in parts: no line twice among what is given at once.
-            parts = (lines[first : first + len(distinct)] for first in range(0, len(lines), len(distinct)))
-            answers = [answer for part in parts for answer in classify(part)]
-            seconds = time.perf_counter() - start
+            parts = [lines[first : first + len(distinct)] for first in range(0, len(lines), len(distinct))]
+            answers: list[str] = []
+            rate = rate_of(lambda: answers.extend(chain.from_iterable(map(classify, parts))), len(lines))
             if classify is ours:
                 labels[:] = answers
             agreed &= answers == labels[:count]
-            return len(lines) / seconds
+            return rate
 
         return run
 

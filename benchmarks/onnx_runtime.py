@@ -7,8 +7,7 @@ batches of similar length, from raw text, on the CPU, with the same number of th
 """
 
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from common import (
-    ROOT,
-    argument_parser,
-    in_turns,
-    positive,
-    print_rates,
-    ratio,
-    read_archive,
-    run_main,
-    write_result,
-)
+from common import ROOT, argument_parser, positive, read_archive, run_main, write_result
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
 from receiptbert.errors import UserError
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import f1
 from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx
 from receiptbert.saved_classifier import load_classifier
+from timing import in_turns, print_rates, rate_of, ratio
 
 Probabilities = npt.NDArray[np.float32]  # (n, C)
 
@@ -62,18 +52,13 @@ def main() -> None:
 
     answers: dict[str, Probabilities] = {}
 
-    def runner(name: str) -> Callable[[], float]:
-        def run() -> float:
-            start = time.perf_counter()
-            loader = inference_loader(texts, tokenizer, model.shape.maxlen)
-            answers[name] = predict_logits(
-                contestants[name], loader, tokenizer.pad_token_id, torch.device("cpu")
-            )
-            return len(texts) / (time.perf_counter() - start)
+    def answer(name: str) -> None:
+        loader = inference_loader(texts, tokenizer, model.shape.maxlen)
+        answers[name] = predict_logits(contestants[name], loader, tokenizer.pad_token_id, torch.device("cpu"))
 
-        return run
-
-    rates = in_turns({name: runner(name) for name in contestants}, args.rounds)
+    rates = in_turns(
+        {name: partial(rate_of, partial(answer, name), len(texts)) for name in contestants}, args.rounds
+    )
     classes = {name: probabilities.argmax(axis=1) for name, probabilities in answers.items()}
     figures = {
         name: {

@@ -25,13 +25,14 @@ import torch
 from pyarrow import parquet
 from transformers import pipeline
 
-from common import ROOT, argument_parser, measure, positive, run_main, write_result
+from common import ROOT, argument_parser, positive, run_main, write_result
 from project import generate_corpus
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.devices import choose_device
 from receiptbert.precision import has_bf16
 from receiptbert.progress import say
 from receiptbert.saved_classifier import load_classifier
+from timing import measure
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ import re
 import site
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from openssh import find_sshd, openssh_version, ssh_server, user_name
 from project import SMALL_CORPUS, SMALL_SETTINGS, commit, make_project, outputs, run
 from receiptbert.errors import UserError
 from receiptbert.progress import say
+from timing import seconds_of
 
 SETTINGS = [*SMALL_SETTINGS, "finetune.teachers=0"]
 # In this order: after another way, the cache would leave git nothing to commit.
@@ -76,9 +76,7 @@ class Machine:
 
     def timed(self, command: Command) -> float:
         """Seconds that a command in the project takes."""
-        start = time.perf_counter()
-        self.run(command)
-        return time.perf_counter() - start
+        return seconds_of(lambda: self.run(command))
 
 
 def main() -> None:

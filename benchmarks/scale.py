@@ -16,7 +16,6 @@ from common import (
     STAGES,
     add_overrides,
     argument_parser,
-    measure,
     positive,
     run_main,
     stage_command,
@@ -25,6 +24,7 @@ from common import (
 )
 from project import generate_corpus
 from receiptbert.progress import say
+from timing import measure
 
 Figures = dict[str, dict[str, dict[str, float]]]  # number of lines -> stage -> what `measure` found
 

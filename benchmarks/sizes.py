@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 import torch
 
-from common import Rates, argument_parser, in_turns, positive, ratio, run_main, seconds, write_result
+from common import argument_parser, positive, run_main, seconds, write_result
 from receiptbert.choices import PRECISIONS
 from receiptbert.devices import choose_device, device_name, keep_freed_memory
 from receiptbert.precision import choose_precision
 from receiptbert.sizes import SIZES
 from setting import Setting, Task, read_setting, shape_of
 from throughput import Contestant, matrix_rate, operations, pretrain_ours
+from timing import Rates, in_turns, ratio
 
 
 class Row(NamedTuple):

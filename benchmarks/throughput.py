@@ -25,17 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import huggingface
-from common import (
-    Rates,
-    argument_parser,
-    in_turns,
-    positive,
-    print_rates,
-    ratio,
-    run_main,
-    seconds,
-    write_result,
-)
+from common import argument_parser, positive, run_main, seconds, write_result
 from literal import LiteralPairs, read_literally
 from receiptbert.choices import PRECISIONS
 from receiptbert.collation import Collator, collate_fn
@@ -60,6 +50,7 @@ from setting import (
     make_pretraining,
     read_setting,
 )
+from timing import Rates, in_turns, print_rates, ratio
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns, enough to keep the device busy
 

@@ -9,18 +9,15 @@ yardstick too: the library's trainer fed with the same lines, whose vocabulary d
 """
 
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer
 
 from common import (
     argument_parser,
-    in_turns,
     positive,
-    print_rates,
-    ratio,
     read_archive,
     run_main,
     shipped_params,
@@ -30,6 +27,7 @@ from common import (
 )
 from receiptbert.params import TokenizerParams
 from receiptbert.token_store import TokenStore
+from timing import in_turns, print_rates, rate_of, ratio
 
 
 def main() -> None:
@@ -43,26 +41,14 @@ def main() -> None:
     tokenizer = train_tokenizer(corpus, settings)
     backend = tokenizer._backend
 
-    def rate(work: Callable[[], object]) -> Callable[[], float]:
-        def run() -> float:
-            start = time.perf_counter()
-            work()
-            return len(texts) / (time.perf_counter() - start)
-
-        return run
-
-    rates = in_turns(
-        {
-            "pretokenize": rate(lambda: TokenStore.from_texts(texts, tokenizer)),
-            "encode_batch_fast": rate(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)),
-            "loop over encode": rate(
-                lambda: [backend.encode(text, add_special_tokens=False).ids for text in texts]
-            ),
-            "training: ours": rate(lambda: train_tokenizer(corpus, settings)),
-            "training: library": rate(lambda: _train_barely(texts, settings)),
-        },
-        args.rounds,
-    )
+    works: dict[str, Callable[[], object]] = {
+        "pretokenize": lambda: TokenStore.from_texts(texts, tokenizer),
+        "encode_batch_fast": lambda: backend.encode_batch_fast(texts, add_special_tokens=False),
+        "loop over encode": lambda: [backend.encode(text, add_special_tokens=False).ids for text in texts],
+        "training: ours": lambda: train_tokenizer(corpus, settings),
+        "training: library": lambda: _train_barely(texts, settings),
+    }
+    rates = in_turns({name: partial(rate_of, work, len(texts)) for name, work in works.items()}, args.rounds)
     training = {name: rates.pop(name) for name in list(rates) if name.startswith("training")}
     print_rates("lines per second", rates, "pretokenize")
     print_rates("lines per second", training, "training: ours")

@@ -11,12 +11,12 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from common import ROOT, argument_parser, run_main, write_result
 from project import run
 from receiptbert.progress import say
+from timing import seconds_of
 
 ROUNDS = 5
 # Bytes of the packages of an environment, by name; run by its own Python.
@@ -72,12 +72,7 @@ def main() -> None:
 
 def median_seconds(command: list[str], folder: Path) -> float:
     """Median seconds that a fresh process takes, its start and its end included."""
-    seconds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        run(command, folder)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds_of(lambda: run(command, folder)) for _ in range(ROUNDS))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 import common
 import inference
 import throughput
+import timing
 from receiptbert.errors import UserError
 from setting import Setting
 from tests.benchmark_runs import run_benchmark
@@ -132,16 +133,16 @@ def test_other_labels_than_those_of_the_pipeline_are_no_success(
 
 def test_the_first_of_the_rounds_is_not_counted() -> None:
     numbers = count(1)
-    rates = common.in_turns({"a": lambda: next(numbers), "b": lambda: next(numbers)}, rounds=2)
+    rates = timing.in_turns({"a": lambda: next(numbers), "b": lambda: next(numbers)}, rounds=2)
     assert rates == {"a": [3, 5], "b": [4, 6]}
 
 
 def test_a_measured_peak_is_that_of_the_command_alone(tmp_path: Path) -> None:
     occupied = bytearray(b"1" * (256 << 20))
-    figures = common.measure([sys.executable, "-c", "text = 'x' * (64 << 20)"], tmp_path)
+    figures = timing.measure([sys.executable, "-c", "text = 'x' * (64 << 20)"], tmp_path)
     assert 64 / 1024 < figures["peak_gib"] < len(occupied) / 1024**3
     with pytest.raises(SystemExit, match="false failed"):
-        common.measure(["false"], tmp_path)
+        timing.measure(["false"], tmp_path)
 
 
 @pytest.mark.parametrize("override", ["finetune.epoch=3", "finetun.epochs=3", "epochs", "", "finetune.lr=["])

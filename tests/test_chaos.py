@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ def test_what_does_not_agree_after_experiments_is_found(
 ) -> None:
     dvc, killed = Dvc(fault), []
 
-    def timed(command: list[str], folder: Path) -> float:
-        dvc.run(command, folder)
+    def seconds_of(work: Callable[[], object]) -> float:
+        work()
         return 9.0
 
     def kill(command: list[str], folder: Path, seconds: float) -> bool:
@@ -118,7 +118,7 @@ def test_what_does_not_agree_after_experiments_is_found(
     monkeypatch.setattr(chaos_experiments, "make_project", dvc.make_project)
     monkeypatch.setattr(chaos_experiments, "run", dvc.run)
     monkeypatch.setattr(chaos_experiments, "commit", lambda _: None)
-    monkeypatch.setattr(chaos_experiments, "_timed", timed)
+    monkeypatch.setattr(chaos_experiments, "seconds_of", seconds_of)
     monkeypatch.setattr(chaos_experiments, "_killed", kill)
     monkeypatch.setattr(chaos_experiments, "_mended", lambda _: len(killed) == 1)
     with pytest.raises(SystemExit, match="does not agree with itself") if fault else nullcontext():
