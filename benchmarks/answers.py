@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import ROOT, argument_parser, run_main, write_result
+from common import ROOT, argument_parser, print_figures, run_main, write_result
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertShape, parameters
@@ -116,8 +116,7 @@ def main() -> None:
         },
         f"parameters_with_{model.shape.vocab_size}_entries": parameters(model.shape, None),
     }
-    for name, value in figures.items():
-        print(f"{name}: {value}")
+    print_figures(figures)
     write_result(args.json, figures)
 
 

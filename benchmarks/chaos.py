@@ -27,6 +27,7 @@ from common import (
     add_overrides,
     argument_parser,
     positive,
+    print_figures,
     run_main,
     shipped_params,
     stage_command,
@@ -75,7 +76,7 @@ def main() -> None:
         write_params(Path(folder), [*SETTINGS, *args.overrides])
         counts = _kill_often(Path(folder), args.kills, random.Random(args.seed))
         figures = {"kills": args.kills, **counts, **_overhead(Path(folder))}
-    print(", ".join(f"{name} {value}" for name, value in figures.items()))
+    print_figures(figures)
     write_result(args.json, figures)
     if counts["equal"] < counts["killed"]:
         sys.exit("some outputs differ")

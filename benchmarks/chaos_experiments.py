@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from common import argument_parser, positive, run_main, write_result
+from common import argument_parser, positive, print_figures, run_main, write_result
 from project import SMALL_CORPUS, SMALL_SETTINGS, commit, environment, make_project, outputs, run
 from receiptbert.errors import UserError
 from receiptbert.params_file import load_params
@@ -79,7 +79,7 @@ def main() -> None:
         shutil.copy(project / "params.yaml", fresh)
         run(["dvc", "repro"], fresh)
         figures["equal"] = outputs(project) == outputs(fresh)
-    print(", ".join(f"{name} {value}" for name, value in figures.items()))
+    print_figures(figures)
     write_result(args.json, figures)
     if not figures["up_to_date"] or figures["unexpected_changes"] or not figures["equal"]:
         sys.exit("the project does not agree with itself")

@@ -174,6 +174,13 @@ def train_tokenizer(corpus: pd.DataFrame, settings: TokenizerParams) -> Wordpiec
         )
 
 
+def print_figures(figures: Mapping[str, object]) -> None:
+    """Print a line for each figure."""
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+
+
 def write_result(
     path: Path | None, figures: Mapping[str, object], rates: Mapping[str, Rates] | None = None
 ) -> None:

@@ -22,6 +22,7 @@ from common import (
     add_overrides,
     argument_parser,
     positive,
+    print_figures,
     run_main,
     shipped_params,
     write_result,
@@ -107,8 +108,7 @@ def main() -> None:
         overrides = [*one_epoch, f"pretrain.batch_size={args.batch_size}", *args.overrides]
         folder = prepare(args.work or Path(scratch), args.lines, overrides)
         figures = pretrain(folder, shipped_params(overrides))
-    for name, value in figures.items():
-        print(f"{name:24}{value:,.4g}" if isinstance(value, float) else f"{name:24}{value}")
+    print_figures(figures)
     write_result(args.json, figures)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import pipeline
 
-from common import ROOT, argument_parser, read_archive, run_main, write_result
+from common import ROOT, argument_parser, print_figures, read_archive, run_main, write_result
 from receiptbert import Classifier
 from receiptbert.calibration import Answers, expected_calibration_error
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT
@@ -54,8 +54,7 @@ def main() -> None:
         answers = ask(args.model, texts)
         different = sum(a != b for a, b in zip(categories, answers, strict=True))
         figures[f"other_labels_from_{name}"] = different
-    for key, value in figures.items():
-        print(f"{key:28} {value:.4f}" if isinstance(value, float) else f"{key:28} {value}")
+    print_figures(figures)
     write_result(args.json, figures)
 
 

@@ -25,7 +25,7 @@ import torch
 from pyarrow import parquet
 from transformers import pipeline
 
-from common import ROOT, argument_parser, positive, run_main, write_result
+from common import ROOT, argument_parser, positive, print_figures, run_main, write_result
 from project import generate_corpus
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.devices import choose_device
@@ -83,8 +83,7 @@ def main() -> None:
         "labels_equal": ours == before["labels"] + after["labels"],
         "formats_equal": same,
     } | in_bf16
-    for key, value in figures.items():
-        print(f"{key:26} {value:,.4g}" if isinstance(value, float) else f"{key:26} {value:,}")
+    print_figures(figures)
     write_result(args.json, figures)
     if not (figures["formats_equal"] and figures["labels_equal"]):
         sys.exit("the outputs differ")

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, argument_parser, run_main, write_result
+from common import ROOT, argument_parser, print_figures, run_main, write_result
 from project import run
 from receiptbert.progress import say
 from timing import seconds_of
@@ -65,8 +65,7 @@ def main() -> None:
                 [python, "-c", PREDICT, str(args.model.resolve())], folder
             ),
         }
-    for key, value in figures.items():
-        print(f"{key:26} {value:,.2f}")
+    print_figures(figures)
     write_result(args.json, figures)
 
 
