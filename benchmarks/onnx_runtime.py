@@ -36,7 +36,6 @@ def main() -> None:
     corpus = read_archive(args.corpus)
     rows = corpus[corpus[SPLIT] == TEST]
     texts, labels = rows[TEXT].tolist(), label_list(corpus)
-    true = rows[LABEL].map({label: number for number, label in enumerate(labels)}).to_numpy()
 
     saved = load_classifier(args.model)
     model, tokenizer = saved.model, saved.tokenizer
@@ -59,11 +58,11 @@ def main() -> None:
     rates = in_turns(
         {name: partial(rate_of, partial(answer, name), len(texts)) for name in contestants}, args.rounds
     )
-    classes = {name: probabilities.argmax(axis=1) for name, probabilities in answers.items()}
+    found = {name: np.array(labels)[probs.argmax(axis=1)] for name, probs in answers.items()}
     figures = {
         name: {
-            "weighted_f1": f1(true, classes[name], "weighted"),
-            "same_labels": float((classes[name] == classes["torch"]).mean()),
+            "weighted_f1": f1(rows[LABEL], found[name], "weighted"),
+            "same_labels": float((found[name] == found["torch"]).mean()),
             "largest_difference": float(np.abs(answers[name] - answers["torch"]).max()),
             "megabytes": megabytes[name],
             "times_as_fast": ratio(rates[name], rates["torch"]),

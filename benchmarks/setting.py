@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 
 from common import add_overrides, positive, read_archive, shipped_params, train_tokenizer
@@ -90,7 +91,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
         lines=lines,
         unlabelled=unlabelled.take(unlabelled.lengths >= min_text_length(params.pretrain.mask_prob)),
         train=TokenStore.from_texts(rows[TEXT], tokenizer),
-        targets=np.array([labels.index(label) for label in rows[LABEL]]),
+        targets=pd.Categorical(rows[LABEL], categories=labels).codes.astype(np.int64),
         num_classes=len(labels),
         shape=BertShape(
             **shape_of(args.size),
