@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,15 @@ def seconds(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
     return value
+
+
+def some_of(known: Collection[str], listed: str) -> list[str]:
+    """The type, for its ``known`` names, of an option that lists some of them, separated by commas."""
+    names = list(dict.fromkeys(listed.split(",")))
+    unknown = [name for name in names if name not in known]
+    if unknown:  # argparse turns it into an error of the parser
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+    return names
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -19,14 +19,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common import STAGES, argument_parser, run_main, write_result
+from common import STAGES, argument_parser, run_main, some_of, write_result
 from openssh import find_sshd, openssh_version, ssh_server, user_name
 from project import SMALL_CORPUS, SMALL_SETTINGS, commit, make_project, outputs, run
-from receiptbert.errors import UserError
 from receiptbert.progress import say
 from timing import seconds_of
 
@@ -82,11 +82,9 @@ class Machine:
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__, corpus=False)
-    parser.add_argument("--only", default=",".join(WAYS), help="the ways to try")
+    parser.add_argument("--only", type=partial(some_of, WAYS), default=",".join(WAYS), help="the ways to try")
     args = parser.parse_args()
-    if unknown := set(args.only.split(",")) - set(WAYS):
-        raise UserError(f"--only {args.only}: there is no {', '.join(sorted(unknown))}")
-    names = [name for name in WAYS if name in args.only.split(",")]
+    names = [name for name in WAYS if name in args.only]
     sshd = find_sshd() if "ssh" in names else ""
     with tempfile.TemporaryDirectory() as scratch:
         figures = share(Path(scratch), names, sshd)

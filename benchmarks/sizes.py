@@ -14,14 +14,14 @@ it, so that sizes differ only in shape.
 import argparse
 import gc
 import statistics
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from common import argument_parser, positive, run_main, seconds, write_result
+from common import argument_parser, positive, run_main, seconds, some_of, write_result
 from receiptbert.choices import PRECISIONS
 from receiptbert.devices import choose_device, device_name, keep_freed_memory
 from receiptbert.precision import choose_precision
@@ -66,10 +66,10 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """What the command line says; names and numbers as lists without repetitions."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--sizes", type=partial(_some_of, SIZES), default="mini,small,base")
+    parser.add_argument("--sizes", type=partial(some_of, SIZES), default="mini,small,base")
     parser.add_argument(
         "--precisions",
-        type=partial(_some_of, PRECISIONS),
+        type=partial(some_of, PRECISIONS),
         default="auto",
         help=f"some of {','.join(PRECISIONS)}; auto is what the hardware has",
     )
@@ -139,14 +139,6 @@ def print_table(rows: Iterable[Row], figures: Mapping[str, Mapping[str, float]])
             f"{row.size:6}  {row.precision:9}  {row.batch_size:13,}  {tokens:12,.0f}"
             f"  {performed / 1e12:10.4g} T  {share:19.1%}"
         )
-
-
-def _some_of(known: Collection[str], listed: str) -> list[str]:
-    names = list(dict.fromkeys(listed.split(",")))
-    unknown = [name for name in names if name not in known]
-    if unknown:  # argparse turns it into an error of the parser
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
-    return names
 
 
 def _numbers(listed: str) -> list[int]:

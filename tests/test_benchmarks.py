@@ -131,6 +131,17 @@ def test_other_labels_than_those_of_the_pipeline_are_no_success(
     assert not json.loads((tmp_path / "result.json").read_text())["labels_equal"]
 
 
+@pytest.mark.parametrize(("name", "known"), [("quality", "svm_char"), ("remotes", "cache")])
+def test_only_what_there_is_can_be_chosen(
+    name: str, known: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_benchmark(name, ["--only", f"{known},smb"], tmp_path)
+    error = capsys.readouterr().err
+    assert "error: argument --only: 'smb' is none of " in error
+    assert known in error
+
+
 def test_the_first_of_the_rounds_is_not_counted() -> None:
     numbers = count(1)
     rates = timing.in_turns({"a": lambda: next(numbers), "b": lambda: next(numbers)}, rounds=2)
