@@ -9,7 +9,6 @@ in which the hardware accumulates too; and the result is rounded. So this measur
 not how fast it is.
 """
 
-import dataclasses
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -116,8 +115,7 @@ def main() -> None:
     add_overrides(parser)
     args = parser.parse_args()
     device = choose_device(args.device, key="--device")
-    params = shipped_params(args.overrides)
-    params = dataclasses.replace(params, finetune=dataclasses.replace(params.finetune, precision="fp32"))
+    params = shipped_params([*args.overrides, "finetune.precision=fp32"])
     runs: dict[str, list[dict[str, float]]] = {precision: [] for precision in DTYPES}
     for seed in range(args.seeds):
         for precision, of_it in runs.items():

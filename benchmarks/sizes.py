@@ -78,15 +78,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=seconds, default=1.0, help="of each pretraining in each round")
     parser.add_argument("--warm-up", type=seconds, default=1.5, help="seconds before that")
     parser.add_argument("--device", default="auto")
-    parser.set_defaults(vocab_size=30_000, overrides=[])  # as a corpus of millions of lines fills it
+    # As a corpus of millions of lines fills it.
+    parser.set_defaults(vocab_size=30_000, overrides=["pretrain.dropout=0"])
     return parser.parse_args()
 
 
 def read_settings(args: argparse.Namespace, precisions: Iterable[str]) -> dict[tuple[str, str], Setting]:
     """The setting of each size in each precision; they share what is made of the corpus."""
     one = read_setting(argparse.Namespace(**vars(args), size=args.sizes[0]), "fp32")
-    pretrain = replace(one.params.pretrain, dropout=0.0)
-    one = replace(one, params=replace(one.params, pretrain=pretrain))
     return {
         (size, precision): replace(one, shape=replace(one.shape, **shape_of(size)), precision=precision)
         for size in args.sizes
