@@ -21,7 +21,6 @@ from common import argument_parser, positive, run_main, write_result
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.devices import choose_device, device_name
-from receiptbert.pretraining import Pretraining
 from receiptbert.sizes import SIZES
 from setting import Setting, read_setting
 
@@ -73,8 +72,7 @@ def pretrain(setting: Setting, steps: int, precision: str, amp_backend: str) -> 
         pretrain=replace(setting.params.pretrain, precision=precision, max_steps=steps, epochs=steps),
         runtime=replace(setting.params.runtime, amp_backend=amp_backend),
     )
-    texts, longest = setting.unlabelled, setting.shape.maxlen
-    pretraining = Pretraining(params, texts, setting.tokenizer, longest, setting.device)
+    pretraining = replace(setting, params=params).pretraining()
     with (
         tempfile.TemporaryDirectory() as folder,
         Checkpoints(Path(folder, "pretrain"), "parameters", math.inf) as checkpoints,

@@ -12,25 +12,19 @@ it is timed on a tenth of the lines. On a GPU the pipeline does without cuDNN's 
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import pipeline
 
 from common import argument_parser, positive, run_main, write_result
+from ours import finetuning
 from receiptbert.choices import PREDICTION_BATCH_SIZE
 from receiptbert.classifier import Classifier
-from receiptbert.collation import collate_fn
-from receiptbert.datasets import FinetuneDataset
-from receiptbert.finetune_trainer import FinetuneTrainer
 from receiptbert.hf_format import save_pretrained
 from receiptbert.modeling import BertFinetuneModel
-from receiptbert.optimization import Scheduler, get_optimizer
-from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.token_store import TokenStore
 from setting import Setting, add_setting_options, read_setting
 from timing import in_turns, print_rates, rate_of, ratio
@@ -108,18 +102,8 @@ def distinct_lines(setting: Setting) -> list[str]:
 
 def _finetuned(setting: Setting) -> BertFinetuneModel:
     torch.manual_seed(0)
-    model = BertFinetuneModel(**setting.shape.kwargs(), num_classes=setting.num_classes)
-    dataset = FinetuneDataset(setting.train, setting.targets, setting.tokenizer, setting.shape.maxlen)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=LengthGroupedBatchSampler(dataset.shown_lengths, setting.params.finetune.batch_size),
-        collate_fn=partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
-    )
-    optimizer = get_optimizer(model)
-    schedule = Scheduler(optimizer, 1e-3, 1e-3, 1e-3, 0, 1)
-    pad_token_id = setting.tokenizer.pad_token_id
-    trainer = FinetuneTrainer(model, optimizer, schedule, pad_token_id, setting.device, max_grad_norm=1.0)
-    trainer.train({"train": loader, "eval": []}, n_epochs=1)
+    with finetuning(setting, setting.params.finetune.batch_size, rate=1e-3) as (model, trainer, batches):
+        trainer.train({"train": batches, "eval": []}, n_epochs=1)
     return model.cpu()
 
 

@@ -10,15 +10,46 @@ import random
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
+from receiptbert.collation import Collator
 from receiptbert.layers import MultiHeadSelfAttention
-from receiptbert.modeling import BertModel
+from receiptbert.modeling import BertModel, dropout_everywhere
+from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.tokenization import WordpieceTokenizer
+from setting import Setting, Stopwatch, Task, Timed
 
 
-class LiteralPairs(torch.utils.data.Dataset[tuple[Tensor, Tensor, bool]]):
+def pretrain(setting: Setting, task: Task) -> float:
+    """The assignment read literally for a while; tokens per second."""
+    texts = [setting.unlabelled[i].tolist() for i in range(len(setting.unlabelled))]
+    lengths = torch.from_numpy(setting.unlabelled.lengths).clamp(max=setting.shape.maxlen)
+    loader = DataLoader(
+        LiteralPairs(texts, setting.tokenizer, setting.shape.maxlen),
+        batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
+        collate_fn=Collator(setting.tokenizer, mask_prob=setting.params.pretrain.mask_prob),
+    )
+    model = read_literally(
+        BertModel(**setting.shape.kwargs(), **dropout_everywhere(setting.params.pretrain.dropout))
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    model.to(setting.device).train()
+    watch = Stopwatch(setting, task)
+    for batch in Timed(loader, watch):
+        input_ids, token_type_ids, labels, permuted = (tensor.to(setting.device) for tensor in batch)
+        mask = (input_ids != setting.tokenizer.pad_token_id).long()
+        loss, _ = model(input_ids, mask, labels, permuted, token_type_ids)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), setting.params.pretrain.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+    return watch.rate()
+
+
+class LiteralPairs(Dataset[tuple[Tensor, Tensor, bool]]):
     """Texts as pairs of segments, one text at a time."""
 
     def __init__(self, texts: Sequence[Sequence[int]], tokenizer: WordpieceTokenizer, maxlen: int) -> None:

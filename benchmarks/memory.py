@@ -9,10 +9,10 @@ in every training); on a GPU, what torch reserved there.
 
 import argparse
 import ctypes
-import math
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,15 +21,20 @@ import torch
 from common import argument_parser, run_main, write_result
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.choices import PRECISIONS
-from receiptbert.cuda_graphs import can_capture
 from receiptbert.devices import choose_device, device_name, keep_freed_memory
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.plan import GIB, Plan
+from receiptbert.plan import GIB
 from receiptbert.precision import choose_precision
-from receiptbert.sampling import padding
-from setting import Setting, make_pretraining, read_setting
+from setting import Setting, read_setting
 
 STEPS = 150  # the heap grows while shapes of batches are new
+SETTINGS = [
+    "tokenizer.vocab_size=8000",
+    f"pretrain.max_steps={STEPS}",
+    f"pretrain.epochs={STEPS}",
+    # As many targets as the plan counts with.
+    "pretrain.whole_words=false",
+    "pretrain.letters_only=false",
+]
 
 
 class Row(NamedTuple):
@@ -40,6 +45,15 @@ class Row(NamedTuple):
     batch_size: int
     dropout: float
     activation_checkpointing: bool = False
+
+    @property
+    def overrides(self) -> list[str]:
+        """What it changes in ``params.yaml``."""
+        return [
+            f"pretrain.batch_size={self.batch_size}",
+            f"pretrain.dropout={self.dropout}",
+            f"runtime.activation_checkpointing={str(self.activation_checkpointing).lower()}",
+        ]
 
     @property
     def name(self) -> str:
@@ -61,49 +75,21 @@ ROWS = [
 def measure(row: Row, setting: Setting) -> tuple[float, float]:
     """What the plan says and what is measured, in bytes; in a process that has done nothing else."""
     # Here too: it settles which attention this process takes on a GPU.
-    keep_freed_memory(choose_device(str(setting.device), key="--device"), setting.precision)
+    keep_freed_memory(choose_device(str(setting.device), key="--device"), setting.params.pretrain.precision)
     torch.optim.AdamW([torch.zeros(1)])
     _forget()
     before = _resident("VmRSS")
+    pretraining = setting.pretraining()
     with (
         tempfile.TemporaryDirectory() as folder,
         Checkpoints(Path(folder, "pretrain"), "parameters", 0) as checkpoints,
     ):
-        trainer, batches = make_pretraining(
-            setting, row.batch_size, row.dropout, row.activation_checkpointing, checkpoints
-        )
-        trainer.train(batches, n_epochs=STEPS, max_steps=STEPS)
+        pretraining.train(f"{folder}/runs", checkpoints)
     measured = _resident("VmHWM") - before
     if setting.device.type == "cuda":
         measured = torch.cuda.max_memory_reserved(setting.device)
-    return plan_of(row, setting).total_memory, measured
-
-
-def plan_of(row: Row, setting: Setting) -> Plan:
-    """The plan that the stage would make."""
-    shown = setting.unlabelled.lengths.clip(max=setting.shape.maxlen)
-    lengths = shown + SPECIAL_TOKENS_PER_TEXT
-    return Plan(
-        shape=setting.shape,
-        num_classes=None,
-        trained_tokens=setting.shape.vocab_size,
-        soft_targets=0,
-        texts=row.batch_size,
-        processes=1,
-        processes_here=1,
-        length=float(lengths.mean()),
-        longest=int(lengths.max()),
-        padding=padding(torch.from_numpy(shown), math.ceil(len(shown) / row.batch_size)),
-        mask_prob=setting.params.pretrain.mask_prob,
-        dropout=row.dropout,
-        precision=setting.precision,
-        on_cpu=setting.device.type == "cpu",
-        cuda_graphs=can_capture(
-            setting.device, row.activation_checkpointing, setting.params.runtime.amp_backend
-        ),
-        activation_checkpointing=row.activation_checkpointing,
-        steps=STEPS,
-    )
+    # As many texts as the row names: the batches of the sample may have fewer, 508 instead of 512.
+    return replace(pretraining.plan, texts=row.batch_size).total_memory, measured
 
 
 def main() -> None:
@@ -112,18 +98,19 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     args = parser.parse_args()
+    device = choose_device(args.device, key="--device")
+    precision = choose_precision(args.precision, device, "--precision")
     figures: dict[str, dict[str, float]] = {}
     print(f"{'GiB':66}      plan  measured")
     for row in ROWS:
-        options = {"size": row.size, "vocab_size": row.entries, "overrides": ["tokenizer.vocab_size=8000"]}
+        overrides = [*SETTINGS, f"pretrain.precision={precision}", *row.overrides]
+        options = {"size": row.size, "vocab_size": row.entries, "overrides": overrides}
         # Read here, since the stage reads no corpus: what reading frees would be reused by the training.
-        setting = read_setting(argparse.Namespace(**vars(args) | options), args.precision)
+        setting = read_setting(argparse.Namespace(**vars(args) | options))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             plan, measured = process.submit(measure, row, setting).result()
         figures[row.name] = {"plan_gib": round(plan / GIB, 3), "measured_gib": round(measured / GIB, 3)}
         print(f"{row.name:66}{plan / GIB:10.2f}{measured / GIB:10.2f}", flush=True)
-    device = choose_device(args.device, key="--device")
-    precision = choose_precision(args.precision, device, "--precision")
     facts = {"device": device_name(device), "precision": precision}
     write_result(args.json, {**facts, "rows": figures})
 

@@ -1,9 +1,11 @@
-"""What contestants of a benchmark share: corpus as token ids, shape, batch size, device; and our trainer."""
+"""What contestants of a benchmark share: corpus as token ids, shape, batch size, device; and the clock."""
 
 import argparse
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,26 +14,17 @@ import pandas as pd
 import torch
 
 from common import add_overrides, positive, read_archive, shipped_params, train_tokenizer
-from receiptbert.checkpoints import Checkpoints
-from receiptbert.collation import Collator
 from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
 from receiptbert.corpus_facts import longest_used
-from receiptbert.datasets import PretrainDataset
 from receiptbert.devices import choose_device
 from receiptbert.encoder import BertShape
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.loading import make_loader
-from receiptbert.modeling import BertModel, dropout_everywhere
-from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
-from receiptbert.pretraining import EPS, min_text_length
-from receiptbert.resumption import Batches
-from receiptbert.sampling import LengthGroupedBatchSampler
+from receiptbert.pretraining import EPS, Pretraining, min_text_length
 from receiptbert.sizes import SIZES, follow_width
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
-from receiptbert.trainer import Trainer
 
 
 class Task(NamedTuple):
@@ -57,6 +50,10 @@ class Setting:
     device: torch.device
     precision: str
 
+    def pretraining(self) -> Pretraining:
+        """Our pretraining as its stage has it: ``params`` alone decide its shape and precision."""
+        return Pretraining(self.params, self.unlabelled, self.tokenizer, self.shape.maxlen, self.device)
+
     def inputs(self, store: TokenStore) -> list[list[int]]:
         """``[CLS] text [SEP]`` of every text as a list of ids."""
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
@@ -69,7 +66,7 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocab-size", type=positive, help="entries of the model, if more than the corpus fills"
     )
-    add_overrides(parser, ", for what is read here: not for shape, batch size or device")
+    add_overrides(parser, ", for what is read here: not for batch size or device")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--device", default="auto")
 
@@ -78,7 +75,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     """Tokenize the corpus and put the task together; ``precision`` is as in ``choose_precision``."""
     params = shipped_params([f"model.size={args.size}", *args.overrides])  # what `auto` means
     corpus = read_archive(args.corpus)
-    tokenizer = train_tokenizer(corpus, params.tokenizer)
+    tokenizer = _with_entries(train_tokenizer(corpus, params.tokenizer), args.vocab_size or 0)
     lines = corpus.loc[corpus[SPLIT] == UNSUPERVISED, TEXT].tolist()
     unlabelled = TokenStore.from_texts(lines, tokenizer)
     longest = longest_used(unlabelled.lengths, params.pretokenize.max_length_quantile)
@@ -94,9 +91,8 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
         targets=pd.Categorical(rows[LABEL], categories=labels).codes.astype(np.int64),
         num_classes=len(labels),
         shape=BertShape(
-            **shape_of(args.size),
-            act_func=params.model.act_func,
-            vocab_size=max(tokenizer.vocab_size, args.vocab_size or 0),
+            **params.model.kwargs(),
+            vocab_size=tokenizer.vocab_size,
             max_seqlen=longest + SPECIAL_TOKENS_PER_TEXT,
             eps=EPS,
         ),
@@ -105,53 +101,19 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
     )
 
 
+def _with_entries(tokenizer: WordpieceTokenizer, entries: int) -> WordpieceTokenizer:
+    """``tokenizer`` with at least so many ``entries``, the rest as in published BERTs: in no text."""
+    unused = [f"[unused{number}]" for number in range(entries - tokenizer.vocab_size)]
+    with tempfile.TemporaryDirectory() as scratch:
+        vocabulary = Path(scratch) / "vocab.txt"
+        vocabulary.write_text("\n".join([*tokenizer.tokens, *unused]), encoding="utf-8")
+        return WordpieceTokenizer(vocabulary)
+
+
 def shape_of(size: str) -> dict[str, Any]:
     """What a size of ``SIZES`` says of a model's shape."""
     own = {"hidden_size": SIZES[size].hidden_size, "num_hidden_layers": SIZES[size].num_hidden_layers}
     return own | follow_width(SIZES[size].hidden_size)
-
-
-def make_pretraining(
-    setting: Setting,
-    batch_size: int,
-    dropout: float,
-    activation_checkpointing: bool = False,
-    checkpoints: Checkpoints | None = None,
-) -> tuple[Trainer, Batches]:
-    """Our trainer and the batches of an epoch.
-
-    As in the stage, except for what speed and memory do not depend on (the learning rate is constant, no text
-    is held out) and for the masking, which is that of Hugging Face's collator: token by token, 80/10/10. Each
-    batch is a step.
-    """
-    p = setting.params.pretrain
-    dataset = PretrainDataset(
-        setting.unlabelled, setting.tokenizer, 1, setting.shape.maxlen, p.permute_prob, device=setting.device
-    )
-    loader = make_loader(
-        dataset,
-        LengthGroupedBatchSampler(dataset.shown_lengths, batch_size),
-        Collator(setting.tokenizer, mask_prob=p.mask_prob),
-    )
-    model = BertModel(**setting.shape.kwargs(), **dropout_everywhere(dropout), sop_weight=p.sop_weight)
-    model.activation_checkpointing = activation_checkpointing
-    optimizer = get_optimizer(model)
-    trainer = Trainer(
-        model,
-        optimizer,
-        constant_rate(optimizer),
-        setting.tokenizer.pad_token_id,
-        setting.device,
-        max_grad_norm=p.max_grad_norm,
-        precision=setting.precision,
-        checkpoints=checkpoints,
-    )
-    return trainer, loader
-
-
-def constant_rate(optimizer: torch.optim.Optimizer) -> Scheduler:
-    """A schedule that never changes; neither speed nor memory depends on it."""
-    return Scheduler(optimizer, 1e-5, 1e-5, 1e-5, 0, 1)
 
 
 class Stopwatch:

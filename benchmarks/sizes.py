@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 import torch
 
+import ours
 from common import argument_parser, positive, run_main, seconds, some_of, write_result
 from receiptbert.choices import PRECISIONS
 from receiptbert.devices import choose_device, device_name, keep_freed_memory
 from receiptbert.precision import choose_precision
 from receiptbert.sizes import SIZES
 from setting import Setting, Task, read_setting, shape_of
-from throughput import Contestant, matrix_rate, operations, pretrain_ours
+from throughput import Contestant, matrix_rate, operations
 from timing import Rates, in_turns, ratio
 
 
@@ -100,7 +101,7 @@ def take_turns(rows: Mapping[Row, Setting], args: argparse.Namespace) -> dict[st
         return partial(alone, contestant, setting, Task(batch_size, args.seconds, args.warm_up))
 
     products = {matrix_of(row.precision): turn(matrix_rate, setting) for row, setting in rows.items()}
-    trainings = {row.name: turn(pretrain_ours, setting, row.batch_size) for row, setting in rows.items()}
+    trainings = {row.name: turn(ours.pretrain, setting, row.batch_size) for row, setting in rows.items()}
     return in_turns(products | trainings, args.rounds)
 
 

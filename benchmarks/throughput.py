@@ -21,103 +21,25 @@ from contextlib import ExitStack
 from functools import partial
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
 import huggingface
+import literal
+import ours
 from common import argument_parser, positive, run_main, seconds, write_result
-from literal import LiteralPairs, read_literally
 from receiptbert.choices import PRECISIONS
-from receiptbert.collation import Collator, collate_fn
-from receiptbert.datasets import FinetuneDataset
 from receiptbert.devices import choose_device, device_name, keep_freed_memory
-from receiptbert.finetune_trainer import FinetuneTrainer
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.loading import make_loader
-from receiptbert.modeling import BertFinetuneModel, BertModel, dropout_everywhere
-from receiptbert.optimization import get_optimizer
-from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import operations_per_token
 from receiptbert.precision import DTYPES
-from receiptbert.sampling import LengthGroupedBatchSampler
 from setting import (
     Setting,
-    Stopwatch,
     Task,
-    Timed,
     add_setting_options,
-    constant_rate,
-    make_pretraining,
     read_setting,
 )
 from timing import Rates, in_turns, print_rates, ratio
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns, enough to keep the device busy
-
-
-def pretrain_ours(setting: Setting, task: Task) -> float:
-    """Our pretraining for a while; tokens per second."""
-    trainer, loader = make_pretraining(setting, task.batch_size, setting.params.pretrain.dropout)
-    watch = Stopwatch(setting, task)
-    trainer.train(Timed(loader, watch), n_epochs=1)
-    return watch.rate()
-
-
-def finetune_ours(setting: Setting, task: Task) -> float:
-    """Our finetuning for a while; tokens per second."""
-    p = setting.params.finetune
-    dataset = FinetuneDataset(
-        setting.train, setting.targets, setting.tokenizer, setting.shape.maxlen, device=setting.device
-    )
-    loader = make_loader(
-        dataset,
-        LengthGroupedBatchSampler(dataset.shown_lengths, task.batch_size),
-        partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
-    )
-    model = BertFinetuneModel(
-        **setting.shape.kwargs(), **dropout_everywhere(p.dropout), num_classes=setting.num_classes
-    )
-    with only_tokens(model.to(setting.device), tokens_in(setting.train, setting.tokenizer)):
-        optimizer = get_optimizer(model)
-        trainer = FinetuneTrainer(
-            model,
-            optimizer,
-            constant_rate(optimizer),
-            setting.tokenizer.pad_token_id,
-            setting.device,
-            max_grad_norm=p.max_grad_norm,
-            precision=setting.precision,
-        )
-        watch = Stopwatch(setting, task)
-        trainer.train({"train": Timed(loader, watch), "eval": []}, n_epochs=1)
-        return watch.rate()
-
-
-def pretrain_literally(setting: Setting, task: Task) -> float:
-    """The assignment read literally for a while; tokens per second."""
-    texts = [setting.unlabelled[i].tolist() for i in range(len(setting.unlabelled))]
-    lengths = torch.from_numpy(setting.unlabelled.lengths).clamp(max=setting.shape.maxlen)
-    loader = DataLoader(
-        LiteralPairs(texts, setting.tokenizer, setting.shape.maxlen),
-        batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
-        collate_fn=Collator(setting.tokenizer, mask_prob=setting.params.pretrain.mask_prob),
-    )
-    model = read_literally(
-        BertModel(**setting.shape.kwargs(), **dropout_everywhere(setting.params.pretrain.dropout))
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    model.to(setting.device).train()
-    watch = Stopwatch(setting, task)
-    for batch in Timed(loader, watch):
-        input_ids, token_type_ids, labels, permuted = (tensor.to(setting.device) for tensor in batch)
-        mask = (input_ids != setting.tokenizer.pad_token_id).long()
-        loss, _ = model(input_ids, mask, labels, permuted, token_type_ids)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), setting.params.pretrain.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()
-    return watch.rate()
 
 
 def matrix_rate(setting: Setting, task: Task) -> float:
@@ -175,11 +97,11 @@ def take_turns(args: argparse.Namespace) -> dict[str, Rates]:
         same_finetune = partial(huggingface.finetune, same=True)
         return in_turns(
             {
-                "pretrain: ours": turn(ours_pretrain, pretrain_ours, pretraining),
+                "pretrain: ours": turn(ours_pretrain, ours.pretrain, pretraining),
                 "pretrain: Trainer, same precision": turn(others_pretrain, same_pretrain, pretraining),
                 "pretrain: Trainer, defaults": turn(others_pretrain, huggingface.pretrain, pretraining),
-                "pretrain: read literally": turn(others_pretrain, pretrain_literally, pretraining),
-                "finetune: ours": turn(ours_finetune, finetune_ours, finetuning),
+                "pretrain: read literally": turn(others_pretrain, literal.pretrain, pretraining),
+                "finetune: ours": turn(ours_finetune, ours.finetune, finetuning),
                 "finetune: Trainer, same precision": turn(others_finetune, same_finetune, finetuning),
                 "finetune: Trainer, defaults": turn(others_finetune, huggingface.finetune, finetuning),
                 "matrix product": turn(ours_pretrain, matrix_rate, pretraining),

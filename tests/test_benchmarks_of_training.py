@@ -15,6 +15,7 @@ import apex_check
 import common
 import half_precision
 import memory
+import ours
 import runs
 import scale
 import sizes
@@ -48,11 +49,10 @@ def test_operations_are_those_of_the_plan(archive: Path) -> None:
     length = 7
     same = setting.unlabelled.take(setting.unlabelled.lengths == length)
     setting = replace(setting, unlabelled=same, train=same)
-    for stage, row in (("pretrain", memory.Row("tiny", 0, 2, 0.0)), ("finetune", None)):
-        plan = memory.plan_of(row or memory.Row("tiny", 0, 2, 0.0), setting)
-        if row is None:
-            plan = replace(plan, num_classes=setting.num_classes, mask_prob=0.0)
-        assert throughput.operations(setting, stage) == pytest.approx(plan.operations_per_token)
+    plan = setting.pretraining().plan
+    finetuning = replace(plan, num_classes=setting.num_classes, mask_prob=0.0)
+    for stage, planned in (("pretrain", plan), ("finetune", finetuning)):
+        assert throughput.operations(setting, stage) == pytest.approx(planned.operations_per_token)
 
 
 def test_the_size_sets_what_is_auto_and_the_user_has_the_last_word(archive: Path) -> None:
@@ -151,13 +151,13 @@ def test_sizes_beside_a_matrix_product(
 ) -> None:
     monkeypatch.setattr(sizes, "keep_freed_memory", lambda *_: None)  # for good, in this whole process
     monkeypatch.setitem(throughput.MATRIX, "cpu", 64)
-    settings = {}
+    settings, pretrain_ours = {}, ours.pretrain
 
     def pretrain(setting: Setting, task: Task) -> float:
         settings[setting.shape.hidden_size, task.batch_size] = setting
-        return throughput.pretrain_ours(setting, task)
+        return pretrain_ours(setting, task)
 
-    monkeypatch.setattr(sizes, "pretrain_ours", pretrain)
+    monkeypatch.setattr(ours, "pretrain", pretrain)
     quick = ["--rounds", "1", "--seconds", "0.01", "--warm-up", "0.01", "--device", "cpu"]
     options = [*quick, "--sizes", "tiny,mini", "--precisions", "fp32", "--batch-sizes", "8"]
     figures = run_benchmark("sizes", ["--corpus", str(archive), *options], tmp_path)
