@@ -131,21 +131,15 @@ def test_other_labels_than_those_of_the_pipeline_are_no_success(
     assert not json.loads((tmp_path / "result.json").read_text())["labels_equal"]
 
 
-@pytest.mark.parametrize(("name", "known"), [("quality", "svm_char"), ("remotes", "cache")])
-def test_only_what_there_is_can_be_chosen(
-    name: str, known: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        run_benchmark(name, ["--only", f"{known},smb"], tmp_path)
-    error = capsys.readouterr().err
-    assert "error: argument --only: 'smb' is none of " in error
-    assert known in error
-
-
 def test_the_first_of_the_rounds_is_not_counted() -> None:
     numbers = count(1)
     rates = timing.in_turns({"a": lambda: next(numbers), "b": lambda: next(numbers)}, rounds=2)
     assert rates == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_figures_are_printed_to_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    common.print_figures({"rows": 60, "seconds": 12345.678, "equal": True})
+    assert capsys.readouterr().out == "rows     60\nseconds  1.235e+04\nequal    True\n"
 
 
 def test_a_measured_peak_is_that_of_the_command_alone(tmp_path: Path) -> None:

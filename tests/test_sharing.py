@@ -170,6 +170,15 @@ def test_what_is_missing_is_said_in_a_line(missing: str, line: str, monkeypatch:
     assert "\n" not in str(ended.value)
 
 
+def test_a_way_that_there_is_not_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["remotes.py", "--only", "cache,smb"])
+    with pytest.raises(SystemExit):
+        remotes.main()
+    assert "error: argument --only: 'smb' is none of cache, folder, ssh" in capsys.readouterr().err
+
+
 def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openssh, "run", lambda *_: "")  # ssh-keygen
     sshd = tmp_path / "sshd"
