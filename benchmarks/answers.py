@@ -96,8 +96,7 @@ def multiplications(tokens: int) -> dict[str, int]:
 
 def main() -> None:
     """The command line."""
-    parser = argument_parser(__doc__, corpus=False)
-    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
+    parser = argument_parser(__doc__, corpus=False, model=True)
     parser.add_argument("--data", type=Path, default=ROOT / "data/raw/data.csv")
     args = parser.parse_args()
     model, tokenizer, *_ = load_classifier(args.model)

@@ -41,13 +41,16 @@ STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "ev
 MATRIX_UNITS = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
 
 
-def argument_parser(doc: str, *, corpus: bool = True) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has, or every one that reads a ``corpus``."""
+def argument_parser(doc: str, *, corpus: bool = True, model: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have, or all that read a ``corpus`` or a ``model``."""
     parser = argparse.ArgumentParser(
         description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     if corpus:
         parser.add_argument("--corpus", type=Path, default=ROOT / "data/sample.zip", help="a zip as in data/")
+    if model:
+        model_help = "a folder with a finetuned model"
+        parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned", help=model_help)
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser
 

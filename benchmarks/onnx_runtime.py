@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from common import ROOT, argument_parser, positive, read_archive, run_main, write_result
+from common import argument_parser, positive, read_archive, run_main, write_result
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
 from receiptbert.errors import UserError
 from receiptbert.inference import inference_loader, predict_logits
@@ -29,8 +29,7 @@ Probabilities = npt.NDArray[np.float32]  # (n, C)
 
 def main() -> None:
     """The command line."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
+    parser = argument_parser(__doc__, model=True)
     parser.add_argument("--rounds", type=positive, default=5)
     args = parser.parse_args()
     corpus = read_archive(args.corpus)

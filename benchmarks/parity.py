@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import pipeline
 
-from common import ROOT, argument_parser, print_figures, read_archive, run_main, write_result
+from common import argument_parser, print_figures, read_archive, run_main, write_result
 from receiptbert import Classifier
 from receiptbert.calibration import Answers, expected_calibration_error
 from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT
@@ -32,8 +32,7 @@ Ask = Callable[[Path, list[str]], list[str]]  # the categories that the model in
 
 def main() -> None:
     """The command line."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
+    parser = argument_parser(__doc__, model=True)
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
     rows = corpus[corpus[SPLIT] == TEST]

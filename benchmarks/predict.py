@@ -25,7 +25,7 @@ import torch
 from pyarrow import parquet
 from transformers import pipeline
 
-from common import ROOT, argument_parser, positive, print_figures, run_main, write_result
+from common import argument_parser, positive, print_figures, run_main, write_result
 from project import generate_corpus
 from receiptbert.archive import DATA_NAME, extract_corpus
 from receiptbert.devices import choose_device
@@ -37,12 +37,11 @@ from timing import measure
 
 def main() -> None:
     """The command line."""
-    parser = argument_parser(__doc__, corpus=False)
+    parser = argument_parser(__doc__, corpus=False, model=True)
     parser.add_argument("--lines", type=positive, default=1_000_000)
     parser.add_argument(
         "--pipeline-lines", type=positive, default=2_000, help="lines that the pipeline is timed on"
     )
-    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
 

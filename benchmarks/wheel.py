@@ -36,8 +36,7 @@ NOT_OURS = ("torch", "nvidia", "cuda", "triton", "pip", "setuptools")  # beginni
 
 def main() -> None:
     """The command line."""
-    parser = argument_parser(__doc__, corpus=False)
-    parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned")
+    parser = argument_parser(__doc__, corpus=False, model=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -25,11 +25,16 @@ from tests.benchmark_runs import run_benchmark
 from tests.projects import STAGES, run_here
 
 
+def setting_of(archive: Path, **options: Any) -> Setting:
+    """What a benchmark reads, on a CPU."""
+    usual = {"corpus": archive, "overrides": [], "size": "tiny", "vocab_size": None, "device": "cpu"}
+    return read_setting(argparse.Namespace(**usual | options), "fp32")
+
+
 def test_the_watch_counts_tokens_and_seconds_from_when_it_is_warm(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = argparse.Namespace(corpus=archive, overrides=[], size="tiny", vocab_size=None, device="cpu")
-    setting = read_setting(given, "fp32")
+    setting = setting_of(archive)
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
     watch = Stopwatch(setting, Task(batch_size=2, seconds=3.0, warm_up=1.0))
@@ -44,8 +49,7 @@ def test_the_watch_counts_tokens_and_seconds_from_when_it_is_warm(
 
 
 def test_operations_are_those_of_the_plan(archive: Path) -> None:
-    given = argparse.Namespace(corpus=archive, overrides=[], size="tiny", vocab_size=None, device="cpu")
-    setting = read_setting(given, "fp32")
+    setting = setting_of(archive)
     length = 7
     same = setting.unlabelled.take(setting.unlabelled.lengths == length)
     setting = replace(setting, unlabelled=same, train=same)
@@ -57,10 +61,15 @@ def test_operations_are_those_of_the_plan(archive: Path) -> None:
 
 def test_the_size_sets_what_is_auto_and_the_user_has_the_last_word(archive: Path) -> None:
     for overrides, expected in (([], 0.1), (["pretrain.dropout=0.3"], 0.3)):
-        given = argparse.Namespace(
-            corpus=archive, overrides=overrides, size="base", vocab_size=None, device="cpu"
-        )
-        assert read_setting(given, "fp32").params.pretrain.dropout == expected
+        assert setting_of(archive, overrides=overrides, size="base").params.pretrain.dropout == expected
+
+
+def test_a_vocabulary_larger_than_the_corpus_fills_changes_no_text(archive: Path) -> None:
+    small, large = setting_of(archive), setting_of(archive, vocab_size=9_000)
+    assert small.shape.vocab_size == small.tokenizer.vocab_size < 9_000
+    assert large.shape.vocab_size == large.tokenizer.vocab_size == 9_000
+    assert (large.unlabelled.ids == small.unlabelled.ids).all()
+    assert large.tokenizer.special_token_ids == small.tokenizer.special_token_ids
 
 
 def test_scale_measures_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
