@@ -190,7 +190,13 @@ def print_figures(figures: Mapping[str, object]) -> None:
     """Print a line for each figure."""
     width = max(map(len, figures))
     for name, value in figures.items():
-        print(f"{name:{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+        print(f"{name:{width}}  {_written(value)}")
+
+
+def _written(figure: object) -> str:
+    if isinstance(figure, float) and abs(figure) < 1000:
+        return f"{figure:.4g}"
+    return f"{figure:,.0f}" if type(figure) in (int, float) else str(figure)
 
 
 def write_result(
