@@ -194,6 +194,8 @@ def print_figures(figures: Mapping[str, object]) -> None:
 
 
 def _written(figure: object) -> str:
+    if isinstance(figure, Mapping):
+        return ", ".join(f"{name} {_written(value)}" for name, value in figure.items())
     if isinstance(figure, float) and abs(figure) < 1000:
         return f"{figure:.4g}"
     return f"{figure:,.0f}" if type(figure) in (int, float) else str(figure)

@@ -138,8 +138,8 @@ def test_the_first_of_the_rounds_is_not_counted() -> None:
 
 
 def test_figures_are_printed_as_people_read_them(capsys: pytest.CaptureFixture[str]) -> None:
-    common.print_figures({"rows": 6000, "seconds": 12345.678, "ratio": 1.23456, "equal": True})
-    assert capsys.readouterr().out == "rows     6,000\nseconds  12,346\nratio    1.235\nequal    True\n"
+    common.print_figures({"rows": 6000, "seconds": 12345.678, "ratio": 1.23456, "of": {"a": 1, "b": 0.5}})
+    assert capsys.readouterr().out == "rows     6,000\nseconds  12,346\nratio    1.235\nof       a 1, b 0.5\n"
 
 
 def test_a_measured_peak_is_that_of_the_command_alone(tmp_path: Path) -> None:
