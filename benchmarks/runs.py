@@ -16,8 +16,7 @@ from threading import Event
 from typing import Any, TypeVar
 
 from common import STAGES, read_record, stage_command, stage_environment, write_params
-from receiptbert.errors import UserError
-from receiptbert.progress import say
+from receiptbert.errors import UserError, printable
 from receiptbert.reports import write_json
 
 ARCHIVE, RECORD, LOG = "corpus.zip", "done.json", "log.txt"
@@ -78,9 +77,9 @@ def _run(stage: str, folder: Path, jobs: int) -> None:
         with log.open("ab") as file:
             code = run_stage(stage, folder, jobs, stdout=file, stderr=file)
     if code and jobs > 1:
-        say(f"the end of {log}:")
-        for line in log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]:
-            say(f"  {line}")
+        lines = log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]
+        end = "".join(f"  {printable(line)}\n" for line in lines)
+        sys.stderr.write(f"the end of {log}:\n{end}")  # at once: other runs tell of theirs meanwhile
     if code:
         raise UserError(f"{stage} ended with exit code {code}")
 

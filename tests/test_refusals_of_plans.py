@@ -30,7 +30,7 @@ SWITCH = "runtime.activation_checkpointing=true"
             {"texts": 1, "activation_checkpointing": True},
             f"{SWITCH} and pretrain.batch_size=1 with pretrain.num_accum_steps=192",
         ),
-        (PLAN, {"texts": 0}, "a smaller model.size, or take a machine with more memory"),
+        (PLAN, {"texts": 0, "longest": 0}, "a smaller model.size, or take a machine with more memory"),
         (replace(PLAN, precision="bf16"), {"precision": "fp32"}, "pretrain.precision=fp32"),
         (FINETUNING, {"texts": 8}, "finetune.batch_size=4"),
     ],
@@ -71,7 +71,14 @@ def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
     with pytest.raises(UserError, match=r"set finetune.batch_size=15,"):  # nothing accumulates: any will do
         require_memory(replace(PLAN, texts=31), int(replace(PLAN, texts=16).total_memory) + 1, "finetune", 31)
     with pytest.raises(UserError, match=r"set a smaller model.size"):  # where texts // 32 would be none
-        require_memory(replace(PLAN, texts=20), int(replace(PLAN, texts=0).total_memory) + 1, "finetune", 32)
+        require_memory(
+            replace(PLAN, texts=20), int(replace(PLAN, texts=0, longest=0).total_memory) + 1, "finetune", 32
+        )
+    long = replace(PLAN, longest=1000)  # as many tokens as 62 usual texts, in however small a batch
+    with pytest.raises(UserError, match=r"set runtime.activation_checkpointing=true$"):
+        require_memory(
+            replace(long, texts=128), int(replace(long, texts=32).total_memory) - 1, "pretrain", 128, 1
+        )
     with pytest.raises(UserError, match=r"set a smaller house, or take"):
         require_memory(PLAN, 1, "finetune", 32, smaller_model="a smaller house")
     taught = replace(FINETUNING, soft_targets=10**9)  # which no smaller batch or model makes fewer
