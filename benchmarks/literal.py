@@ -104,7 +104,7 @@ class _LiteralAttention(MultiHeadSelfAttention):
         self,
         embeddings: Tensor,
         attention_mask: Tensor | None = None,
-        _rows: Tensor | None = None,
+        _flat_positions: Tensor | None = None,
         _only_cls: bool = False,
     ) -> Tensor:
         query, key, value = (

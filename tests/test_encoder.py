@@ -41,11 +41,11 @@ def test_every_matrix_of_a_model_is_initialized(model: nn.Module) -> None:
             assert 0 < parameter.abs().max() <= 0.04, name
 
 
-def test_wanted_rows_are_rows_of_the_whole(batch: dict[str, Tensor]) -> None:
+def test_wanted_tokens_are_those_of_the_whole(batch: dict[str, Tensor]) -> None:
     bert = shaken(Bert(V, P, D, 2, 4 * D, H))
-    rows = torch.tensor([13, 0, 2, 7])
+    wanted = torch.tensor([13, 0, 2, 7])
     whole = bert(batch["ids"], batch["mask"]).flatten(0, 1)
-    torch.testing.assert_close(bert(batch["ids"], batch["mask"], rows=rows), whole[rows])
+    torch.testing.assert_close(bert(batch["ids"], batch["mask"], flat_positions=wanted), whole[wanted])
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -98,6 +98,15 @@ def test_attention_by_hand() -> None:
     expected = attention._layer_norm(x + attention._output(torch.stack(rows)))
     torch.testing.assert_close(attention(x, mask), expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(attention(x, mask, only_cls=True), expected[:, 0], atol=1e-6, rtol=1e-5)
+
+
+def test_what_dropout_leaves_weighs_values_with_their_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = shaken(MultiHeadSelfAttention(D, H))
+    monkeypatch.setattr(
+        attention._attention_dropout, "forward", lambda weights: weights * (weights > 0.2) * 2
+    )
+    x = torch.randn(3, 5, D)
+    torch.testing.assert_close(attention(x, only_cls=True), attention(x)[:, 0], atol=1e-6, rtol=1e-5)
 
 
 def test_one_kernel_computes_what_the_formula_does() -> None:

@@ -130,16 +130,17 @@ class Bert(nn.Module):
         x: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        rows: Tensor | None = None,
+        flat_positions: Tensor | None = None,
         only_cls: bool = False,
     ) -> Tensor:
-        """(B, S) ids -> (B, S, d) hidden states, or (N, d) if ``rows`` are given, or (B, d) if ``only_cls``.
+        """(B, S) ids -> (B, S, d) hidden states, or (N, d) at ``flat_positions``, or (B, d) if ``only_cls``.
 
         Args:
             attention_mask: (B, S), 1 for tokens and 0 for padding; None if nothing is padded.
             token_type_ids: (B, S), 0 or 1; None for all 0.
-            rows: (N,), the tokens whose hidden states are wanted, as indices from 0 to BS - 1. The last
-                layer attends from the others too, but skips what follows: no head reads it.
+            flat_positions: (N,), the tokens whose hidden states are wanted, from 0 to BS - 1. The last layer
+                still computes attention for all tokens; its output projection and feed-forward part only for
+                these.
             only_cls: whether only those of ``[CLS]``, the first of each text, are wanted.
         """
         mask = None if attention_mask is None else self.expand_mask(attention_mask.bool())
@@ -147,7 +148,7 @@ class Bert(nn.Module):
         *lower, last = self._layers
         for layer in lower:
             hidden_states = self._run(layer, hidden_states, mask)
-        return self._run(last, hidden_states, mask, rows, only_cls)
+        return self._run(last, hidden_states, mask, flat_positions, only_cls)
 
     def _run(self, layer: nn.Module, *arguments: Tensor | bool | None) -> Tensor:
         if self.activation_checkpointing and self.training:

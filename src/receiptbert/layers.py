@@ -1,7 +1,7 @@
 """The parts of BERT's encoder, as in the assignment (Devlin et al. 2019, section 3).
 
-Shapes: B texts in a batch, S tokens in a text, Q of them with a query (S or 1), N tokens whose output is
-wanted, d hidden size, h heads, V vocabulary, P positions.
+Shapes: B texts in a batch, S tokens in a text, N tokens whose output is wanted, d hidden size, h heads,
+V vocabulary, P positions.
 """
 
 import math
@@ -111,67 +111,86 @@ class MultiHeadSelfAttention(nn.Module):
         self,
         embeddings: Tensor,
         attention_mask: Tensor | None = None,
-        rows: Tensor | None = None,
+        flat_positions: Tensor | None = None,
         only_cls: bool = False,
     ) -> Tensor:
-        """(B, S, d) -> (B, S, d), or (N, d) if ``rows`` are given, or (B, d) if ``only_cls``.
+        """(B, S, d) -> (B, S, d), or (N, d) at ``flat_positions``, or (B, d) if ``only_cls``.
 
-        The last two arguments are for the last layer, of which a head reads only some tokens. With ``rows``,
-        all that follows attention is computed for these alone; with ``only_cls``, queries and their
-        attention are, too. Every token has a key and a value.
+        The last two arguments are for the last layer, of which a head reads only some tokens. With
+        ``flat_positions``, what follows attention is computed for these alone; with ``only_cls``, attention
+        itself is, too.
 
         Args:
             attention_mask: (B, S, S), 1 where the query (second axis) attends to the key (third axis), else
                 0; None if every token attends to every token.
-            rows: (N,), the tokens whose output is wanted, as indices from 0 to BS - 1; None for all.
+            flat_positions: (N,), the tokens whose output is wanted, from 0 to BS - 1; None for all.
             only_cls: whether only the output of each text's first token is wanted.
         """
-        query, key, value = self._project(embeddings, only_cls)
-        mask = None if attention_mask is None else attention_mask[:, None, : query.shape[2]].bool()
-        # Torch's kernels for a CPU are slower for texts as short as receipt lines, in bf16 many times.
-        attend = self._attend if embeddings.device.type == "cpu" else self._attend_in_one_kernel
-        context = attend(query, key, value, mask)  # (B, h, Q, d/h)
-        context = context.transpose(1, 2).flatten(2)  # (B, Q, d)
+        mask = None if attention_mask is None else attention_mask.bool()
         if only_cls:
-            context, embeddings = context[:, 0], embeddings[:, 0]
-        elif rows is not None:
-            context, embeddings = (x.flatten(0, 1).index_select(0, rows) for x in (context, embeddings))
+            context = self._context_of_cls(embeddings, mask)  # (B, d)
+            embeddings = embeddings[:, 0]
+        else:
+            context = self._context(embeddings, mask)  # (B, S, d)
+        if flat_positions is not None:
+            context, embeddings = (
+                x.flatten(0, 1).index_select(0, flat_positions) for x in (context, embeddings)
+            )
         output = self._output(context)
         return self._layer_norm(embeddings + self._dropout(output))
 
-    def _project(self, embeddings: Tensor, only_cls: bool) -> tuple[Tensor, ...]:
-        """(B, S, d) -> queries (B, h, Q, d/h), keys and values (B, h, S, d/h); Q is 1 if ``only_cls``."""
-        if not only_cls:
-            return self._split_heads(self._qkv(embeddings))
-        # The wide matrix in two parts: all tokens have keys and values, the first alone needs a query.
-        sizes = [self._qkv.in_features, 2 * self._qkv.in_features]
-        weights, biases = torch.split(self._qkv.weight, sizes), torch.split(self._qkv.bias, sizes)
-        query = self._split_heads(F.linear(embeddings[:, :1], weights[0], biases[0]))
-        return query + self._split_heads(F.linear(embeddings, weights[1], biases[1]))
-
-    def _split_heads(self, projected: Tensor) -> tuple[Tensor, ...]:
-        """(B, S, kd) -> k tensors of (B, h, S, d/h)."""
-        heads = projected.view(*projected.shape[:2], -1, self._num_heads, self._size_per_head)
-        parts = heads.permute(2, 0, 3, 1, 4)  # (k, B, h, S, d/h)
-        if parts.device.type == "cpu":
-            parts = parts.contiguous()  # one copy, where each product would make its own
-        return parts.unbind()
+    def _context(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+        """What each token gathers from all. (B, S, d) and a mask (B, S, S) or None -> (B, S, d)."""
+        projected = self._qkv(embeddings)  # (B, S, 3d)
+        heads = projected.view(*projected.shape[:2], 3, self._num_heads, self._size_per_head)
+        heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, h, S, d/h)
+        on_cpu = embeddings.device.type == "cpu"
+        if on_cpu:
+            heads = heads.contiguous()  # one copy, where each product would make its own
+        # Torch's kernels for a CPU are slower for texts as short as receipt lines, in bf16 many times.
+        attend = self._attend if on_cpu else self._attend_in_one_kernel
+        mask = None if mask is None else mask[:, None]  # (B, 1, S, S)
+        context = attend(*heads.unbind(), mask)  # (B, h, S, d/h)
+        return context.transpose(1, 2).flatten(2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(q k^T / sqrt(d / h)) v, for each head by itself.
 
-        query (B, h, Q, d/h), key and value (B, h, S, d/h), mask (B, 1, Q, S) or None -> (B, h, Q, d/h).
+        query, key and value (B, h, S, d/h), mask (B, 1, S, S) or None -> (B, h, S, d/h).
         """
-        scores = query @ key.transpose(-1, -2) / math.sqrt(self._size_per_head)  # (B, h, Q, S)
+        scores = query @ key.transpose(-1, -2)  # (B, h, S, S)
+        return self._attention_weights(scores, mask) @ value
+
+    def _attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores (..., S) of queries and keys -> how much of each token is taken, (..., S)."""
+        scores = scores / math.sqrt(self._size_per_head)
         if mask is not None:
+            # Not -inf: a query that may attend to nothing would have NaN.
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = self._attention_dropout(scores.softmax(dim=-1))
-        return weights @ value
+        return self._attention_dropout(scores.softmax(dim=-1))
 
     def _attend_in_one_kernel(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """The same, without ever holding the weights of a whole batch in memory."""
+        """As ``_attend``, without ever holding the weights of a whole batch in memory."""
         dropout_prob = self._attention_dropout_prob if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
+
+    def _context_of_cls(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+        """What the first token gathers from all. (B, S, d) and a mask (B, S, S) or None -> (B, d).
+
+        As ``_context``, but keys and values are never made, which for a single query is less work:
+        q (W_k x) = (q W_k) x, and the sum of a W_v x is W_v times the sum of a x. The keys' bias adds the
+        same to all scores, which softmax ignores.
+        """
+        matrices = self._qkv.weight.view(3, self._num_heads, self._size_per_head, -1)
+        w_query, w_key, w_value = matrices.unbind()  # (h, d/h, d)
+        b_query, _, b_value = self._qkv.bias.view(3, self._num_heads, self._size_per_head).unbind()
+        query = torch.einsum("bd, hkd -> bhk", embeddings[:, 0], w_query) + b_query  # (B, h, d/h)
+        query = torch.einsum("bhk, hkd -> bhd", query, w_key)  # (B, h, d)
+        scores = query @ embeddings.transpose(1, 2)  # (B, h, S)
+        weights = self._attention_weights(scores, None if mask is None else mask[:, :1])
+        context = torch.einsum("bhd, hkd -> bhk", weights @ embeddings, w_value)  # (B, h, d/h)
+        context = context + weights.sum(dim=-1, keepdim=True) * b_value  # dropout changes that sum
+        return context.flatten(1)
 
 
 class FeedForward(nn.Module):
@@ -245,8 +264,8 @@ class BertLayer(nn.Module):
         self,
         x: Tensor,
         attention_mask: Tensor | None = None,
-        rows: Tensor | None = None,
+        flat_positions: Tensor | None = None,
         only_cls: bool = False,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d), (N, d) or (B, d); the arguments are those of ``MultiHeadSelfAttention``."""
-        return self._feedforward(self._multihead_attention(x, attention_mask, rows, only_cls))
+        return self._feedforward(self._multihead_attention(x, attention_mask, flat_positions, only_cls))

@@ -202,12 +202,16 @@ class BertModel(ModelOnBert):
                 have fewer shapes. If there are fewer, the surplus rows are ignored; if more, the last
                 targets get no loss.
         """
-        # As in `Trainer.evaluate`, hidden states of all tokens (B, S, d) would do. The last layer is finished
-        # only for those that a head reads: `[CLS]` of each text, then the T targets.
+        # Plainly: hidden_states = self._backbone(x, attention_mask, token_type_ids)  # (B, S, d)
+        #          mlm_loss = self._mlm_head(hidden_states, labels)
+        #          sop_loss = self._classifier_head(hidden_states, permuted)
+        # The same losses for less work: the last layer is finished only for tokens that a head reads,
+        # `[CLS]` of each text and then the T targets.
         targets = self._targets(labels, max_targets)  # (T,), indices of B * S tokens
         first = torch.arange(len(x), device=x.device) * x.shape[1]  # (B,), of each `[CLS]`
-        rows = torch.cat([first, targets])
-        hidden_states = self._backbone(x, attention_mask, token_type_ids, rows)  # (B + T, d)
+        hidden_states = self._backbone(
+            x, attention_mask, token_type_ids, torch.cat([first, targets])
+        )  # (B + T, d)
         at_cls, at_targets = hidden_states.split([len(x), len(targets)])
         mlm_loss = self._mlm_head.loss_at(at_targets, labels.flatten()[targets])
         sop_loss = self._classifier_head.at_cls(at_cls, permuted)

@@ -48,15 +48,13 @@ def operations_per_token(
         recomputed: whether activation checkpointing computes the layers once more.
     """
     d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
-    # Of the last layer, what follows attention is computed only where a head reads: at targets and [CLS].
-    # In a classifier, only [CLS] has a query there.
-    whole = layers - 1 + min(targets + of_cls, 1)
-    with_query = layers if targets else whole
-    in_layers = (
-        layers * 2 * d * d  # keys and values
-        + with_query * (d * d + 2 * d * length)  # queries; scores and weighted sums
-        + whole * (d * d + 2 * d * i)
-    )
+    attention = 3 * d * d + 2 * d * length  # queries, keys and values; scores and weighted sums
+    rest = d * d + 2 * d * i
+    if targets:  # of the last layer, what follows attention is computed at targets and [CLS] alone
+        in_layers = layers * attention + (layers - 1 + min(targets + of_cls, 1)) * rest
+    else:  # there only [CLS] has a query, and no token a key or value (see MultiHeadSelfAttention)
+        of_tokens = 2 * shape.num_attention_heads * d
+        in_layers = (layers - 1) * (attention + rest) + of_tokens + of_cls * (3 * d * d + rest)
     head = (targets or of_cls) * (d * d + d * outputs)
     return 2.0 * ((TIMES_FORWARD + recomputed) * in_layers + TIMES_FORWARD * head)
 
