@@ -147,10 +147,11 @@ class MultiHeadSelfAttention(nn.Module):
         on_cpu = embeddings.device.type == "cpu"
         if on_cpu:
             heads = heads.contiguous()  # one copy, where each product would make its own
+        query, key, value = heads.unbind()  # (B, h, S, d/h) each
         # Torch's kernels for a CPU are slower for texts as short as receipt lines, in bf16 many times.
         attend = self._attend if on_cpu else self._attend_in_one_kernel
         mask = None if mask is None else mask[:, None]  # (B, 1, S, S)
-        context = attend(*heads.unbind(), mask)  # (B, h, S, d/h)
+        context = attend(query, key, value, mask)  # (B, h, S, d/h)
         return context.transpose(1, 2).flatten(2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
