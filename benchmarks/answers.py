@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common import ROOT, argument_parser, print_figures, run_main, write_result
 from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
 from receiptbert.datasets import InferenceDataset
-from receiptbert.encoder import BertShape, parameters
+from receiptbert.encoder import BertShape, parameter_counts
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.pretraining import EPS
 from receiptbert.saved_classifier import load_classifier
@@ -110,10 +110,10 @@ def main() -> None:
         f"multiplications_{KEYS}_tokens": multiplications(KEYS),
         "multiplications_512_tokens": multiplications(512),
         "parameters": {
-            **parameters(MINI, None),
+            **parameter_counts(MINI, None),
             "second_matrix_if_not_tied": MINI.vocab_size * MINI.hidden_size,
         },
-        f"parameters_with_{model.shape.vocab_size}_entries": parameters(model.shape, None),
+        f"parameters_with_{model.shape.vocab_size}_entries": parameter_counts(model.shape, None),
     }
     print_figures(figures)
     write_result(args.json, figures)

@@ -36,7 +36,7 @@ from common import (
 )
 from project import generate_corpus
 from receiptbert.checkpoints import REST, Checkpoints, State
-from receiptbert.encoder import BertShape, parameters
+from receiptbert.encoder import BertShape, parameter_counts
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.pretraining import EPS
 from receiptbert.progress import say
@@ -146,7 +146,7 @@ def _overhead(folder: Path) -> dict[str, float]:
         max_seqlen=sample["max_length"] + SPECIAL_TOKENS_PER_TEXT,
         eps=EPS,
     )
-    weights = sum(parameters(shape, None).values())
+    weights = sum(parameter_counts(shape, None).values())
     state = State({name: torch.rand(weights) for name in ("weights", "first", "second")}, {})
     with Checkpoints(folder / "overhead", "parameters", 0) as checkpoints:
         seconds = [seconds_of(partial(checkpoints.save, step, state)) for step in range(5)]

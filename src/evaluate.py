@@ -1,5 +1,7 @@
 """Stage 6: score the finetuned model on test, and write its card."""
 
+from pathlib import Path
+
 import pipeline
 from receiptbert.corpus import TEST
 from receiptbert.devices import choose_device
@@ -42,7 +44,7 @@ def evaluate(params: Params) -> str:
         temperature=saved.temperature,
     )
 
-    card = model_card(result, model.shape, data)
+    card = model_card(result, model.shape, data, Path(params.data.archive).name)
     write_json(pipeline.METRICS / "test.json", result.scores)
     for name, table in result.plots().items():
         write_csv(pipeline.PLOTS / f"{name}.csv", table.header, table.rows)

@@ -39,7 +39,7 @@ def test_apex_casts_in_the_forward_passes_of_the_training_alone(
     apex: ModuleType, finetune_model: Make, finetuner: Make, recomputed: bool
 ) -> None:
     model = finetune_model()
-    model.activation_checkpointing = recomputed  # in the backward pass
+    model.backbone.activation_checkpointing = recomputed  # in the backward pass
     trainer, loaders = finetuner(model, precision="fp16", amp_backend="apex")
     assert not apex.casting
     seen = set()

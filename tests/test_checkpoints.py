@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,15 @@ def test_the_newest_state_comes_back(checkpoints: Checkpoints, tmp_path: Path) -
     checkpoints.remove()
     assert checkpoints.load() is None
     assert files(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process lists what it has mapped")
+def test_nothing_of_a_checkpoint_stays_open(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """On NFS its folder could not be removed at the end: the client keeps there what is still mapped."""
+    checkpoints.save(1, state(1))
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])

@@ -154,6 +154,14 @@ def test_a_write_protected_file_stays(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert Path("out.csv").read_text() == "earlier"
 
 
+def test_of_a_write_protected_folder_its_name_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("in.csv", ["а"])
+    Path("ours").mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: path.name != "ours")
+    with pytest.raises(SystemExit, match=r"error: ours: Permission denied"):
+        run("in.csv", "-o", "ours/out.csv")
+
+
 @pytest.mark.parametrize("option", ["-o", "--model"])
 def test_an_empty_name_is_none(run: Run, capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -4,6 +4,7 @@ import csv
 import datetime
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,38 @@ def test_so_are_those_of_other_nested_types(run: Run, kind: Any, value: Any, wri
     run("in.parquet", "-o", "out.jsonl")
     lines = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["more"] for line in lines] == [written, None]
+
+
+@pytest.mark.parametrize("kind", [pa.list_, lambda inner: pa.struct({"x": inner})], ids=["list", "struct"])
+def test_a_dictionary_within_a_column_is_read_from_several_row_groups(
+    run: Run, kind: Callable[[pa.DataType], pa.DataType]
+) -> None:
+    """As polars writes a list of categories."""
+    of = kind(pa.dictionary(pa.int32(), pa.string()))
+    values = [["a"], ["b"], ["a"]] if pa.types.is_list(of) else [{"x": "a"}, {"x": "b"}, {"x": "a"}]
+    parquet.write_table(
+        pa.table({"text": ["а", "б", "в"], "more": pa.array(values, of)}), "in.parquet", row_group_size=2
+    )
+    run("in.parquet", "-o", "out.jsonl")
+    lines = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["more"] for line in lines] == values
+
+
+def test_lists_and_objects_are_json_in_a_csv_and_harmless_in_a_spreadsheet(run: Run) -> None:
+    items = [[{"day": datetime.date(2026, 1, 2), "note": "сыр;=1+1"}], None]
+    parquet.write_table(pa.table({"text": ["а", "б"], "items": items}), "in.parquet")
+    run("in.parquet", "-o", "out.csv")
+    assert [row["items"] for row in read("out.csv")] == ['[{"day": "2026-01-02", "note": "сыр;=1+1"}]', ""]
+    run("in.parquet", "--spreadsheet", "-o", "out.csv")
+    assert read("out.csv")[0]["items"] == """[{"day": "2026-01-02", "note": "сыр;'=1+1"}]"""
+
+
+@pytest.mark.parametrize("noted", ["null", "[]", "not json"])
+def test_notes_for_pandas_that_pandas_has_not_written_are_left_out(run: Run, noted: str) -> None:
+    table = pa.table({"text": ["а"]}).replace_schema_metadata({"pandas": noted, "other": "kept"})
+    parquet.write_table(table, "in.parquet")
+    run("in.parquet", "-o", "out.parquet")
+    assert parquet.read_schema("out.parquet").metadata == {b"other": b"kept"}
 
 
 def test_json_has_no_nan(run: Run) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiptbert import FinetuneDataset, InferenceDataset, PretrainDataset, WordpieceTokenizer
-from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler, padding
+from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler, largest_batch_ratio
 from receiptbert.token_store import TokenStore
 
 
@@ -108,11 +108,6 @@ def test_training_and_prediction_build_the_same_inputs(
         assert train[i][0].tolist() == predict[i].tolist() == expected
 
 
-def test_whole_inputs_need_no_tokenizer() -> None:
-    dataset = InferenceDataset([[2, 7, 8, 3], [2, 3]], maxlen=3, tokenizer=None)
-    assert [ids.tolist() for ids in dataset] == [[2, 7, 8], [2, 3]]
-
-
 def test_as_many_targets_as_texts(tokenizer: WordpieceTokenizer) -> None:
     with pytest.raises(ValueError, match="2 texts but 1 targets"):
         FinetuneDataset(["а", "б"], [0], tokenizer, 5)
@@ -157,7 +152,7 @@ def test_no_text_is_lost_whatever_the_lengths(lengths: list[int], batch_size: in
     assert len(batches) == len(sampler) == math.ceil(len(lengths) / batch_size)
     padded = [len(batch) * (max(lengths[i] for i in batch) + 2) for batch in batches]
     mean = (sum(lengths) + 2 * len(lengths)) / len(batches)
-    assert padding(torch.tensor(lengths), len(batches)) == pytest.approx(max(padded) / mean)
+    assert largest_batch_ratio(torch.tensor(lengths), len(batches)) == pytest.approx(max(padded) / mean)
 
 
 @given(

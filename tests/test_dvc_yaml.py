@@ -46,7 +46,6 @@ def test_code_deps_are_the_real_imports(stage: str) -> None:
 def test_every_setting_but_those_of_the_hardware_is_tracked() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     tracked = {key for spec in SPECS.values() for key in spec.get("params", [])}
-    tracked |= {"data.archive"}  # its bytes are: a dependency of unzip
     keys = {f"{section}.{name}" for section, values in params.items() for name in values}
     untracked = {key for key in keys if not {key, key.split(".")[0]} & tracked}
     assert untracked == {key for key in keys if key.startswith("runtime.")}

@@ -76,6 +76,20 @@ def test_a_folder_that_cannot_be_synced_is_written_all_the_same(
     assert contents(tmp_path) == {"x": b"whole"}
 
 
+def test_what_may_not_be_read_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder into which anybody may put files, but not look."""
+
+    def refuse(path: Path, _: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("os.open", refuse)
+    with atomic(tmp_path / "x") as partial:
+        partial.write_text("whole")
+    assert contents(tmp_path) == {"x": b"whole"}
+
+
 def test_a_file_appears_whole_or_keeps_its_old_content(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     for text in ("old", "new"):

@@ -259,7 +259,7 @@ def test_a_long_text_is_planned_for_and_pads_few_others_of_val(
         TokenStore.from_texts(words, tokenizer, store.labels.tolist()).save(path)
         save_texts(pipeline.TOKENIZED, split, words)
     run(batch_size="8", teachers="0")
-    usual, with_a_long_text = (plan.padding for plan in plans)
+    usual, with_a_long_text = (plan.largest_batch_ratio for plan in plans)
     assert with_a_long_text > 1.5 * usual
     (long,) = {shape for shape in shapes if shape[1] == max(width for _, width in shapes)}
     assert long[0] < 8

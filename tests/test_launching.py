@@ -68,6 +68,8 @@ def test_each_process_of_torchrun_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
     monkeypatch.setattr(
         launching, "elastic_launch", lambda *_: lambda _: shares.append(os.environ["OMP_NUM_THREADS"])
     )
@@ -78,6 +80,8 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv("OMP_NUM_THREADS")
         launching.launch("pretrain.py", 2)
     assert shares == ["4", "2"]
+    # A checkpoint is written within that time, before the launcher kills.
+    assert LaunchConfig(1, 1, 1).shutdown_timeout == launching.SHUTDOWN_SECONDS
 
 
 def test_of_processes_that_fail_the_first_speaks(monkeypatch: pytest.MonkeyPatch) -> None:

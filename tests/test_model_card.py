@@ -52,7 +52,7 @@ def evaluation(**changes: Any) -> Evaluation:
 @pytest.fixture
 def card() -> str:
     texts = [HOSTILE, *(f"line {i}" for i in range(1, 60))]
-    return model_card(evaluation(texts=texts), BERT, DATA)
+    return model_card(evaluation(texts=texts), BERT, DATA, "чеки_2026.zip")
 
 
 def test_hugging_face_reads_the_front_matter(card: str) -> None:
@@ -91,6 +91,7 @@ def test_the_card_says_what_the_figures_say(card: str) -> None:
         f"(macro F1) it is {result.scores['macro_f1']:.3f}.",
         f"most frequent category has weighted F1 {result.scores['majority_weighted_f1']:.3f}.",
         "Blank texts among them: 1; test rows whose text is in another split too: 2.",
+        r"The corpus is чеки\_2026.zip. Rows",
         "A category has 100 to 900 train rows (median 200); the largest makes up 75.0% of train.",
         f"the first {SHAPE['max_seqlen'] - 2} tokens of a line",
         f"| Сыр | {worst.f1:.2f} | {worst.precision:.2f} | {worst.recall:.2f} | 15 |",
@@ -104,6 +105,19 @@ def test_the_card_says_what_the_figures_say(card: str) -> None:
     assert "1 have fewer" in worst
 
 
+def test_a_category_that_test_does_not_have_is_one_of_the_rare() -> None:
+    logits = np.pad(evaluation().logits, ((0, 0), (0, 1)), constant_values=-9)
+    card = model_card(evaluation(logits=logits, names=["Чай", "Сыр", "Мыло", "Хлеб"]), BERT, DATA, "a.zip")
+    assert "2 have fewer" in card
+
+
+def test_a_median_may_be_a_half() -> None:
+    data = DATA | {"train_rows_per_class": {"largest": 3, "median": 2.5, "smallest": 2}}
+    assert "2 to 3 train rows (median 2.5);" in " ".join(
+        model_card(evaluation(), BERT, data, "a.zip").split()
+    )
+
+
 def test_the_model_is_described(card: str) -> None:
     assert "3 product categories: 2 layers of width 16, a vocabulary of 1,500 entries." in card
     model = BertFinetuneModel(**BERT.kwargs(), num_classes=3)
@@ -112,7 +126,7 @@ def test_the_model_is_described(card: str) -> None:
 
 def test_a_model_without_errors_has_a_card() -> None:
     true = evaluation().predicted
-    assert "## The most frequent errors" in model_card(evaluation(true=true), BERT, DATA)
+    assert "## The most frequent errors" in model_card(evaluation(true=true), BERT, DATA, "a.zip")
 
 
 def test_plots_are_drawn_of_the_answers() -> None:
@@ -134,7 +148,7 @@ def test_scores_are_those_of_the_answers() -> None:
 
 
 def test_a_temperature_that_was_not_fitted_is_told_as_such() -> None:
-    card = model_card(evaluation(temperature=1.0), BERT, DATA)
+    card = model_card(evaluation(temperature=1.0), BERT, DATA, "a.zip")
     assert "temperature 1, since val determined no other." in " ".join(card.split())
 
 
@@ -153,5 +167,5 @@ def test_of_a_package_that_the_path_has_twice_the_first_is_named(monkeypatch: py
         return [SimpleNamespace(name=name, version="1.0+cpu"), SimpleNamespace(name=name, version="0.9")]
 
     monkeypatch.setattr("receiptbert.model_card.metadata.distributions", twice)
-    card = model_card(evaluation(), BERT, DATA)
+    card = model_card(evaluation(), BERT, DATA, "a.zip")
     assert [line for line in card.splitlines() if line.startswith("| torch |")] == ["| torch | 1.0 |"]

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import memory
 from receiptbert import BertFinetuneModel, BertModel
-from receiptbert.encoder import BertShape, parameters
+from receiptbert.encoder import BertShape, parameter_counts
 from receiptbert.modeling import dropout_everywhere
 from receiptbert.plan import Plan, announce
 from receiptbert.sizes import SIZES
@@ -37,7 +37,7 @@ def make_model(plan: Plan) -> BertModel | BertFinetuneModel:
         model: Any = BertModel(**plan.shape.kwargs(), **dropout)
     else:
         model = BertFinetuneModel(**plan.shape.kwargs(), num_classes=plan.num_classes, **dropout)
-    model.activation_checkpointing = plan.activation_checkpointing
+    model.backbone.activation_checkpointing = plan.activation_checkpointing
     return model.train()  # type: ignore[no-any-return]
 
 
@@ -59,7 +59,7 @@ def loss_of(model: BertModel | BertFinetuneModel, plan: Plan) -> Tensor:
 def test_the_parts_are_all_parameters(plan: Plan) -> None:
     model = make_model(plan)
     real = sum(parameter.numel() for parameter in model.parameters())
-    assert sum(parameters(SHAPE, plan.num_classes).values()) == plan.num_parameters == real
+    assert sum(parameter_counts(SHAPE, plan.num_classes).values()) == plan.num_parameters == real
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -119,8 +119,8 @@ def test_memory_by_hand() -> None:
     assert replace(on_gpu, cuda_graphs=True).total_memory == pytest.approx(on_gpu.total_memory + recorded)
     assert replace(PLAN, texts=2 * B).memory["activations"] == 2 * PLAN.memory["activations"]
     # One text pads all others of its batch. Some padding is usual.
-    assert replace(PLAN, padding=5.0).memory["activations"] == 4 * PLAN.memory["activations"]
-    assert replace(PLAN, padding=1.2).memory == PLAN.memory
+    assert replace(PLAN, largest_batch_ratio=5.0).memory["activations"] == 4 * PLAN.memory["activations"]
+    assert replace(PLAN, largest_batch_ratio=1.2).memory == PLAN.memory
     one_text = replace(PLAN, texts=1, length=4.0, longest=S)  # fewer texts do not shorten the longest
     assert one_text._activations() >= replace(one_text, length=float(S))._activations() / 2
     finetuning = 5 * 4 * FINETUNING.num_parameters + shared

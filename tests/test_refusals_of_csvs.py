@@ -12,6 +12,7 @@ from tests.projects import CSV, make_zip, refuses
 NO_SPLIT = "is no split; fill it in, and quote texts that have line breaks"
 SPLIT_RULE = "must be one of train, val, test, unsupervised"
 QUOTE = "a quote opens here and seems to close in another row; double quotes within a text and quote the whole text"
+SWALLOWED = f"{QUOTE}; if it is one text with a line break, take the break out"
 NO_LABEL = "is not a label; train, val and test rows need one"
 RUSSIAN = CSV.replace("milk", "Молоко пастеризованное отборное").replace("tea", "ЧАЙ ЧЕРНЫЙ ЛИСТОВОЙ")
 
@@ -100,11 +101,27 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     ("an open quote", CSV + '"tea,1,train\n', f", row 7: {QUOTE}"),
     ("a text that goes on after its quote", CSV.replace("milk", '"milk" 3%'), f", row 2: {QUOTE}"),
     ("an open quote far up", CSV.replace("milk", '"milk') + "tea,1,train\n" * 99, f", row 2: {QUOTE}"),
-    ("a quote that swallows rows", CSV.replace("milk", '"milk').replace("tea", 'tea"'), f", row 2: {QUOTE}"),
-    ("the same, without a last line end", 'text,label,split\n"a,1,train\nb",2,train', f", row 2: {QUOTE}"),
-    ("the same, with spaces", 'text,label,split\n"a, 1, train\nb", 2, train\n', f", row 2: {QUOTE}"),
-    ("the same, with carriage returns", 'text,label,split\r"a,1,train\rb",2,train\r', f", row 2: {QUOTE}"),
-    ("the same, split first", 'split,text,label\ntrain,a,1\ntrain,"b,2\ntest,c",1\n', f", row 3: {QUOTE}"),
+    (
+        "a quote that swallows rows",
+        CSV.replace("milk", '"milk').replace("tea", 'tea"'),
+        f", row 2: {SWALLOWED}",
+    ),
+    (
+        "the same, without a last line end",
+        'text,label,split\n"a,1,train\nb",2,train',
+        f", row 2: {SWALLOWED}",
+    ),
+    ("the same, with spaces", 'text,label,split\n"a, 1, train\nb", 2, train\n', f", row 2: {SWALLOWED}"),
+    (
+        "the same, with carriage returns",
+        'text,label,split\r"a,1,train\rb",2,train\r',
+        f", row 2: {SWALLOWED}",
+    ),
+    (
+        "the same, split first",
+        'split,text,label\ntrain,a,1\ntrain,"b,2\ntest,c",1\n',
+        f", row 3: {SWALLOWED}",
+    ),
     (
         "a comma too many",
         CSV + "a,b,1,train\n",

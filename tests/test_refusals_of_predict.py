@@ -96,6 +96,12 @@ BAD: list[tuple[bytes, list[str], str]] = [
     ),
     (b"text\nab\0cdefg\n", ["in.csv"], "in.csv, line 2: a NUL byte, which no text has; export the"),
     (b"text,id\ra,1\r", ["in.csv"], "in.csv, line 1: a carriage return without a line feed; save"),
+    (b"tea\rcheese\r", ["in.csv", "--from", "lines"], "in.csv: a carriage return without a line feed; save"),
+    (
+        b'text\n"a" b\n',
+        ["in.csv"],
+        "in.csv, line 2: the end of the line expected after '\"'; texts that have",
+    ),
     (b"text,id\na,1\nb,c,2\n", ["in.csv"], "in.csv, line 3: 3 fields, the header has 2; quote texts that"),
     (b'text,id\n"a,1\nb,2\n', ["in.csv"], "in.csv, line 2: unexpected end of data; texts that have quotes"),
     (b'text,id\n"a" b,1\n', ["in.csv"], "in.csv, line 2: ',' expected after '\"'; texts that have quotes"),

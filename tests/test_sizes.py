@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from receiptbert import BertModel, WordpieceTokenizer
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.encoder import parameters
+from receiptbert.encoder import parameter_counts
 from receiptbert.params import Params
 from receiptbert.params_file import load_params
 from receiptbert.sizes import SIZES
@@ -73,7 +73,7 @@ def test_as_many_parameters_as_published(
     assert round(count(theirs) / 1e6, 1) == published
     assert sum(expected.values()) == count(theirs)
     expected["heads"] -= model.hidden_size + 1  # one number tells the order; their head answers with two
-    assert parameters(ours.shape, None) == expected
+    assert parameter_counts(ours.shape, None) == expected
     assert count(ours) == sum(expected.values())
 
 

@@ -45,7 +45,7 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
     results = []
     for active in (False, True):
         model = pretrain_model(**dropout_everywhere(0.1))
-        model.activation_checkpointing = active
+        model.backbone.activation_checkpointing = active
         computed: list[str] = []
         model._backbone._layers[0].register_forward_pre_hook(lambda *_, log=computed: log.append("layer"))
         trainer = pretrainer(model, max_grad_norm=1.0, precision=precision)

@@ -14,8 +14,10 @@ from receiptbert.files import naming
 
 # Far above any real corpus (30 million receipt lines are 2 GiB), far below a full disk.
 MAX_BYTES = 8 * 1024**3
-# Receipt lines compress 3 to 10 times; an archive that expands a hundredfold is no corpus but a bomb.
+# Receipt lines compress 3 to 10 times, sorted ones more. What expands a hundredfold to a size that does harm
+# is a bomb.
 MAX_RATIO = 100
+HARMLESS = 1024**3
 CHUNK = 1024**2
 
 DATA_NAME = "data.csv"
@@ -86,10 +88,7 @@ def _kind(archive: Path) -> str | None:
 
 def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The data CSV and the categories CSV, if there is one, by the names under which we write them."""
-    for member in opened.infolist():
-        path = _path(member.filename)
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{archive}: {member.filename} points outside the archive; create it again")
+    _require_inside(archive, opened)
     tables = [member for member in opened.infolist() if _is_table(member.filename)]
     categories = [member for member in tables if _base_name(member) == CATEGORIES_NAME]
     data = [member for member in tables if _base_name(member) != CATEGORIES_NAME]
@@ -97,15 +96,26 @@ def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile
         inner = [name for name in opened.namelist() if PurePosixPath(name).suffix.lower() in NO_CSV]
         but = f" but {inner[0]}, which is neither unpacked nor converted" if inner else ""
         raise UserError(f"{archive} holds no CSV{but}; put one CSV with the columns text,label,split into it")
-    for kind, members, mend in (
-        ("data CSVs", data, "put all rows into one; unlabelled ones have the split unsupervised"),
-        (CATEGORIES_NAME, categories, "keep one"),
-    ):
-        if len(members) > 1:
-            names = ", ".join(member.filename for member in members[:3])
-            more = ", ..." if len(members) > 3 else ""
-            raise UserError(f"{archive} holds {len(members)} {kind} ({names}{more}); {mend}")
-    return {DATA_NAME: data[0]} | ({CATEGORIES_NAME: categories[0]} if categories else {})
+    mend = "put all rows into one; unlabelled ones have the split unsupervised"
+    chosen = {DATA_NAME: _only(archive, data, "data CSVs", mend)}
+    if categories:
+        chosen[CATEGORIES_NAME] = _only(archive, categories, CATEGORIES_NAME, "keep one")
+    return chosen
+
+
+def _require_inside(archive: Path, opened: zipfile.ZipFile) -> None:
+    for member in opened.infolist():
+        path = _path(member.filename)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{archive}: {member.filename} points outside the archive; create it again")
+
+
+def _only(archive: Path, members: list[zipfile.ZipInfo], kind: str, mend: str) -> zipfile.ZipInfo:
+    if len(members) > 1:
+        names = ", ".join(member.filename for member in members[:3])
+        more = ", ..." if len(members) > 3 else ""
+        raise UserError(f"{archive} holds {len(members)} {kind} ({names}{more}); {mend}")
+    return members[0]
 
 
 def _path(name: str) -> PurePosixPath:
@@ -136,7 +146,7 @@ def _copy_member(archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo
 
 
 def _copy_capped(archive: Path, name: str, source: IO[bytes], sink: IO[bytes], compressed: int) -> None:
-    limit = min(MAX_BYTES, CHUNK + compressed * MAX_RATIO)
+    limit = min(MAX_BYTES, max(HARMLESS, compressed * MAX_RATIO))
     written = 0
     while True:
         with naming(archive):
@@ -148,6 +158,6 @@ def _copy_capped(archive: Path, name: str, source: IO[bytes], sink: IO[bytes], c
             raise UserError(
                 f"{archive}: {name} expands to more than {limit:,} bytes from {compressed:,}; "
                 f"the limits are {MAX_RATIO} times and {MAX_BYTES:,} bytes; "
-                "create it again, of plain text"
+                "create it again, without compression"
             )
         sink.write(chunk)

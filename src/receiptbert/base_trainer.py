@@ -72,13 +72,6 @@ class BaseTrainer(Generic[Model]):
     def _compute(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, which is to be minimized, and what to note about the batch."""
 
-    def _static_arguments(self, *_inputs: Tensor) -> dict[str, Any]:
-        """Keyword arguments of ``_compute`` in a recorded pass, where Python cannot read a tensor's values.
-
-        What depends on them, as room for targets does, is settled here, by a batch of the shape to record.
-        """
-        return {}
-
     def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *position: int) -> dict[str, Tensor]:
         """Add the gradients of one of the ``num_batches`` of a step; return what ``_compute`` notes.
 
@@ -100,14 +93,64 @@ class BaseTrainer(Generic[Model]):
     def _backward(self, loss: Tensor) -> None:
         self._amp.backward(loss)
 
+    def _optimize(self, noted: dict[str, Tensor]) -> None:
+        """Step with the gradients at hand, and put what was ``noted`` of their batches into the history."""
+        norm, taken = self._update()
+        self._step += 1
+        known = {"lr": max(self._scheduler.get_last_lr())}
+        if self._precision == "fp16":
+            known["skipped"] = float(not taken)
+        if taken:
+            self._scheduler.step()
+        else:
+            self._tell_overflow()
+        self._history.note(known, noted | {"grad_norm": norm})
+
+    def _update(self) -> tuple[Tensor, bool]:
+        """Clip the gradients and step; return the norm they had, and whether the step was taken."""
+        if self._graphs is not None and self._precision != "fp16":
+            return self._graphs.update(self._capturable_update), True
+        self._amp.unscale()
+        norm = self._clip()
+        taken = self._amp.step()
+        self._optimizer.zero_grad()
+        return norm, taken
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients to ``max_grad_norm``; return the norm they had."""
+        parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        # Looking at the norm is free on a CPU and saves a pass over all gradients; on a GPU it would stall.
+        if self._device.type != "cpu" or norm > self._max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+        return norm
+
+    def _tell_overflow(self) -> None:
+        scale = self._amp.scale
+        if scale < 1:  # no scale helps gradients that overflow even unscaled
+            raise UserError(
+                f"the gradients of step {self._step} overflow fp16 at any scale; set precision to bf16 or "
+                "fp32, or lower lr"
+            )
+        say(f"step {self._step} is skipped: its gradients overflow fp16; the scale is {scale:g} from now on")
+
+    # --- CUDA graphs: skip this at first ---
+
     def _make_graphs(self) -> GraphedPasses | None:
         """None where passes cannot be recorded."""
-        if not can_capture(self._device, self._model.activation_checkpointing, self._amp_backend):
+        if not can_capture(self._device, self._model.backbone.activation_checkpointing, self._amp_backend):
             return None
         for group in self._optimizer.param_groups:  # a recorded step reads the rate at a fixed place
             group["lr"] = torch.tensor(group["lr"], device=self._device)
             group["capturable"] = True
         return GraphedPasses(self._parameters)
+
+    def _static_arguments(self, *_inputs: Tensor) -> dict[str, Any]:
+        """Keyword arguments of ``_compute`` in a recorded pass, where Python cannot read a tensor's values.
+
+        What depends on them, as room for targets does, is settled here, by a batch of the shape to record.
+        """
+        return {}
 
     def _capturable(self, num_batches: int, batch: tuple[Tensor, ...]) -> Compute:
         """The pass for batches of the shape of ``batch``."""
@@ -121,50 +164,9 @@ class BaseTrainer(Generic[Model]):
 
         return compute
 
-    def _optimize(self, losses: dict[str, Tensor]) -> None:
-        """Step with the gradients at hand, and note the ``losses``, averaged over the processes."""
-        norm, taken = self._update()
-        self._step += 1
-        known = {"lr": max(self._scheduler.get_last_lr())}
-        if self._precision == "fp16":
-            known["skipped"] = float(not taken)
-        if taken:
-            self._scheduler.step()
-        else:
-            self._tell_overflow()
-        self._history.note(known, losses | {"grad_norm": norm})
-
-    def _update(self) -> tuple[Tensor, bool]:
-        """Clip the gradients and step; return the norm they had, and whether the step was taken."""
-        if self._graphs is not None and self._precision != "fp16":
-            return self._graphs.update(self._capturable_update), True
-        self._amp.unscale()
-        norm = self._clip()
-        taken = self._amp.step()
-        self._optimizer.zero_grad()
-        return norm, taken
-
     def _capturable_update(self) -> Tensor:
         # A recorded pass adds to the gradients in place, so they are zeroed but kept.
         norm = self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=False)
-        return norm
-
-    def _tell_overflow(self) -> None:
-        scale = self._amp.scale
-        if scale < 1:  # no scale helps gradients that overflow even unscaled
-            raise UserError(
-                f"the gradients of step {self._step} overflow fp16 at any scale; set precision to bf16 or "
-                "fp32, or lower lr"
-            )
-        say(f"step {self._step} is skipped: its gradients overflow fp16; the scale is {scale:g} from now on")
-
-    def _clip(self) -> Tensor:
-        """Clip the gradients to ``max_grad_norm``; return the norm they had."""
-        parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
-        # Looking at the norm is free on a CPU and saves a pass over all gradients; on a GPU it would stall.
-        if self._device.type != "cpu" or norm > self._max_grad_norm:
-            nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
         return norm

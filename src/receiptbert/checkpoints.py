@@ -106,7 +106,8 @@ class Checkpoints:
         for path in self._paths():
             if _is_whole(path):
                 with safe_open(path, framework="pt") as file:
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    # Copies: what is mapped keeps the file, and on NFS the folder, from being removed.
+                    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                     return State(tensors, json.loads(file.metadata()["values"]))
             path.unlink()  # else a training that begins anew would remove its own, which have fewer steps
             say(f"{path} was damaged and has been removed; falling back to the one before, if there is one")

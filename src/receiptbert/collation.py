@@ -92,21 +92,23 @@ class Collator:
         device = true_ids.device
         self._may_be_target, self._ordinary = self._may_be_target.to(device), self._ordinary.to(device)
         eligible = self._may_be_target[true_ids]
-        chance = torch.rand(true_ids.shape, device=device)
+        draw = torch.rand(true_ids.shape, device=device)
         if self._whole_words:
-            # One number per word (a special token is one, too): the k-th of a row takes the k-th number.
+            # One number per word (a special token is one, too): the k-th of a row takes the k-th number. A
+            # piece ``##...`` next to [CLS] or [SEP], of a word that is cut there, shares the number of that
+            # token, which is never a target: so it is chosen alone.
             self._begins_word = self._begins_word.to(device)
-            chance = chance.gather(1, self._begins_word[true_ids].cumsum(1) - 1)
-        target = eligible & (chance < self._mask_prob)
-        labels = torch.where(target, true_ids, self._non_target_idx)
+            draw = draw.gather(1, self._begins_word[true_ids].cumsum(1) - 1)
+        is_target = eligible & (draw < self._mask_prob)
+        labels = torch.where(is_target, true_ids, self._non_target_idx)
 
         # One uniform number decides what happens to a target: [0, random) is replaced,
         # [random, random + keep) stays, the rest is masked.
         fate = torch.rand(true_ids.shape, device=device)
-        is_random = target & (fate < self._random_prob)
-        is_masked = target & (fate >= self._random_prob + self._keep_unchanged_prob)
-        drawn = self._ordinary[torch.randint(len(self._ordinary), true_ids.shape, device=device)]
-        input_ids = torch.where(is_random, drawn, true_ids)
+        is_random = is_target & (fate < self._random_prob)
+        is_masked = is_target & (fate >= self._random_prob + self._keep_unchanged_prob)
+        random_ids = self._ordinary[torch.randint(len(self._ordinary), true_ids.shape, device=device)]
+        input_ids = torch.where(is_random, random_ids, true_ids)
         return input_ids.masked_fill(is_masked, self._mask_token_id), labels
 
 

@@ -183,7 +183,10 @@ def _refuse_swallowed_rows(path: Path, called: str, table: pd.DataFrame) -> None
     for name in table.columns:
         long = table.loc[table[name].str.contains(r"[\r\n]"), name]
         if (swallowed := long.index[long.str.contains(SPLIT_FIELD)]).size:
-            raise UserError(f"{called}, {place(path, int(swallowed[0]))}: {QUOTES}")
+            raise UserError(
+                f"{called}, {place(path, int(swallowed[0]))}: {QUOTES}; if it is one text with a line break, "
+                "take the break out"
+            )
 
 
 def _canonical(labels: "pd.Series[str]") -> "pd.Series[str]":

@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 def cross_entropy_in_place(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """The sum of ``-log softmax(logits)[label]`` over the targets, as in torch's ``cross_entropy``.
+    """The sum of ``-log softmax(logits)[label]`` over the targets: torch's ``cross_entropy`` with
+    ``reduction="sum"``.
 
     Args:
         logits: (T, V). They are overwritten by the probabilities, then by the gradient; in fp16 these go into
@@ -36,6 +37,8 @@ class _CrossEntropy(torch.autograd.Function):
         columns = torch.where(is_target, labels, 0)
         rows = torch.arange(len(columns), device=columns.device)
         below_highest = logits.amax(dim=1).float() - logits[rows, columns].float()  # (T,)
+        # Autograd is not told (``mark_dirty`` would have the probabilities returned): nothing else reads the
+        # logits.
         probs = torch.softmax(logits, dim=1, out=logits)
         ctx.save_for_backward(probs, columns, is_target)
         # log p = log p_max - (highest logit - logit): a probability that vanishes still has its logarithm.

@@ -1,7 +1,7 @@
 """Datasets of the assignment: texts for pretraining, for finetuning, and for prediction."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 class SegmentPairs(NamedTuple):
-    """A batch for pretraining: ``[CLS] left [SEP] right``, padded to S = the longest text's tokens + 2."""
+    """A batch for pretraining: ``[CLS] left [SEP] right``, padded to S, the most tokens of a text + 2."""
 
     input_ids: Tensor  # (B, S) int64
     # (B, S) int64: 0 for [CLS], the segment that comes first, [SEP] and padding, 1 for the other segment
@@ -29,7 +29,7 @@ class SegmentPairs(NamedTuple):
 
 
 class LabelledTexts(NamedTuple):
-    """A batch for finetuning: ``[CLS] text [SEP]``, padded to S = the longest text's tokens + 2."""
+    """A batch for finetuning: ``[CLS] text [SEP]``, padded to S, the most tokens of a text + 2."""
 
     input_ids: Tensor  # (B, S) int64
     targets: Tensor  # (B,) int64, or (B, C) float32: probabilities of the classes
@@ -38,7 +38,7 @@ class LabelledTexts(NamedTuple):
 class _Batched(Dataset[Item]):
     """A dataset that makes batches on a device and can tell their shape beforehand."""
 
-    def __init__(self, texts: FlatTexts, maxlen: int) -> None:
+    def __init__(self, texts: FlatTexts, maxlen: int | None) -> None:
         super().__init__()
         self._texts = texts
         self._maxlen = maxlen
@@ -118,8 +118,8 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
     def __getitems__(self, indices: Sequence[int]) -> SegmentPairs:
         """A whole batch at once, as a ``DataLoader`` asks for it."""
         index = torch.as_tensor(indices)
-        rows = self._texts.to_device(index)
-        lengths = self._texts.lengths_of(rows)
+        index_on_device = self._texts.to_device(index)
+        lengths = self._texts.lengths_of(index_on_device)
         shown = cut(lengths, self._maxlen)
         skipped = _random_below(lengths - shown + 1)
         # The halves of a text with an odd number of tokens differ by one. Which is longer is left to chance:
@@ -128,7 +128,9 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
         left = (shown + _random_below(torch.full_like(shown, 2))) // 2
         permuted = torch.rand(len(index), device=shown.device) < self._permute_prob
         width = self._texts.width(index, self._maxlen)
-        pairs = self._texts.pairs(rows, width, skipped=skipped, shown=shown, left=left, permuted=permuted)
+        pairs = self._texts.pairs(
+            index_on_device, width, skipped=skipped, shown=shown, left=left, permuted=permuted
+        )
         return SegmentPairs(*pairs, permuted)
 
 
@@ -167,7 +169,7 @@ class FinetuneDataset(_Batched[tuple[Tensor, int | Tensor]]):
         self._targets = torch.from_numpy(targets).to(device)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int | Tensor]:
-        """``input_ids`` (tokens + 2,) and the class, or the probabilities (C,)."""
+        """``input_ids`` (S,) and the class, or the probabilities (C,)."""
         batch = self.__getitems__([range(len(self))[idx]])
         target = batch.targets[0]
         return batch.input_ids[0], target if target.dim() else int(target)
@@ -179,52 +181,27 @@ class FinetuneDataset(_Batched[tuple[Tensor, int | Tensor]]):
         return LabelledTexts(self._texts.texts(index, self._maxlen), targets)
 
 
-class InferenceDataset(Dataset[Tensor]):
+class InferenceDataset(_Batched[Tensor]):
     """Texts to predict.
 
     Args:
         texts: raw texts, or a ``TokenStore``.
         maxlen: of a longer text, only the first ``maxlen`` tokens are used; None for all.
-        tokenizer: the tokenizer of the model; None if ``texts`` are complete inputs, as lists of ids.
+        tokenizer: the tokenizer of the model.
 
     The assignment's version adds no ``[CLS]``, although the head reads position 0; this one builds the
     same inputs that ``FinetuneDataset`` trains on.
     """
 
-    def __init__(
-        self, texts: Texts | Sequence[list[int]], maxlen: int | None, tokenizer: WordpieceTokenizer | None
-    ) -> None:
-        super().__init__()
-        self._inputs = cast(Sequence[list[int]], texts) if tokenizer is None else []
-        self._texts = (
-            None if tokenizer is None else FlatTexts(_tokenized(cast(Texts, texts), tokenizer), tokenizer)
-        )
-        self._num_texts = len(texts)
-        self._maxlen = maxlen
-
-    def __len__(self) -> int:
-        return self._num_texts
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each text, shape (n,)."""
-        if self._texts is None:
-            return torch.tensor([len(ids) for ids in self._inputs])
-        return self._texts.lengths
-
-    @property
-    def shown_lengths(self) -> Tensor:
-        """Tokens of each text that are shown, shape (n,)."""
-        return cut(self.lengths, self._maxlen)
+    def __init__(self, texts: Texts, maxlen: int | None, tokenizer: WordpieceTokenizer) -> None:
+        super().__init__(FlatTexts(_tokenized(texts, tokenizer), tokenizer), maxlen)
 
     def __getitem__(self, idx: int) -> Tensor:
-        """``input_ids`` (S,): ``[CLS] text [SEP]``, or an input that came complete."""
+        """``input_ids`` (S,): ``[CLS] text [SEP]``."""
         return self.__getitems__([range(len(self))[idx]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
-        """A whole batch at once, as a ``DataLoader`` asks for it; padded, unless inputs came complete."""
-        if self._texts is None:
-            return [torch.tensor(self._inputs[i][: self._maxlen]) for i in indices]
+        """A whole batch at once, as a ``DataLoader`` asks for it: padded to the most tokens shown."""
         return list(self._texts.texts(torch.as_tensor(indices), self._maxlen))
 
 

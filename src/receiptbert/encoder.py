@@ -37,22 +37,6 @@ class BertShape:
         return asdict(self)
 
 
-def parameters(shape: BertShape, num_classes: int | None) -> dict[str, int]:
-    """How many parameters each part has; the heads are those of pretraining if ``num_classes`` is None.
-
-    The matrix that the head of masked language modelling shares with the embeddings counts as theirs.
-    """
-    d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
-    of_mlm = d * d + d + 2 * d + shape.vocab_size if num_classes is None else 0
-    outputs = num_classes or 1  # sentence order has one
-    return {
-        "embeddings": (shape.vocab_size + shape.max_seqlen + 2) * d + 2 * d,
-        "attention": layers * (4 * d * d + 6 * d),
-        "feed-forward": layers * (2 * d * i + i + 3 * d),
-        "heads": of_mlm + d * d + d + outputs * d + outputs,
-    }
-
-
 class Bert(nn.Module):
     """Embeddings and a stack of layers: the encoder that pretraining and finetuning share.
 
@@ -155,3 +139,19 @@ class Bert(nn.Module):
             # With the random numbers of the first pass, so that dropout drops the same elements.
             return checkpoint(layer, *arguments, use_reentrant=False)
         return layer(*arguments)
+
+
+def parameter_counts(shape: BertShape, num_classes: int | None) -> dict[str, int]:
+    """How many parameters each part has; the heads are those of pretraining if ``num_classes`` is None.
+
+    The matrix that the head of masked language modelling shares with the embeddings counts as theirs.
+    """
+    d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    of_mlm = d * d + d + 2 * d + shape.vocab_size if num_classes is None else 0
+    outputs = num_classes or 1  # sentence order has one
+    return {
+        "embeddings": (shape.vocab_size + shape.max_seqlen + 2) * d + 2 * d,
+        "attention": layers * (4 * d * d + 6 * d),
+        "feed-forward": layers * (2 * d * i + i + 3 * d),
+        "heads": of_mlm + d * d + d + outputs * d + outputs,
+    }

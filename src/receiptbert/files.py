@@ -35,7 +35,7 @@ def atomic_file(path: Path, instead: str = "") -> Iterator[Path]:
     Raises:
         UserError: ``path`` is something that no file may replace: a folder, a device, a pipe, or (as
             ``/dev/stdout``) a file that is already open; or its folder does not exist.
-        PermissionError: a file that is there is write-protected.
+        PermissionError: its folder, or a file that is there, is write-protected.
     """
     target = Path(os.path.realpath(path))  # not by `resolve`, which raises for a link to itself
     parent = Path(os.path.realpath(path.parent))
@@ -44,6 +44,8 @@ def atomic_file(path: Path, instead: str = "") -> Iterator[Path]:
         raise UserError(f"{path} is not a file; name one{instead}")
     if not parent.is_dir():
         raise UserError(f"{path.parent} is not a folder; create it, or name another")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
     if path.exists() and not path.is_symlink() and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     with _appearing(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as partial:
@@ -101,7 +103,10 @@ def naming(path: Path) -> Iterator[None]:
 
 def _sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # one that may be written to, but not read
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

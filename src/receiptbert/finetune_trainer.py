@@ -77,6 +77,15 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self._eval_criterion = nn.CrossEntropyLoss()
 
+    def _begin(self) -> None:  # called by the constructor, too
+        super()._begin()
+        self.epochs: list[dict[str, float]] = []
+        """Of each evaluated epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score."""
+        self.best_epoch = 0
+        """The epoch whose weights the model has after ``train``."""
+        self._best_score = -math.inf
+        self._best_weights: dict[str, Tensor] = {}
+
     def train(
         self,
         dataloaders: dict[str, Batches],
@@ -107,60 +116,15 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
                 batches, name = self._batches(dataloaders["train"]), f"epoch {epoch} of {n_epochs}"
                 progress = track(batches, name, self._step + left, "steps", before=self._step)
                 record = {"train_loss": self._train_step(progress)}
-                if epoch % eval_every and epoch < n_epochs:
-                    self._end_epoch()
-                    continue
-                evaluated, score = from_main_process(partial(self._evaluate, dataloaders["eval"], scorer))
-                record |= evaluated
-                self._finish_epoch({"epoch": epoch} | record, score)
-                self._history.log(record, self._step)
-                say(f"epoch {epoch}: {readable(record)}")
+                if epoch % eval_every == 0 or epoch == n_epochs:
+                    evaluated, score = from_main_process(partial(self._evaluate, dataloaders["eval"], scorer))
+                    record |= evaluated
+                    self._keep_if_best({"epoch": epoch} | record, score)
+                    self._history.log(record, self._step)
+                    say(f"epoch {epoch}: {readable(record)}")
+                self._end_epoch()
         if self._best_weights:  # none if no epoch has a score, or there is no epoch
             self._model.load_state_dict(self._best_weights)
-
-    def _begin(self) -> None:
-        super()._begin()
-        self.epochs: list[dict[str, float]] = []
-        """Of each evaluated epoch: ``epoch`` from 1, ``train_loss``, ``eval_loss``, and the score."""
-        self.best_epoch = 0
-        """The epoch whose weights the model has after ``train``."""
-        self._best_score = -math.inf
-        self._best_weights: dict[str, Tensor] = {}
-
-    def _evaluate(
-        self, dataloader: Batches, scorer: Callable[["FinetuneTrainer"], tuple[str, float]] | None
-    ) -> tuple[dict[str, float], float]:
-        """The evaluation's part of the current epoch's record, and the score."""
-        eval_loss = {"eval_loss": self._eval_step(dataloader)}
-        if scorer is None:
-            return eval_loss, self._epoch + 1.0  # the last is the best
-        name, score = scorer(self)
-        return eval_loss | {name: score}, score
-
-    def _finish_epoch(self, record: dict[str, float], score: float) -> None:
-        self.epochs.append(record)
-        if score > self._best_score:
-            self._best_score, self.best_epoch = score, self._epoch + 1
-            self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
-        self._end_epoch()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        # No copy: a better epoch replaces these tensors and never writes into them.
-        return super()._tensors() | {f"best.{name}": value for name, value in self._best_weights.items()}
-
-    def _values(self) -> dict[str, Any]:
-        best = {"best_epoch": self.best_epoch, "best_score": self._best_score}
-        return super()._values() | best | {"epochs": list(self.epochs)}
-
-    def _load(self, state: State) -> None:
-        super()._load(state)
-        self.epochs, self.best_epoch = state.values["epochs"], state.values["best_epoch"]
-        self._best_score = state.values["best_score"]
-        self._best_weights = {
-            name.removeprefix("best."): value.to(self._device)
-            for name, value in state.tensors.items()
-            if name.startswith("best.")
-        }
 
     def _train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """One epoch; return the mean loss of its batches."""
@@ -180,6 +144,20 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         loss = weight * self._criterion(logits, targets[rows])
         return loss, {"loss": loss}
 
+    def _logits(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+        """(B, S) ids on the trainer's device -> (B, C)."""
+        return model(input_ids, padding_mask(input_ids, self._pad_token_id))
+
+    def _evaluate(
+        self, dataloader: Batches, scorer: Callable[["FinetuneTrainer"], tuple[str, float]] | None
+    ) -> tuple[dict[str, float], float]:
+        """The evaluation's part of the current epoch's record, and the score."""
+        eval_loss = {"eval_loss": self._eval_step(dataloader)}
+        if scorer is None:
+            return eval_loss, self._epoch + 1.0  # the last is the best
+        name, score = scorer(self)
+        return eval_loss | {name: score}, score
+
     def _eval_step(self, dataloader: Batches) -> float:
         """The mean loss per text, without dropout."""
         self._model.eval()
@@ -192,9 +170,11 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
                 texts += len(targets)
         return total / max(texts, 1)
 
-    def _logits(self, model: nn.Module, input_ids: Tensor) -> Tensor:
-        """(B, S) ids on the trainer's device -> (B, C)."""
-        return model(input_ids, padding_mask(input_ids, self._pad_token_id))
+    def _keep_if_best(self, record: dict[str, float], score: float) -> None:
+        self.epochs.append(record)
+        if score > self._best_score:
+            self._best_score, self.best_epoch = score, self._epoch + 1
+            self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
 
     def predict(self, dataloader: DataLoader[Tensor]) -> npt.NDArray[np.int64]:
         """The predicted class of each text of ``dataloader``, which has no targets; shape (n,).
@@ -206,6 +186,26 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         """
         logits = predict_logits(self._model, dataloader, self._pad_token_id, self._device)
         return logits.argmax(axis=1) if logits.size else np.empty(0, dtype=np.int64)
+
+    # --- The state of a checkpoint ---
+
+    def _tensors(self) -> dict[str, Tensor]:
+        # No copy: a better epoch replaces these tensors and never writes into them.
+        return super()._tensors() | {f"best.{name}": value for name, value in self._best_weights.items()}
+
+    def _values(self) -> dict[str, Any]:
+        best = {"best_epoch": self.best_epoch, "best_score": self._best_score}
+        return super()._values() | best | {"epochs": list(self.epochs)}
+
+    def _load(self, state: State) -> None:
+        super()._load(state)
+        self.epochs, self.best_epoch = state.values["epochs"], state.values["best_epoch"]
+        self._best_score = state.values["best_score"]
+        self._best_weights = {
+            name.removeprefix("best."): value.to(self._device)
+            for name, value in state.tensors.items()
+            if name.startswith("best.")
+        }
 
 
 def make_scorer(

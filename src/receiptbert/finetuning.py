@@ -31,7 +31,7 @@ from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.progress import say
 from receiptbert.resumption import Batches
-from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler, padding
+from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler, largest_batch_ratio
 from receiptbert.token_store import TokenStore
 
 
@@ -154,7 +154,7 @@ class Finetuning:
             processes_here=num_processes_here(),
             length=float(lengths.mean()),
             longest=int(lengths.max()),
-            padding=padding(torch.from_numpy(shown), math.ceil(len(shown) / texts)),
+            largest_batch_ratio=largest_batch_ratio(torch.from_numpy(shown), math.ceil(len(shown) / texts)),
             mask_prob=0.0,
             dropout=self._p.dropout,
             precision=self.precision,
@@ -181,7 +181,7 @@ class Finetuning:
             num_classes=self.num_classes,
             **dropout_everywhere(p.dropout),
         )
-        model.activation_checkpointing = self._runtime.activation_checkpointing
+        model.backbone.activation_checkpointing = self._runtime.activation_checkpointing
         if p.init != "scratch":
             load_encoder(model, self._source)
         return model.to(self._device)

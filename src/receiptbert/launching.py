@@ -23,6 +23,7 @@ from receiptbert.interrupts import ending_signals
 from receiptbert.params import Params, RuntimeParams
 
 KEY = "params.yaml: runtime.processes"
+SHUTDOWN_SECONDS = 600
 # How gloo (the first four) and NCCL report a broken connection.
 LOST = (
     "Connection closed by peer",
@@ -89,6 +90,8 @@ def launch(script: str, processes: int) -> None:
         max_restarts=0,
         signals_to_handle=",".join(number.name for number in ending_signals()),
     )
+    # Torch kills what has not ended 30 seconds after a signal; a checkpoint may take longer to write.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     # Otherwise each would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     if not os.environ.get("RECEIPTBERT_DEBUG"):

@@ -14,7 +14,7 @@ import yaml
 
 from receiptbert.calibration import BINS
 from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED, VAL
-from receiptbert.encoder import BertShape, parameters
+from receiptbert.encoder import BertShape, parameter_counts
 from receiptbert.evaluation import Evaluation
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
 
@@ -29,19 +29,20 @@ COUNTS = [
 ]
 
 
-def model_card(result: Evaluation, shape: BertShape, data: Mapping[str, Any]) -> str:
+def model_card(result: Evaluation, shape: BertShape, data: Mapping[str, Any], archive: str) -> str:
     """The card as text; equal arguments in one environment give equal text.
 
     Args:
         result: on test.
         shape: of the encoder of the model that was evaluated.
         data: the counts of ``metrics/data.json``, those of ``COUNTS`` at least.
+        archive: the name of the corpus's archive.
     """
     sections = [
         _introduction(result, shape),
-        _data(data),
+        _data(data, archive),
         _scores(result),
-        _worst(result.classes),
+        _worst(result.classes, len(result.names)),
         _confusions(result.pairs),
         _confidence(result),
         _limits(result),
@@ -70,7 +71,7 @@ def _front_matter(result: Evaluation) -> str:
 
 
 def _introduction(result: Evaluation, shape: BertShape) -> str:
-    parts = parameters(shape, len(result.names))
+    parts = parameter_counts(shape, len(result.names))
     rows = [(part, f"{count:,}") for part, count in {**parts, "all": sum(parts.values())}.items()]
     text = f"""A BERT that sorts receipt lines into {len(result.names):,} product categories:
         {shape.num_hidden_layers} layers of width {shape.hidden_size:,}, a vocabulary of {shape.vocab_size:,}
@@ -79,18 +80,19 @@ def _introduction(result: Evaluation, shape: BertShape) -> str:
     return _section("# Receipt lines to product categories", text, _table(["part", "parameters"], rows))
 
 
-def _data(data: Mapping[str, Any]) -> str:
+def _data(data: Mapping[str, Any], archive: str) -> str:
     counts = {"rows": data["rows"], "distinct texts": data["distinct_texts"], "categories": data["classes"]}
     rows = [
         (what, *(f"{of[split]:,}" if split in of else "" for split in SPLITS)) for what, of in counts.items()
     ]
     per_class, left_out = data["train_rows_per_class"], data["rows_left_out"]
-    delivered = f"""Rows and texts are counted as the corpus was delivered. Blank texts among them:
-        {data["blank_texts"]:,}; test rows whose text is in another split too:
+    delivered = f"""The corpus is {_plain(archive)}. Rows and texts are counted as it was delivered. Blank
+        texts among them: {data["blank_texts"]:,}; test rows whose text is in another split too:
         {data["test_rows_seen_elsewhere"]:,}. Rows then left out because their text is held out in val or
         test: {left_out[TRAIN]:,} train, {left_out[VAL]:,} val, {left_out[UNSUPERVISED]:,} unsupervised."""
+    median = f"{per_class['median']:,.1f}".removesuffix(".0")
     used = f"""Categories are counted over the rows that are left. A category has {per_class["smallest"]:,} to
-        {per_class["largest"]:,} train rows (median {per_class["median"]:,.0f}); the largest makes up
+        {per_class["largest"]:,} train rows (median {median}); the largest makes up
         {data["largest_class_share"]:.1%} of train. Categories of val or test without train rows:
         {data["classes_absent_from_train"]:,}."""
     return _section("## Data", _table(["", *SPLITS], rows), delivered, used)
@@ -109,13 +111,13 @@ def _scores(result: Evaluation) -> str:
     return _section("## Scores on test", _table(["score", "value", "95% interval"], rows), text)
 
 
-def _worst(classes: Sequence[ClassScore]) -> str:
+def _worst(classes: Sequence[ClassScore], num_classes: int) -> str:
     common = [row for row in classes if row.rows >= MIN_ROWS]
     rows = [
         (_plain(row.name), f"{row.f1:.2f}", f"{row.precision:.2f}", f"{row.recall:.2f}", f"{row.rows:,}")
         for row in common[: -SHOWN - 1 : -1]
     ]
-    text = f"""Among categories with at least {MIN_ROWS} test rows. {len(classes) - len(common):,} have fewer,
+    text = f"""Among categories with at least {MIN_ROWS} test rows. {num_classes - len(common):,} have fewer,
         too few for a score of their own."""
     header = ["category", "F1", "precision", "recall", "test rows"]
     return _section("## The worst categories", _table(header, rows), text)

@@ -76,6 +76,8 @@ class MlmHead(nn.Module):
 class ClassifierHead(nn.Module):
     """Classify a text by the hidden state of ``[CLS]``: sentence order in pretraining, then categories.
 
+    The first layer with its tanh is BERT's pooler.
+
     Args:
         hidden_size: d.
         num_classes: C.
@@ -84,7 +86,7 @@ class ClassifierHead(nn.Module):
     Parameters: d^2 + d + Cd + C.
     """
 
-    CLS_POSITION = 0
+    CLS_POSITION = 0  # `BertModel.forward` and `only_cls` of the encoder count on it, too
     CRITERION = nn.BCEWithLogitsLoss()
 
     def __init__(self, hidden_size: int, num_classes: int = 1, hidden_dropout_prob: float = 0.0) -> None:
@@ -108,23 +110,19 @@ class ClassifierHead(nn.Module):
 
 
 class ModelOnBert(nn.Module):
-    """What both models share: the encoder, and access to its settings."""
+    """What both models share: the encoder."""
 
     _backbone: Bert
+
+    @property
+    def backbone(self) -> Bert:
+        """The encoder."""
+        return self._backbone
 
     @property
     def shape(self) -> BertShape:
         """The shape of the encoder."""
         return self._backbone.shape
-
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Whether it trains with less memory but more time; see ``Bert.activation_checkpointing``."""
-        return self._backbone.activation_checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, active: bool) -> None:
-        self._backbone.activation_checkpointing = active
 
 
 class BertModel(ModelOnBert):
@@ -217,6 +215,22 @@ class BertModel(ModelOnBert):
         sop_loss = self._classifier_head.at_cls(at_cls, permuted)
         parts = {"MLM": mlm_loss, "SOP": sop_loss}
         return self.total(parts), parts
+
+    def evaluate(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        permuted: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The MLM loss per target, and for each text whether its order is told right, (B,) bool.
+
+        The arguments are those of ``forward``.
+        """
+        hidden_states = self._backbone(x, attention_mask, token_type_ids)  # (B, S, d)
+        is_swapped = self._classifier_head(hidden_states).squeeze(-1) > 0  # (B,)
+        return self._mlm_head(hidden_states, labels), is_swapped == permuted
 
     def _targets(self, labels: Tensor, max_targets: int | None) -> Tensor:
         """(B, S) labels -> (T,), the indices of the targets among the B * S tokens."""

@@ -25,22 +25,19 @@ def get_optimizer(model: nn.Module, weight_decay: float = 0.01, layer_lr_decay: 
             What is lower is more general, and has less to relearn. At 1 there are two groups.
     """
     lr_scales = _lr_scales(model, layer_lr_decay)
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}  # spared from decay or not, and lr_scale
-    # By the type of the module, not by its name: a name can be missed or match too much. A shared
-    # parameter (the token embeddings in the MLM head) must be in one group only, and once.
-    seen: set[nn.Parameter] = set()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter in seen:
-                continue
-            seen.add(parameter)
-            spared = name == "bias" or isinstance(module, nn.LayerNorm)
-            key = (spared, lr_scales.get(parameter, 1.0))
-            groups.setdefault(key, []).append(parameter)
-
+    exempt = {  # by the type of the module, not by its name: a name can be missed or match too much
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "bias" or isinstance(module, nn.LayerNorm)
+    }
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}  # exempt or not, and lr_scale
+    for parameter in model.parameters():  # each once, also the embeddings that the MLM head shares
+        key = (parameter in exempt, lr_scales.get(parameter, 1.0))
+        groups.setdefault(key, []).append(parameter)
     grouped_parameters = [
-        {"params": parameters, "weight_decay": 0.0 if spared else weight_decay, "lr_scale": scale}
-        for (spared, scale), parameters in groups.items()
+        {"params": parameters, "weight_decay": 0.0 if is_exempt else weight_decay, "lr_scale": scale}
+        for (is_exempt, scale), parameters in groups.items()
     ]
     return AdamW(grouped_parameters, fused=True)
 
@@ -107,7 +104,7 @@ class Scheduler:
 
     def get_last_lr(self) -> list[float]:
         """The current rate of each group."""
-        rate = self._lr(self._step)
+        rate = self._lr(self._step)  # not read from the groups: on a GPU it is a tensor there
         return [rate * group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
 
     def state_dict(self) -> dict[str, int]:

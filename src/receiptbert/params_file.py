@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from receiptbert.errors import UserError
 from receiptbert.params import OF_SHAPE, BadValueError, Params
-from receiptbert.sizes import SIZE_PER_HEAD, SIZES, FinetuneTraining, Training, follow_width
+from receiptbert.sizes import SIZE_PER_HEAD, SIZES, FinetuneTraining, Size, Training, follow_width
 
 Section = TypeVar("Section")
 
@@ -51,12 +51,21 @@ def _without_auto(document: Any) -> Any:
     """``document`` with each ``auto`` replaced by ``model.size``'s number; ``_build`` checks the rest."""
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         return document
-    model, name = document["model"], document["model"].get("size")
+    name = document["model"].get("size")
     if not isinstance(name, str):
         return document
     if name not in SIZES:
         raise BadValueError(f"model.size = {name!r} must be one of {', '.join(SIZES)}")
-    size = SIZES[name]
+    return document | {
+        section: {key: auto.get(key, value) if value == "auto" else value for key, value in written.items()}
+        for section, auto in _values_of_auto(SIZES[name], document).items()
+        if isinstance(written := document.get(section), dict)
+    }
+
+
+def _values_of_auto(size: Size, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each ``auto`` stands for, by section and key."""
+    model = document["model"]
     values: dict[str, dict[str, Any]] = {
         "model": {"hidden_size": size.hidden_size, "num_hidden_layers": size.num_hidden_layers},
         "pretrain": dataclasses.asdict(size.pretrain),
@@ -74,11 +83,7 @@ def _without_auto(document: Any) -> Any:
                 f"and {hidden_size} is not a multiple of it; set a number"
             )
         values["model"] |= follow_width(hidden_size)
-    return document | {
-        section: {key: auto.get(key, value) if value == "auto" else value for key, value in written.items()}
-        for section, auto in values.items()
-        if isinstance(written := document.get(section), dict)
-    }
+    return values
 
 
 def _build(kind: type[Section], values: Any, prefix: str) -> Section:

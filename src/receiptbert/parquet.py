@@ -45,8 +45,17 @@ class ParquetTable:
     def chunks(self) -> Iterator[list[Column]]:
         """The rows, ``CHUNK`` at a time, as arrow arrays."""
         with _damage_named(self._path):
-            for batch in self._file.iter_batches(batch_size=CHUNK):
-                yield batch.columns
+            for row_groups in self._row_groups():
+                for batch in self._file.iter_batches(batch_size=CHUNK, row_groups=row_groups):
+                    yield batch.columns
+
+    def _row_groups(self) -> list[list[int] | None]:
+        """What to read at once: everything, unless a column has a dictionary inside of lists or structs,
+        which pyarrow cannot join from several row groups."""
+        types = [field.type for field in self.schema]
+        if any("dictionary<" in str(kind) and not pa.types.is_dictionary(kind) for kind in types):
+            return [[number] for number in range(self._file.num_row_groups)]
+        return [None]
 
     def texts(self, column: Column) -> list[str]:
         """The column as strings, missing ones (in a column of numbers NaN, too) empty."""
@@ -107,7 +116,10 @@ def _about_any_columns(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes
     """``metadata`` of a file, without what hides further columns or makes it unreadable with them."""
     kept = {key: value for key, value in (metadata or {}).items() if key not in COLUMNS_NOTED}
     if PANDAS in kept:  # which notes there if the names of all columns are numbers, say; ours are not
-        kept[PANDAS] = json.dumps(json.loads(kept[PANDAS]) | {"column_indexes": []}).encode()
+        try:
+            kept[PANDAS] = json.dumps(json.loads(kept[PANDAS]) | {"column_indexes": []}).encode()
+        except (ValueError, TypeError):  # not written by pandas
+            del kept[PANDAS]
     return kept
 
 

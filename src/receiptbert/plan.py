@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from receiptbert.encoder import BertShape, parameters
+from receiptbert.encoder import BertShape, parameter_counts
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.progress import say
@@ -18,7 +18,9 @@ TIMES_FORWARD = 3
 # Batches differ in shape, and what a block of one size frees seldom suits those of the next batch.
 GAPS = 1.0  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 GIB = 2**30
-USUAL_PADDING = 1.25  # at most, of the corpora that were measured (ibid.); the fits here have it
+USUAL_RATIO = (
+    1.25  # of the largest batch; at most, of the corpora that were measured (ibid.); the fits here have it
+)
 COMPILED = 0.8 * GIB  # bytes: code that oneDNN keeps in bf16, and the gaps that it leaves (ibid.)
 BYTES = 4  # of a number
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: a
@@ -74,7 +76,8 @@ class Plan:
         length: tokens of a text, on average, special ones included. A token attends to slightly more of them
             on average, since longer texts have more tokens; that is neglected.
         longest: tokens of the longest text.
-        padding: tokens of the largest batch, padding included, as a multiple of what a batch has on average.
+        largest_batch_ratio: tokens of the largest batch, padding included, as a multiple of what a batch has
+            on average.
         mask_prob: the share of tokens that are targets; 0 for finetuning.
         dropout: probability that an activation is zeroed.
         precision: of matrix products: fp32, bf16 or fp16.
@@ -93,7 +96,7 @@ class Plan:
     processes_here: int
     length: float
     longest: int
-    padding: float
+    largest_batch_ratio: float
     mask_prob: float
     dropout: float
     precision: str
@@ -105,7 +108,7 @@ class Plan:
     @property
     def num_parameters(self) -> int:
         """Of the whole model."""
-        return sum(parameters(self.shape, self.num_classes).values())
+        return sum(parameter_counts(self.shape, self.num_classes).values())
 
     @property
     def operations_per_token(self) -> float:
@@ -168,7 +171,7 @@ class Plan:
         """Bytes that a batch keeps from its forward to its backward pass, and those that the latter adds."""
         d, i = self.shape.hidden_size, self.shape.intermediate_size
         # No batch is smaller than its longest text, however few texts it has.
-        tokens = max(self.texts * self.length * max(self.padding / USUAL_PADDING, 1), self.longest)
+        tokens = max(self.texts * self.length * max(self.largest_batch_ratio / USUAL_RATIO, 1), self.longest)
         half = BYTES / 2 if self._mixed else BYTES
         mask = (BYTES if self.on_cpu else 1) * d if self.dropout else 0.0
         attention = half * 5 * d  # its input, queries, keys, values and their weighted sum
@@ -195,7 +198,7 @@ def announce(plan: Plan, free: int | None) -> None:
     Args:
         free: bytes of memory that the device has left; None if unknown.
     """
-    parts = parameters(plan.shape, plan.num_classes)
+    parts = parameter_counts(plan.shape, plan.num_classes)
     shared = f" in {plan.processes} processes" if plan.processes > 1 else ""
     say(f"plan: {_count(plan.num_parameters)} parameters: {_parts(parts, _count)}")
     say(

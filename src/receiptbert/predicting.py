@@ -66,16 +66,7 @@ def predict(args: argparse.Namespace) -> None:
         classifier = receiptbert.Classifier.from_pretrained(
             args.model, args.device, args.precision, args.batch_size
         )
-        total = table.count()
-        chunks = table.chunks()
-        if args.shard:
-            if total is None:
-                raise UserError(
-                    f"--shard counts the lines first, but {called} can be read only once; name a file"
-                )
-            number, shards = args.shard
-            rows = range(total * (number - 1) // shards, total * number // shards)
-            chunks, total = rows_of(chunks, rows), len(rows)
+        chunks, total = _part(table, args.shard, called)
         lines = unlabelled = 0
         with _writer(kind, stream, table, answers, args.spreadsheet) as write:
             for chunk in track(chunks, "predicting", total, "lines", lambda chunk: len(chunk[0])):
@@ -86,6 +77,20 @@ def predict(args: argparse.Namespace) -> None:
                 unlabelled += columns[0].count("")
     if unlabelled:
         say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or below --min-confidence")
+
+
+def _part(
+    table: Table, shard: tuple[int, int] | None, called: str
+) -> tuple[Iterator[list[Column]], int | None]:
+    """The rows to label, in chunks, and how many there are, if that is known."""
+    total, chunks = table.count(), table.chunks()
+    if shard is None:
+        return chunks, total
+    if total is None:
+        raise UserError(f"--shard counts the lines first, but {called} can be read only once; name a file")
+    number, shards = shard
+    rows = range(total * (number - 1) // shards, total * number // shards)
+    return rows_of(chunks, rows), len(rows)
 
 
 def rows_of(chunks: Iterable[list[Column]], rows: range) -> Iterator[list[Column]]:

@@ -21,7 +21,7 @@ from receiptbert.params import Params
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.resumption import Batches
-from receiptbert.sampling import LengthGroupedBatchSampler, padding
+from receiptbert.sampling import LengthGroupedBatchSampler, largest_batch_ratio
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.trainer import Trainer
@@ -99,7 +99,7 @@ class Pretraining:
         # Kept instead of the texts, of which the datasets have copies.
         shown = texts.lengths.clip(max=longest)
         self._mean_length = float((shown + SPECIAL_TOKENS_PER_TEXT).mean())
-        self._padding = padding(torch.from_numpy(shown[~held_out]), len(self._loader))
+        self._largest_batch_ratio = largest_batch_ratio(torch.from_numpy(shown[~held_out]), len(self._loader))
 
     def train(self, logdir: str, checkpoints: Checkpoints) -> tuple[BertModel, Trainer]:
         """Train a model from random weights, or resume from a checkpoint.
@@ -173,7 +173,7 @@ class Pretraining:
             **dropout_everywhere(p.dropout),
             sop_weight=p.sop_weight,
         )
-        model.activation_checkpointing = self._params.runtime.activation_checkpointing
+        model.backbone.activation_checkpointing = self._params.runtime.activation_checkpointing
         return model
 
     @property
@@ -190,7 +190,7 @@ class Pretraining:
             processes_here=num_processes_here(),
             length=self._mean_length,
             longest=self._shape.max_seqlen,
-            padding=self._padding,
+            largest_batch_ratio=self._largest_batch_ratio,
             mask_prob=p.mask_prob,
             dropout=p.dropout,
             precision=self.precision,

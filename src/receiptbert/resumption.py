@@ -1,6 +1,6 @@
 """Training that can be interrupted at any step and resumed; deterministic runs end in the same bytes."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
@@ -63,10 +63,10 @@ class ResumableTrainer(BaseTrainer[Model]):
     def _begin(self) -> None:
         self._epoch = 0  # epochs done
         self._batch = 0  # batches of the current epoch done
-        self._order: Tensor | None = None  # the sampler's state from which the current epoch began
+        self._sampler_state: Tensor | None = None  # from which the current epoch began
         self._noted = State({}, {})
         self._agreement = Agreement()
-        # Of a batch at which an earlier run was cut off.
+        # The gradients of a batch at which an earlier run was cut off.
         self._optimizer.zero_grad(set_to_none=self._graphs is None)
 
     @contextmanager
@@ -76,9 +76,7 @@ class ResumableTrainer(BaseTrainer[Model]):
         if self._checkpoints is None:
             yield
             return
-        state = from_main_process(self._checkpoints.load)
-        if state is not None:
-            self._load(state)
+        self._load_newest(self._checkpoints)
         self._note()
         # Several processes stop after a step that they have agreed upon, none of them in the middle of one.
         between_steps = self._interrupts.held() if num_processes() > 1 else nullcontext()
@@ -97,14 +95,14 @@ class ResumableTrainer(BaseTrainer[Model]):
         """The batches left in the current epoch."""
         if self._checkpoints is not None:
             sampler = cast(LengthGroupedBatchSampler, cast(Any, dataloader).batch_sampler)
-            if self._order is None:
-                self._order = sampler.state
+            if self._sampler_state is None:
+                self._sampler_state = sampler.state
             else:
-                sampler.resume(self._order, self._batch)
-        numbers = torch.get_rng_state()
+                sampler.resume(self._sampler_state, self._batch)
+        random_state = torch.get_rng_state()
         iterator = iter(dataloader)  # draws a random number, which a resumed epoch has already drawn
         if self._batch:
-            torch.set_rng_state(numbers)
+            torch.set_rng_state(random_state)
         for batch in iterator:
             self._batch += 1
             yield batch
@@ -112,16 +110,16 @@ class ResumableTrainer(BaseTrainer[Model]):
     def _end_epoch(self) -> None:
         self._epoch += 1
         self._batch = 0
-        self._order = None
+        self._sampler_state = None
 
     def _pass(self, inputs: tuple[Tensor, ...], num_batches: int, *position: int) -> dict[str, Tensor]:
         # A recording interrupted midway would leave a GPU from which nothing can be saved.
         with self._interrupts.held():
             return super()._pass(inputs, num_batches, *position)
 
-    def _optimize(self, losses: dict[str, Tensor]) -> None:
+    def _optimize(self, noted: dict[str, Tensor]) -> None:
         with self._interrupts.held():
-            super()._optimize(losses)
+            super()._optimize(noted)
             if self._checkpoints is not None:
                 self._note()
                 due = is_main_process() and self._checkpoints.due
@@ -145,8 +143,8 @@ class ResumableTrainer(BaseTrainer[Model]):
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors that change between steps."""
         tensors = {"random": torch.get_rng_state()}
-        if self._order is not None:
-            tensors["order"] = self._order
+        if self._sampler_state is not None:
+            tensors["order"] = self._sampler_state
         if self._device.type == "cuda":
             tensors["cuda_random"] = torch.cuda.get_rng_state(self._device)
         return tensors
@@ -186,8 +184,28 @@ class ResumableTrainer(BaseTrainer[Model]):
         assert self._checkpoints is not None
         self._checkpoints.save(self._step, State(tensors, {**values, **self._noted.values}))
 
+    def _load_newest(self, checkpoints: Checkpoints) -> None:
+        """Go on from the newest checkpoint, if there is one. Nothing of it is kept beside the training."""
+        state = from_main_process(checkpoints.load)
+        if state is not None:
+            self._load(state)
+            say(f"resumed after step {self._step}")
+            self._tell_changes(state.values["conditions"])
+
     def _load(self, state: State) -> None:
         tensors, values = state.tensors, state.values
+        self._load_weights(tensors)
+        self._load_history(tensors["history"], values)
+        self._scheduler.load_state_dict(values["scheduler"])
+        self._amp.load_state_dict(values["scaler"])
+        self._step, self._epoch, self._batch = values["step"], values["epoch"], values["batch"]
+        self._sampler_state = tensors.get("order")
+        torch.set_rng_state(tensors["random"])
+        if "cuda_random" in tensors and self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda_random"], self._device)
+
+    def _load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """What ``_weights`` has saved."""
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
@@ -199,21 +217,17 @@ class ResumableTrainer(BaseTrainer[Model]):
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
         if self._graphs is not None:
             self._graphs.forget_update()
-        self._scheduler.load_state_dict(values["scheduler"])
-        self._amp.load_state_dict(values["scaler"])
-        rows = tensors["history"].tolist()
-        records = [dict(zip(values["columns"], row, strict=True)) for row in rows]
+
+    def _load_history(self, rows: Tensor, values: Mapping[str, Any]) -> None:
+        records = [dict(zip(values["columns"], row, strict=True)) for row in rows.tolist()]
         for record in records:
             record["step"] = int(record["step"])  # a float in the tensor
         self._history.resume(records, values["logdir"])
-        self._step, self._epoch, self._batch = values["step"], values["epoch"], values["batch"]
-        self._order = tensors.get("order")
-        torch.set_rng_state(tensors["random"])
-        if "cuda_random" in tensors and self._device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["cuda_random"], self._device)
-        say(f"resumed after step {self._step}")
-        alone = {"processes": 1}
-        before, now = alone | values["conditions"], alone | self._conditions()
+
+    def _tell_changes(self, saved: Mapping[str, Any]) -> None:
+        """Tell which conditions of the run that saved the checkpoint are others now."""
+        alone: dict[str, Any] = {"processes": 1}
+        before, now = alone | dict(saved), alone | self._conditions()
         both = [key for key in now if key in before]  # a CPU has fewer conditions than a GPU
         if changed := [f"{key} was {before[key]}, is {now[key]}" for key in both if before[key] != now[key]]:
             say(f"{'; '.join(changed)}: the last bits of the result will differ")

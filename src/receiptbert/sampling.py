@@ -47,7 +47,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self._skipped = batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        texts = self._epoch()
+        texts = self._next_texts()
         if self._shuffle:
             # A stable sort keeps equally long texts shuffled: that is what varies the batches.
             texts = texts[torch.randperm(len(texts), generator=self._generator)]
@@ -60,7 +60,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         for number in numbers[skipped:].tolist():
             yield batches[number].tolist()
 
-    def _epoch(self) -> Tensor:
+    def _next_texts(self) -> Tensor:
         """The texts of the next epoch, in any order."""
         return torch.arange(len(self._lengths))
 
@@ -98,7 +98,7 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
         super().resume(state[:-8], batches)
         self._next = int(state[-8:].clone().view(torch.int64))
 
-    def _epoch(self) -> Tensor:
+    def _next_texts(self) -> Tensor:
         drawn = (self._next + torch.arange(self._num_drawn)) % max(self._num_unlabelled, 1)
         self._next += self._num_drawn
         return torch.cat([torch.arange(self._num_labelled), self._num_labelled + drawn])
@@ -107,8 +107,8 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
 def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
     """How many texts go into each batch, so that all have about as many tokens, and none is empty.
 
-    Texts of 3, 3, 4, 5 and 9 tokens, special ones included, end at tokens 3, 6, 10, 15 and 24. Of two
-    batches, the first has the texts that end in the first 12 tokens: three of them.
+    Texts of 1, 1, 2, 3 and 7 tokens, with ``[CLS]`` and ``[SEP]`` of 3, 3, 4, 5 and 9, end at tokens 3, 6,
+    10, 15 and 24. Of two batches, the first has the texts that end in the first 12 tokens: three of them.
 
     Args:
         lengths: tokens of each text, the shortest first, shape (n,).
@@ -128,7 +128,7 @@ def batch_sizes(lengths: Tensor, num_batches: int) -> list[int]:
     return starts.diff().tolist()
 
 
-def padding(lengths: Tensor, num_batches: int) -> float:
+def largest_batch_ratio(lengths: Tensor, num_batches: int) -> float:
     """Tokens of the largest batch, padding included, as a multiple of what a batch has on average.
 
     Args:

@@ -30,6 +30,7 @@ TEXT = "text"  # the one column of plain lines
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # a CSV's header tells which one it has
 
 UNIT_SEPARATOR = "\x1f"  # a control character that no text has
+BARE_CARRIAGE_RETURN = "a carriage return without a line feed; save the file with line feeds"
 MAX_HEAD = 100  # lines that a header has at the most
 
 # Where a spreadsheet would see a formula: at the start of a cell, and after what it may take for a delimiter,
@@ -113,25 +114,16 @@ class TextTable:
         lines = self._lines()
         if self.kind == "lines":
             yield [TEXT]
-            yield from ([line.rstrip("\r\n")] for line in lines)
+            for line in lines:
+                if "\r" in line.rstrip("\r\n") and not line.endswith("\n"):  # lines end in that alone
+                    raise UserError(f"{self._name}: {BARE_CARRIAGE_RETURN}")
+                yield [line.rstrip("\r\n")]
         else:
             yield from self._parse_delimited(lines)
 
     def _parse_delimited(self, lines: Iterator[str]) -> Iterator[list[str]]:
-        head: list[str] = []
-        own = 0  # lines of the header itself; the others are blank ones before it
-        for line in lines:
-            head.append(line)
-            own += 1 if own or line.strip() else 0
-            if own and ("".join(head).count('"') % 2 == 0 or own == MAX_HEAD):
-                break
-
-        def likelihood(delimiter: str) -> tuple[bool, int, bool]:
-            fields = header_fields(head, delimiter)
-            # A comma may stand within a name (``Price, EUR``), hardly another delimiter.
-            return self._column in fields, len(fields), len(fields) > 1 and delimiter != ","
-
-        self.delimiter = max(DELIMITERS[self.kind], key=likelihood)
+        head = read_head(lines)
+        self.delimiter = find_delimiter(head, DELIMITERS[self.kind], self._column)
         # A table of one column needs none, so its texts may have any of them.
         alone = len(header_fields(head, self.delimiter)) == 1
         between = UNIT_SEPARATOR if alone else self.delimiter
@@ -148,7 +140,7 @@ class TextTable:
                 width = width or len(row)
                 yield self._padded(row, width, begun, between)
         except csv.Error as error:
-            raise UserError(f"{self._name}, line {start}: {_explained(error)}") from None
+            raise UserError(f"{self._name}, line {start}: {_explained(error, between)}") from None
         if not width:
             raise UserError(f"{self._name} is empty; its first line must name the columns")
 
@@ -165,16 +157,42 @@ class TextTable:
             yield from utf8_lines(stream, self._name)
 
 
+def read_head(lines: Iterator[str]) -> list[str]:
+    """The lines of the header, and blank ones before it."""
+    head: list[str] = []
+    own = 0  # those of the header itself
+    for line in lines:
+        head.append(line)
+        own += 1 if own or line.strip() else 0
+        if own and ("".join(head).count('"') % 2 == 0 or own == MAX_HEAD):
+            break
+    return head
+
+
+def find_delimiter(head: Sequence[str], candidates: str, column: str) -> str:
+    """The one of the ``candidates`` that a table seems to have in whose header there should be ``column``."""
+
+    def likelihood(delimiter: str) -> tuple[bool, int, bool]:
+        fields = header_fields(head, delimiter)
+        # A comma may stand within a name (``Price, EUR``), hardly another delimiter.
+        return column in fields, len(fields), len(fields) > 1 and delimiter != ","
+
+    return max(candidates, key=likelihood)
+
+
 def header_fields(head: Sequence[str], delimiter: str) -> list[str]:
     """The fields of the first row that is not blank, if ``delimiter`` separates them."""
     rows = csv.reader(io.StringIO("".join(head), newline=""), delimiter=delimiter)
     return next((row for row in rows if not is_blank(row)), [])
 
 
-def _explained(error: csv.Error) -> str:
+def _explained(error: csv.Error, between: str) -> str:
     if "new-line character" in str(error):
-        return "a carriage return without a line feed; save the file with line feeds, or quote the text"
-    return f'{error}; texts that have quotes in them must be quoted, and each such quote doubled ("")'
+        return f"{BARE_CARRIAGE_RETURN}, or quote the text"
+    expected = (
+        str(error).replace(f"'{between}'", "the end of the line") if between == UNIT_SEPARATOR else error
+    )
+    return f'{expected}; texts that have quotes in them must be quoted, and each such quote doubled ("")'
 
 
 @contextmanager
@@ -205,7 +223,7 @@ def open_output(path: Path | None) -> Iterator[BinaryIO]:
 def delimited_writer(
     stream: BinaryIO, columns: Sequence[str], delimiter: str, spreadsheet: bool
 ) -> Iterator[Write]:
-    """Write rows as CSV or TSV.
+    """Write rows as CSV or TSV; lists and objects, which Parquet may hold, as JSON.
 
     Args:
         spreadsheet: begin with a byte order mark, by which Excel detects UTF-8, and put an apostrophe before
@@ -217,7 +235,7 @@ def delimited_writer(
         quoting = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
         def write(chunk: Sequence[Column]) -> None:
-            rows = zip(*chunk, strict=True)
+            rows = zip(*map(_cells, chunk), strict=True)
             for row in map(_harmless, rows) if spreadsheet else rows:
                 broken = any("\r" in cell for cell in row if isinstance(cell, str))
                 (quoting if broken else writer).writerow(row)
@@ -232,8 +250,7 @@ def json_writer(stream: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
 
     def write(chunk: Sequence[Column]) -> None:
         for row in zip(*chunk, strict=True):
-            values = dict(zip(columns, map(_json_value, row), strict=True))
-            text.write(json.dumps(values, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+            text.write(_json(dict(zip(columns, row, strict=True))) + "\n")
 
     with _as_text(stream, "utf-8") as text:
         yield write
@@ -248,6 +265,10 @@ def _as_text(stream: BinaryIO, encoding: str) -> Iterator[io.TextIOWrapper]:
         text.detach()  # or it would close the stream, stdout perhaps
 
 
+def _json(value: Any) -> str:
+    return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False, default=str)
+
+
 def _json_value(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -257,6 +278,10 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_json_value(item) for item in value]
     return value
+
+
+def _cells(column: Column) -> list[Any]:
+    return [_json(value) if isinstance(value, list | dict) else value for value in column]
 
 
 def _harmless(row: tuple[Any, ...]) -> list[Any]:

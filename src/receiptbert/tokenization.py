@@ -242,7 +242,7 @@ def _from_vocabulary(vocabulary: Path, config: dict[str, Any], clean_text: bool 
         lowercase=config["do_lower_case"],
         **{name: token for name, token in config.items() if name.endswith("_token")},
     )
-    return Tokenizer.from_str(wordpiece.to_str())
+    return Tokenizer.from_str(wordpiece.to_str())  # its JSON: it shows its Tokenizer to nobody
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

@@ -99,18 +99,14 @@ class Trainer(ResumableTrainer[BertModel]):
             raise ValueError("the dataloader has no batches")
         per_epoch = num_optimizer_steps(len(dataloader), 1, self._num_accum_steps)
         with closing(self._history), self._resumable():
-            while self._epoch < n_epochs:
-                if max_steps is not None and self._step >= max_steps:
-                    break
-                left = (n_epochs - self._epoch) * per_epoch - math.ceil(self._batch / self._num_accum_steps)
-                if max_steps is not None:
-                    left = min(left, max_steps - self._step)
+            done = math.ceil(self._batch / self._num_accum_steps)  # of the epoch that is resumed
+            end = self._step + (n_epochs - self._epoch) * per_epoch - done
+            if max_steps is not None:
+                end = min(end, max_steps)
+            while self._epoch < n_epochs and self._step < end:
                 name = f"epoch {self._epoch + 1}"
-                steps = islice(_grouped(self._batches(dataloader), self._num_accum_steps), left)
-                progress = track(
-                    steps, f"{name} of {n_epochs}", self._step + left, "steps", before=self._step
-                )
-                self._train_step(progress)
+                steps = islice(_grouped(self._batches(dataloader), self._num_accum_steps), end - self._step)
+                self._train_step(track(steps, f"{name} of {n_epochs}", end, "steps", before=self._step))
                 recent = self.history[-RECENT_STEPS:]
                 means = {part: sum(step[part] for step in recent) / len(recent) for part in ("MLM", "SOP")}
                 say(f"{name}: {readable(means)} over the last {len(recent)} steps")
@@ -135,7 +131,7 @@ class Trainer(ResumableTrainer[BertModel]):
         input_ids, token_type_ids, labels, permuted = inputs  # (B, S) three times, (B,)
         share = share_of(len(input_ids))
         own_ids, own_labels = input_ids[share.rows], labels[share.rows]
-        if self._device.type == "cpu" and self._precision == "bf16":  # by oneDNN
+        if self._device.type == "cpu" and self._precision == "bf16":  # see ROWS_MULTIPLE
             max_targets = math.ceil(self._num_targets(own_labels) / ROWS_MULTIPLE) * ROWS_MULTIPLE
         loss, parts = self._parallel(
             own_ids,
@@ -161,25 +157,22 @@ class Trainer(ResumableTrainer[BertModel]):
         return int(self._model.is_target(labels).sum())
 
     def evaluate(self, dataloader: Batches) -> dict[str, float]:
-        """MLM loss per target (nats), none if there is no target, and SOP accuracy, over all of
+        """MLM loss per target (nats; no such key if there is no target) and SOP accuracy, over all of
         ``dataloader``, without dropout."""
         self._model.eval()
-        backbone, mlm_head = self._model._backbone, self._model._mlm_head
-        sop_head = self._model._classifier_head
         mlm_loss = targets = correct = texts = 0.0
         with torch.inference_mode():
             for batch in dataloader:
                 input_ids, token_type_ids, labels, permuted = (tensor.to(self._device) for tensor in batch)
-                hidden_states = backbone(  # (B, S, d)
-                    input_ids, padding_mask(input_ids, self._pad_token_id), token_type_ids
-                )
+                mask = padding_mask(input_ids, self._pad_token_id)
+                loss, is_right = self._model.evaluate(input_ids, mask, labels, permuted, token_type_ids)
                 batch_targets = self._num_targets(labels)
-                mlm_loss += mlm_head(hidden_states, labels).item() * batch_targets
+                mlm_loss += loss.item() * batch_targets
                 targets += batch_targets
-                correct += int(((sop_head(hidden_states).squeeze(-1) > 0) == permuted).sum())
+                correct += int(is_right.sum())
                 texts += len(permuted)
-        loss = {"mlm_loss": mlm_loss / targets} if targets else {}
-        return loss | {"sop_accuracy": correct / max(texts, 1)}
+        mean_loss = {"mlm_loss": mlm_loss / targets} if targets else {}
+        return mean_loss | {"sop_accuracy": correct / max(texts, 1)}
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,7 +1,7 @@
 """Learn a WordPiece vocabulary, the same in every run."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -39,31 +39,23 @@ def learn_vocabulary(
         UserError: the characters alone need more entries.
     """
     try:
-        words: Counter[str] = Counter()
-        _write_lines(_counted(_lines(corpus), words), corpus_path)
+        words = _write_words(corpus, corpus_path)
         return _train(new_trainer, corpus_path, words, vocab_size, min_frequency)
     finally:
         corpus_path.unlink(missing_ok=True)
 
 
-def _lines(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The words of the texts, ``TEXTS_PER_LINE`` at a time."""
+def _write_words(texts: Iterable[str], path: Path) -> Counter[str]:
+    """Write the words of the texts, those of ``TEXTS_PER_LINE`` in a line; how often each occurs."""
+    counts: Counter[str] = Counter()
     iterator = iter(texts)
-    while some := list(islice(iterator, TEXTS_PER_LINE)):
-        yield " ".join(some).split()
-
-
-def _counted(lines: Iterable[list[str]], counts: Counter[str]) -> Iterator[list[str]]:
-    """The ``lines``, whose words are added to ``counts`` as they pass."""
-    for words in lines:
-        counts.update(words)
-        yield words
-
-
-def _write_lines(lines: Iterable[list[str]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path), path.open("w", encoding="utf-8") as file:
-        file.writelines(" ".join(words) + "\n" for words in lines)
+        while some := list(islice(iterator, TEXTS_PER_LINE)):
+            words = " ".join(some).split()
+            counts.update(words)
+            file.write(" ".join(words) + "\n")
+    return counts
 
 
 def _train(
@@ -103,7 +95,7 @@ def _train(
 
     words_path = corpus_path.with_name(f"{corpus_path.name}.words")
     try:
-        _write_lines(_lines(words), words_path)
+        _write_words(words, words_path)
         known = train(words_path, 0, SPECIAL_TOKENS)
     finally:
         words_path.unlink(missing_ok=True)
