@@ -1,4 +1,4 @@
-"""The encoder: initial weights, attention and its mask, and rows that are computed alone."""
+"""The encoder: initial weights, attention and its mask, and tokens that are computed alone."""
 
 from typing import Any
 
@@ -59,6 +59,18 @@ def test_cls_alone_is_that_of_the_whole(batch: dict[str, Tensor], masked: bool) 
         torch.autograd.grad(output.sin().sum(), list(bert.parameters())) for output in (alone, whole)
     ]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_cls_alone_in_half_precision_is_that_of_the_whole(
+    batch: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    bert = shaken(Bert(V, P, D, 2, 4 * D, H))
+    with torch.autocast("cpu", dtype):
+        whole = bert(batch["ids"], batch["mask"])[:, 0]
+        alone = bert(batch["ids"], batch["mask"], only_cls=True)
+    torch.testing.assert_close(alone, whole, atol=8 * torch.finfo(dtype).eps, rtol=0)
+    assert not torch.equal(bert(batch["ids"], batch["mask"])[:, 0], whole)  # so it was half precision
 
 
 def test_padding_changes_nothing(batch: dict[str, Tensor]) -> None:

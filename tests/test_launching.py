@@ -71,7 +71,9 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
     monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
     monkeypatch.setattr(
-        launching, "elastic_launch", lambda *_: lambda _: shares.append(os.environ["OMP_NUM_THREADS"])
+        launching,
+        "elastic_launch",
+        lambda config, *_: lambda _: shares.append((os.environ["OMP_NUM_THREADS"], config.shutdown_timeout)),
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     for given in ("4", None):
@@ -79,9 +81,8 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         if given is None:
             monkeypatch.delenv("OMP_NUM_THREADS")
         launching.launch("pretrain.py", 2)
-    assert shares == ["4", "2"]
-    # A checkpoint is written within that time, before the launcher kills.
-    assert LaunchConfig(1, 1, 1).shutdown_timeout == launching.SHUTDOWN_SECONDS
+    # A checkpoint is written within that time after a signal, before the launcher kills.
+    assert shares == [("4", launching.SHUTDOWN_SECONDS), ("2", launching.SHUTDOWN_SECONDS)]
 
 
 def test_of_processes_that_fail_the_first_speaks(monkeypatch: pytest.MonkeyPatch) -> None:

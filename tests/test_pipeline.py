@@ -145,7 +145,7 @@ def test_only_what_uses_a_change_runs_again(project: Path) -> None:
 def test_a_damaged_output_is_restored_and_one_stage_can_be_forced(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As the messages on damaged outputs advise, and README on a checkpoint that DVC does not watch."""
+    """As the messages on damaged outputs advise, and docs/troubleshooting.md for a checkpoint of yours."""
     outputs = [project / "data/tokenized/lengths.json", project / "models/finetuned/config.json"]
     before = [path.read_bytes() for path in outputs]
     for path in outputs:

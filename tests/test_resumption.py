@@ -90,7 +90,7 @@ def test_a_training_in_fp16_goes_on_with_its_scale_and_its_skipped_steps(
         apex.calls.clear()
         assert_equal(run_pretrain(**fp16), whole)
         if backend == "apex":
-            assert apex.calls[2] == {"loss_scaler0": {"loss_scale": 2.0**15, "unskipped": good_batches}}
+            assert apex.calls[3] == {"loss_scaler0": {"loss_scale": 2.0**15, "unskipped": good_batches}}
 
 
 def test_a_training_in_fp16_can_go_on_with_the_other_backend(

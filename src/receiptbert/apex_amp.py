@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.machinery import PathFinder
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -29,6 +30,7 @@ class ApexAmp:
         # value of different dtypes, and is fast only in fp16. Here all three come from one product, in fp16
         # already; this ensures it, as autocast does, whatever comes between. The mask is boolean and stays.
         self._amp.register_half_function(functional, "scaled_dot_product_attention")
+        self._amp.register_half_function(torch, "einsum")  # neither does it know this one
         # O1 changes both in place: what it returns are the same objects.
         self._amp.initialize(model, optimizer, opt_level="O1", verbosity=0)
         self._switch_off()

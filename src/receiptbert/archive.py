@@ -17,7 +17,7 @@ MAX_BYTES = 8 * 1024**3
 # Receipt lines compress 3 to 10 times, sorted ones more. What expands a hundredfold to a size that does harm
 # is a bomb.
 MAX_RATIO = 100
-HARMLESS = 1024**3
+HARMLESS_BYTES = 1024**3
 CHUNK = 1024**2
 
 DATA_NAME = "data.csv"
@@ -146,7 +146,8 @@ def _copy_member(archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo
 
 
 def _copy_capped(archive: Path, name: str, source: IO[bytes], sink: IO[bytes], compressed: int) -> None:
-    limit = min(MAX_BYTES, max(HARMLESS, compressed * MAX_RATIO))
+    limit = min(MAX_BYTES, max(HARMLESS_BYTES, compressed * MAX_RATIO))
+    mend = "leave out rows" if limit == MAX_BYTES else "create it again, without compression"
     written = 0
     while True:
         with naming(archive):
@@ -156,8 +157,6 @@ def _copy_capped(archive: Path, name: str, source: IO[bytes], sink: IO[bytes], c
         written += len(chunk)
         if written > limit:
             raise UserError(
-                f"{archive}: {name} expands to more than {limit:,} bytes from {compressed:,}; "
-                f"the limits are {MAX_RATIO} times and {MAX_BYTES:,} bytes; "
-                "create it again, without compression"
+                f"{archive}: {name} expands to more than {limit:,} bytes from {compressed:,}; {mend}"
             )
         sink.write(chunk)

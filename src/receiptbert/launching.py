@@ -78,6 +78,8 @@ def launch(script: str, processes: int) -> None:
         UserError: a process was killed.
         SystemExit: one has failed and said why, or a signal has ended all of them.
     """
+    # Torch kills what has not ended 30 seconds after a signal; a checkpoint may take longer to write.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     config = LaunchConfig(
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # by default in a temporary folder that stays
         min_nodes=1,
@@ -90,8 +92,6 @@ def launch(script: str, processes: int) -> None:
         max_restarts=0,
         signals_to_handle=",".join(number.name for number in ending_signals()),
     )
-    # Torch kills what has not ended 30 seconds after a signal; a checkpoint may take longer to write.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     # Otherwise each would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     if not os.environ.get("RECEIPTBERT_DEBUG"):

@@ -132,27 +132,29 @@ class MultiHeadSelfAttention(nn.Module):
             embeddings = embeddings[:, 0]
         else:
             context = self._context(embeddings, mask)  # (B, S, d)
-        if flat_positions is not None:
-            context, embeddings = (
-                x.flatten(0, 1).index_select(0, flat_positions) for x in (context, embeddings)
-            )
+            if flat_positions is not None:  # (N, d) both
+                context = context.flatten(0, 1).index_select(0, flat_positions)
+                embeddings = embeddings.flatten(0, 1).index_select(0, flat_positions)
         output = self._output(context)
         return self._layer_norm(embeddings + self._dropout(output))
 
     def _context(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
         """What each token gathers from all. (B, S, d) and a mask (B, S, S) or None -> (B, S, d)."""
-        projected = self._qkv(embeddings)  # (B, S, 3d)
+        query, key, value = self._split_heads(self._qkv(embeddings))  # (B, h, S, d/h) each
+        mask = None if mask is None else mask[:, None]  # (B, 1, S, S): the same for all heads
+        # A GPU has one kernel for the formula. Torch's for a CPU are slower for texts as short as receipt
+        # lines, in bf16 many times.
+        attend = self._attend if embeddings.device.type == "cpu" else self._attend_in_one_kernel
+        return attend(query, key, value, mask).transpose(1, 2).flatten(2)  # heads side by side: (B, S, d)
+
+    def _split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, 3d) -> queries, keys and values, each (B, h, S, d/h)."""
         heads = projected.view(*projected.shape[:2], 3, self._num_heads, self._size_per_head)
         heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, h, S, d/h)
-        on_cpu = embeddings.device.type == "cpu"
-        if on_cpu:
+        if projected.device.type == "cpu":
             heads = heads.contiguous()  # one copy, where each product would make its own
-        query, key, value = heads.unbind()  # (B, h, S, d/h) each
-        # Torch's kernels for a CPU are slower for texts as short as receipt lines, in bf16 many times.
-        attend = self._attend if on_cpu else self._attend_in_one_kernel
-        mask = None if mask is None else mask[:, None]  # (B, 1, S, S)
-        context = attend(query, key, value, mask)  # (B, h, S, d/h)
-        return context.transpose(1, 2).flatten(2)
+        query, key, value = heads.unbind()
+        return query, key, value
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(q k^T / sqrt(d / h)) v, for each head by itself.
@@ -171,26 +173,36 @@ class MultiHeadSelfAttention(nn.Module):
         return self._attention_dropout(scores.softmax(dim=-1))
 
     def _attend_in_one_kernel(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """As ``_attend``, without ever holding the weights of a whole batch in memory."""
+        """As ``_attend``, without ever holding the weights of a whole batch in memory.
+
+        (A query that may attend to nothing gets zeros here, the mean of all values there.)
+        """
         dropout_prob = self._attention_dropout_prob if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
 
     def _context_of_cls(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
         """What the first token gathers from all. (B, S, d) and a mask (B, S, S) or None -> (B, d).
 
-        As ``_context``, but keys and values are never made, which for a single query is less work:
-        q (W_k x) = (q W_k) x, and the sum of a W_v x is W_v times the sum of a x. The keys' bias adds the
-        same to all scores, which softmax ignores.
+        As ``_context``, but keys and values are never made. For a single query q of a text that is less work:
+
+            the score of a token x:  q (W_key x) = (q W_key) x
+            what is gathered:        sum of a (W_value x) = W_value (sum of a x)
+
+        The keys' bias adds the same to all scores, which softmax ignores.
         """
-        matrices = self._qkv.weight.view(3, self._num_heads, self._size_per_head, -1)
-        w_query, w_key, w_value = matrices.unbind()  # (h, d/h, d)
-        b_query, _, b_value = self._qkv.bias.view(3, self._num_heads, self._size_per_head).unbind()
-        query = torch.einsum("bd, hkd -> bhk", embeddings[:, 0], w_query) + b_query  # (B, h, d/h)
-        query = torch.einsum("bhk, hkd -> bhd", query, w_key)  # (B, h, d)
-        scores = query @ embeddings.transpose(1, 2)  # (B, h, S)
+        # In the letters of einsum, e are the d/h numbers of a head; the others are those of the shapes.
+        w_query, w_key, w_value = self._qkv.weight.view(
+            3, self._num_heads, self._size_per_head, -1
+        )  # (h, e, d)
+        b_query, _, b_value = self._qkv.bias.view(3, self._num_heads, self._size_per_head)  # (h, e)
+        query = torch.einsum("bd, hed -> bhe", embeddings[:, 0], w_query) + b_query
+        query_of_embeddings = torch.einsum("bhe, hed -> bhd", query, w_key)
+        scores = torch.einsum("bhd, bsd -> bhs", query_of_embeddings, embeddings)
         weights = self._attention_weights(scores, None if mask is None else mask[:, :1])
-        context = torch.einsum("bhd, hkd -> bhk", weights @ embeddings, w_value)  # (B, h, d/h)
-        context = context + weights.sum(dim=-1, keepdim=True) * b_value  # dropout changes that sum
+        gathered = torch.einsum("bhs, bsd -> bhd", weights, embeddings)
+        context = torch.einsum("bhd, hed -> bhe", gathered, w_value)
+        # Each token gives its weight of the values' bias, too; dropout changes what the weights add up to.
+        context = context + weights.sum(dim=-1, keepdim=True) * b_value
         return context.flatten(1)
 
 

@@ -207,6 +207,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of the corpus for a cell of a table: one line, with Markdown and HTML escaped."""
+    """A text that we have not written, for the card: one line, with Markdown and HTML escaped."""
     one_line = _folded("".join(c if c.isprintable() else " " for c in text))
     return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", one_line)

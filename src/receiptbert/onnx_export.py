@@ -89,8 +89,8 @@ def export_onnx(
     """Write the classifier of ``model_folder`` as one ONNX file, if it answers as torch does.
 
     Args:
-        int8: store the weights of matrix products in 8 bits and quantize activations dynamically: a quarter
-            of the size, different answers to some lines.
+        int8: store the weights of matrix products in 8 bits (not those of the last layer's attention) and
+            quantize activations dynamically: about a quarter of the size, different answers to some lines.
         texts: lines to compare the answers on; None for lines of random words of the vocabulary.
 
     Returns:

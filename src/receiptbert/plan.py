@@ -18,9 +18,8 @@ TIMES_FORWARD = 3
 # Batches differ in shape, and what a block of one size frees seldom suits those of the next batch.
 GAPS = 1.0  # of the activations, on a CPU; fitted to what was measured (docs/LOG.md, Memory)
 GIB = 2**30
-USUAL_RATIO = (
-    1.25  # of the largest batch; at most, of the corpora that were measured (ibid.); the fits here have it
-)
+# Of the largest batch: at most, of the corpora that were measured (ibid.). What was fitted here has it.
+USUAL_RATIO = 1.25
 COMPILED = 0.8 * GIB  # bytes: code that oneDNN keeps in bf16, and the gaps that it leaves (ibid.)
 BYTES = 4  # of a number
 # Recorded passes (see cuda_graphs) keep memory apart from others, and each of their shapes leaves gaps: a
@@ -51,10 +50,10 @@ def operations_per_token(
     """
     d, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     attention = 3 * d * d + 2 * d * length  # queries, keys and values; scores and weighted sums
-    rest = d * d + 2 * d * i
+    rest = d * d + 2 * d * i  # output projection; feed-forward
     if targets:  # of the last layer, what follows attention is computed at targets and [CLS] alone
         in_layers = layers * attention + (layers - 1 + min(targets + of_cls, 1)) * rest
-    else:  # there only [CLS] has a query, and no token a key or value (see MultiHeadSelfAttention)
+    else:  # there only [CLS] has a query, and no token a key or value (`_context_of_cls`)
         of_tokens = 2 * shape.num_attention_heads * d
         in_layers = (layers - 1) * (attention + rest) + of_tokens + of_cls * (3 * d * d + rest)
     head = (targets or of_cls) * (d * d + d * outputs)
@@ -181,6 +180,7 @@ class Plan:
         rest = BYTES * 2 * d + half * (d + 2 * i) + 2 * mask
         read = min(self._targets + 1 / self.length, 1)
         layers = self.shape.num_hidden_layers
+        # A classifier's last layer keeps less of its attention, which is neglected.
         kept = (layers - 1) * (attention + rest) + attention + read * rest
         if self.activation_checkpointing:
             kept = BYTES * layers * d + (attention + rest if layers > 1 else attention + read * rest)

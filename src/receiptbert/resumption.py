@@ -64,7 +64,7 @@ class ResumableTrainer(BaseTrainer[Model]):
         self._epoch = 0  # epochs done
         self._batch = 0  # batches of the current epoch done
         self._sampler_state: Tensor | None = None  # from which the current epoch began
-        self._noted = State({}, {})
+        self._marked = State({}, {})
         self._agreement = Agreement()
         # The gradients of a batch at which an earlier run was cut off.
         self._optimizer.zero_grad(set_to_none=self._graphs is None)
@@ -77,7 +77,7 @@ class ResumableTrainer(BaseTrainer[Model]):
             yield
             return
         self._load_newest(self._checkpoints)
-        self._note()
+        self._mark()
         # Several processes stop after a step that they have agreed upon, none of them in the middle of one.
         between_steps = self._interrupts.held() if num_processes() > 1 else nullcontext()
         with self._interrupts.raised(), between_steps:
@@ -121,7 +121,7 @@ class ResumableTrainer(BaseTrainer[Model]):
         with self._interrupts.held():
             super()._optimize(noted)
             if self._checkpoints is not None:
-                self._note()
+                self._mark()
                 due = is_main_process() and self._checkpoints.due
                 save, stop = self._agreement.on(due, self._interrupts.number)
                 if stop:
@@ -136,15 +136,15 @@ class ResumableTrainer(BaseTrainer[Model]):
 
     # --- The state: what a subclass adds in `_tensors` or `_values`, it restores in `_load` ---
 
-    def _note(self) -> None:
-        """Note where the training is, now that a step is done."""
-        self._noted = State(self._tensors(), self._values())
+    def _mark(self) -> None:
+        """Keep in mind where the training is, now that a step is done."""
+        self._marked = State(self._tensors(), self._values())
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors that change between steps."""
         tensors = {"random": torch.get_rng_state()}
         if self._sampler_state is not None:
-            tensors["order"] = self._sampler_state
+            tensors["sampler"] = self._sampler_state
         if self._device.type == "cuda":
             tensors["cuda_random"] = torch.cuda.get_rng_state(self._device)
         return tensors
@@ -180,9 +180,9 @@ class ResumableTrainer(BaseTrainer[Model]):
             "logdir": self._history.logdir,
             "conditions": self._conditions(),
         }
-        tensors = {**self._weights(), **self._noted.tensors, "history": history}
+        tensors = {**self._weights(), **self._marked.tensors, "history": history}
         assert self._checkpoints is not None
-        self._checkpoints.save(self._step, State(tensors, {**values, **self._noted.values}))
+        self._checkpoints.save(self._step, State(tensors, {**values, **self._marked.values}))
 
     def _load_newest(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint, if there is one. Nothing of it is kept beside the training."""
@@ -199,7 +199,7 @@ class ResumableTrainer(BaseTrainer[Model]):
         self._scheduler.load_state_dict(values["scheduler"])
         self._amp.load_state_dict(values["scaler"])
         self._step, self._epoch, self._batch = values["step"], values["epoch"], values["batch"]
-        self._sampler_state = tensors.get("order")
+        self._sampler_state = tensors.get("sampler")
         torch.set_rng_state(tensors["random"])
         if "cuda_random" in tensors and self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors["cuda_random"], self._device)

@@ -114,16 +114,17 @@ class TextTable:
         lines = self._lines()
         if self.kind == "lines":
             yield [TEXT]
-            for line in lines:
-                if "\r" in line.rstrip("\r\n") and not line.endswith("\n"):  # lines end in that alone
+            for number, line in enumerate(lines):
+                text = line.rstrip("\r\n")
+                if number == 0 and "\r" in text and not line.endswith("\n"):  # all lines end in that alone
                     raise UserError(f"{self._name}: {BARE_CARRIAGE_RETURN}")
-                yield [line.rstrip("\r\n")]
+                yield [text]
         else:
             yield from self._parse_delimited(lines)
 
     def _parse_delimited(self, lines: Iterator[str]) -> Iterator[list[str]]:
-        head = read_head(lines)
-        self.delimiter = find_delimiter(head, DELIMITERS[self.kind], self._column)
+        head = _read_head(lines)
+        self.delimiter = _find_delimiter(head, DELIMITERS[self.kind], self._column)
         # A table of one column needs none, so its texts may have any of them.
         alone = len(header_fields(head, self.delimiter)) == 1
         between = UNIT_SEPARATOR if alone else self.delimiter
@@ -140,7 +141,7 @@ class TextTable:
                 width = width or len(row)
                 yield self._padded(row, width, begun, between)
         except csv.Error as error:
-            raise UserError(f"{self._name}, line {start}: {_explained(error, between)}") from None
+            raise UserError(f"{self._name}, line {start}: {_explained(error)}") from None
         if not width:
             raise UserError(f"{self._name} is empty; its first line must name the columns")
 
@@ -157,7 +158,7 @@ class TextTable:
             yield from utf8_lines(stream, self._name)
 
 
-def read_head(lines: Iterator[str]) -> list[str]:
+def _read_head(lines: Iterator[str]) -> list[str]:
     """The lines of the header, and blank ones before it."""
     head: list[str] = []
     own = 0  # those of the header itself
@@ -169,7 +170,7 @@ def read_head(lines: Iterator[str]) -> list[str]:
     return head
 
 
-def find_delimiter(head: Sequence[str], candidates: str, column: str) -> str:
+def _find_delimiter(head: Sequence[str], candidates: str, column: str) -> str:
     """The one of the ``candidates`` that a table seems to have in whose header there should be ``column``."""
 
     def likelihood(delimiter: str) -> tuple[bool, int, bool]:
@@ -186,12 +187,10 @@ def header_fields(head: Sequence[str], delimiter: str) -> list[str]:
     return next((row for row in rows if not is_blank(row)), [])
 
 
-def _explained(error: csv.Error, between: str) -> str:
+def _explained(error: csv.Error) -> str:
     if "new-line character" in str(error):
         return f"{BARE_CARRIAGE_RETURN}, or quote the text"
-    expected = (
-        str(error).replace(f"'{between}'", "the end of the line") if between == UNIT_SEPARATOR else error
-    )
+    expected = str(error).replace(f"'{UNIT_SEPARATOR}'", "the end of the line")
     return f'{expected}; texts that have quotes in them must be quoted, and each such quote doubled ("")'
 
 

@@ -39,23 +39,23 @@ def learn_vocabulary(
         UserError: the characters alone need more entries.
     """
     try:
-        words = _write_words(corpus, corpus_path)
+        words: Counter[str] = Counter()
+        _write_words(corpus, corpus_path, words)
         return _train(new_trainer, corpus_path, words, vocab_size, min_frequency)
     finally:
         corpus_path.unlink(missing_ok=True)
 
 
-def _write_words(texts: Iterable[str], path: Path) -> Counter[str]:
-    """Write the words of the texts, those of ``TEXTS_PER_LINE`` in a line; how often each occurs."""
-    counts: Counter[str] = Counter()
+def _write_words(texts: Iterable[str], path: Path, counts: Counter[str] | None = None) -> None:
+    """Write the words of the texts, those of ``TEXTS_PER_LINE`` in a line, and add them to ``counts``."""
     iterator = iter(texts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path), path.open("w", encoding="utf-8") as file:
         while some := list(islice(iterator, TEXTS_PER_LINE)):
             words = " ".join(some).split()
-            counts.update(words)
+            if counts is not None:
+                counts.update(words)
             file.write(" ".join(words) + "\n")
-    return counts
 
 
 def _train(
