@@ -185,16 +185,15 @@ class MultiHeadSelfAttention(nn.Module):
 
         As ``_context``, but keys and values are never made. For a single query q of a text that is less work:
 
-            the score of a token x:  q (W_key x) = (q W_key) x
-            what is gathered:        sum of a (W_value x) = W_value (sum of a x)
+            the score of a token x:           q (W_key x) = (q W_key) x
+            what is gathered, by weights a:   sum of a (W_value x) = W_value (sum of a x)
 
         The keys' bias adds the same to all scores, which softmax ignores.
         """
         # In the letters of einsum, e are the d/h numbers of a head; the others are those of the shapes.
-        w_query, w_key, w_value = self._qkv.weight.view(
-            3, self._num_heads, self._size_per_head, -1
-        )  # (h, e, d)
-        b_query, _, b_value = self._qkv.bias.view(3, self._num_heads, self._size_per_head)  # (h, e)
+        parts = 3, self._num_heads, self._size_per_head
+        w_query, w_key, w_value = self._qkv.weight.view(*parts, -1)  # (h, e, d)
+        b_query, _, b_value = self._qkv.bias.view(parts)  # (h, e)
         query = torch.einsum("bd, hed -> bhe", embeddings[:, 0], w_query) + b_query
         query_of_embeddings = torch.einsum("bhe, hed -> bhd", query, w_key)
         scores = torch.einsum("bhd, bsd -> bhs", query_of_embeddings, embeddings)
