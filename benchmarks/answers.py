@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from common import ROOT, argument_parser, print_figures, run_main, write_result
-from receiptbert.corpus import SPLIT, TEST, TEXT, read_corpus
+from receiptbert.corpus import read_corpus
 from receiptbert.datasets import InferenceDataset
 from receiptbert.encoder import BertShape, parameter_counts
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.pretraining import EPS
 from receiptbert.saved_classifier import load_classifier
+from receiptbert.splits import SPLIT, TEST, TEXT
 from receiptbert.tokenization import WordpieceTokenizer
 from setting import shape_of
 from timing import in_turns, rate_of, ratio

@@ -24,7 +24,7 @@ from ruamel.yaml.error import YAMLError
 
 from receiptbert import cli
 from receiptbert.archive import DATA_NAME, extract_corpus
-from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus
+from receiptbert.corpus import read_corpus
 from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.errors import UserError, one_line_errors, printable
 from receiptbert.failures import explain
@@ -32,6 +32,7 @@ from receiptbert.json_files import read_json_object
 from receiptbert.params import Params, TokenizerParams
 from receiptbert.params_file import load_params
 from receiptbert.reports import write_json
+from receiptbert.splits import SPLIT, TEXT, TRAIN, UNSUPERVISED
 from receiptbert.tokenization import WordpieceTokenizer
 from timing import Rates
 

@@ -34,6 +34,7 @@ from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.params import Params
 from receiptbert.pretraining import Pretraining
 from receiptbert.progress import say
+from receiptbert.splits import UNSUPERVISED
 from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
 from runs import digest, make
@@ -65,7 +66,7 @@ def pretrain(folder: Path, params: Params) -> dict[str, float | str]:
     device = choose_device(params.runtime.device, params.runtime.deterministic)
     keep_freed_memory(device, params.pretrain.precision)
     tokenizer = WordpieceTokenizer.from_pretrained(folder / "models/tokenizer")
-    texts = TokenStore.load(store_path(folder / "data/tokenized", "unsupervised"), tokenizer)
+    texts = TokenStore.load(store_path(folder / "data/tokenized", UNSUPERVISED), tokenizer)
     longest = load_longest(folder / "data/tokenized/lengths.json")
     pretraining = Pretraining(params, texts, tokenizer, longest, device)
     pretraining.require_memory()

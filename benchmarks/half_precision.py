@@ -32,7 +32,6 @@ from common import (
     write_result,
 )
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.corpus import TEST, TRAIN, VAL
 from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device
 from receiptbert.finetuning import Finetuning, Run
@@ -41,6 +40,7 @@ from receiptbert.metrics import f1
 from receiptbert.params import Params
 from receiptbert.precision import DTYPES, has_bf16
 from receiptbert.progress import say
+from receiptbert.splits import TEST, TRAIN, VAL
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}

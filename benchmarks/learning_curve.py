@@ -39,8 +39,8 @@ from common import (
     write_result,
 )
 from quality import OVERRIDES, Contest, read_scores, settings_of
-from receiptbert.corpus import SPLIT, TRAIN, UNSUPERVISED
 from receiptbert.progress import say
+from receiptbert.splits import SPLIT, TRAIN, UNSUPERVISED
 from runs import PRETRAINING, digest, make, run_all, seeds
 
 LABELS = [1.0, 0.3, 0.1]

@@ -6,9 +6,9 @@ import pandas as pd
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 
-from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, VAL
 from receiptbert.linear_teacher import CHARACTERS, WORDS, tfidf
 from receiptbert.metrics import f1
+from receiptbert.splits import LABEL, SPLIT, TEXT, TRAIN, VAL
 
 STRENGTHS = [0.1, 0.3, 1.0, 3.0, 10.0]
 # The n-grams of the linear teacher, rare ones too: slower, and a little better.

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from common import argument_parser, positive, read_archive, run_main, write_result
-from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, label_list
+from receiptbert.corpus import label_list
 from receiptbert.errors import UserError
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import f1
 from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx
 from receiptbert.saved_classifier import load_classifier
+from receiptbert.splits import LABEL, SPLIT, TEST, TEXT
 from timing import in_turns, print_rates, rate_of, ratio
 
 Probabilities = npt.NDArray[np.float32]  # (n, C)

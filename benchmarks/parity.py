@@ -21,11 +21,11 @@ from transformers import pipeline
 from common import argument_parser, print_figures, read_archive, run_main, write_result
 from receiptbert import Classifier
 from receiptbert.calibration import Answers, expected_calibration_error
-from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import f1
 from receiptbert.onnx_export import OnnxModel, export_onnx
 from receiptbert.saved_classifier import load_classifier
+from receiptbert.splits import LABEL, SPLIT, TEST, TEXT
 
 Ask = Callable[[Path, list[str]], list[str]]  # the categories that the model in a folder gives to texts
 

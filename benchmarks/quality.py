@@ -42,11 +42,11 @@ from common import (
     write_result,
 )
 from linear import FEATURES, STRENGTHS, fit_svm, megabytes
-from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN
 from receiptbert.errors import UserError
 from receiptbert.metrics import f1
 from receiptbert.progress import say
 from receiptbert.reports import read_json
+from receiptbert.splits import LABEL, SPLIT, TEST, TEXT, TRAIN
 from runs import FINETUNING, PRETRAINING, digest, link, make, refuse_overrides, run_all, seeds, sha256
 
 # What `dvc exp run -S` would get; README.md has the assignment's line.

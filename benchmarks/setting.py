@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from common import add_overrides, positive, read_archive, shipped_params, train_tokenizer
-from receiptbert.corpus import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED, label_list
+from receiptbert.corpus import label_list
 from receiptbert.corpus_facts import longest_used
 from receiptbert.devices import choose_device
 from receiptbert.encoder import BertShape
@@ -23,6 +23,7 @@ from receiptbert.params import Params
 from receiptbert.precision import choose_precision
 from receiptbert.pretraining import EPS, Pretraining, min_text_length
 from receiptbert.sizes import SIZES, follow_width
+from receiptbert.splits import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 

@@ -42,10 +42,10 @@ from common import (
     write_archive,
     write_result,
 )
-from receiptbert.corpus import LABEL, SPLIT, TEST, TEXT, TRAIN, UNSUPERVISED, VAL
 from receiptbert.errors import UserError
 from receiptbert.progress import say
 from receiptbert.reports import read_json
+from receiptbert.splits import LABEL, SPLIT, TEST, TEXT, TRAIN, UNSUPERVISED, VAL
 from runs import RECORD, digest, make, refuse_overrides, run_all, seeds, sha256
 
 SHIPPED = "shipped"

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pipeline
-from receiptbert.corpus import TEST
 from receiptbert.devices import choose_device
 from receiptbert.errors import UserError
 from receiptbert.evaluation import Evaluation
@@ -16,6 +15,7 @@ from receiptbert.params import Params
 from receiptbert.reports import read_json, write_csv, write_json
 from receiptbert.saved_classifier import load_classifier
 from receiptbert.split_texts import load_texts
+from receiptbert.splits import TEST
 
 DATA = pipeline.METRICS / "data.json"
 

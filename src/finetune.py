@@ -10,7 +10,6 @@ import numpy as np
 import pipeline
 from receiptbert.calibration import fit_temperature
 from receiptbert.checkpoints import Checkpoints, conditions, training_fingerprint
-from receiptbert.corpus import TRAIN, UNSUPERVISED, VAL
 from receiptbert.corpus_facts import Classes
 from receiptbert.devices import choose_device, keep_freed_memory
 from receiptbert.distillation import distil, read_teaching_texts
@@ -23,6 +22,7 @@ from receiptbert.launching import in_processes, one_voice
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
 from receiptbert.split_texts import texts_path
+from receiptbert.splits import TRAIN, UNSUPERVISED, VAL
 from receiptbert.token_store import store_path
 
 # Read from the tokenized corpus: nothing of test, so that correcting a test label retrains nothing

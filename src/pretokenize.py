@@ -3,24 +3,13 @@
 import numpy as np
 
 import pipeline
-from receiptbert.corpus import (
-    LABEL,
-    LABELLED,
-    SPLIT,
-    SPLITS,
-    TEXT,
-    UNSUPERVISED,
-    label_list,
-    label_names,
-    read_categories,
-    read_corpus,
-    strings,
-)
+from receiptbert.corpus import label_list, label_names, read_categories, read_corpus, strings
 from receiptbert.corpus_facts import Classes, longest_used, save_longest
 from receiptbert.files import atomic
 from receiptbert.params import Params
 from receiptbert.reports import write_csv, write_json
 from receiptbert.split_texts import save_texts
+from receiptbert.splits import LABEL, LABELLED, SPLIT, SPLITS, TEXT, UNSUPERVISED
 from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
 

@@ -12,6 +12,7 @@ from receiptbert.params import Params
 from receiptbert.pretraining import Pretraining
 from receiptbert.progress import readable, say
 from receiptbert.reports import mean_curve, write_csv, write_json
+from receiptbert.splits import UNSUPERVISED
 from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
 
@@ -25,7 +26,7 @@ def pretrain(params: Params) -> str | None:
     if not params.finetune.of_our_shape:  # else finetune would refuse it after all of pretraining
         load_tokenizer(source, read_shape(source))
         read_weights(source)
-    texts_path = store_path(pipeline.TOKENIZED, "unsupervised")
+    texts_path = store_path(pipeline.TOKENIZED, UNSUPERVISED)
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     pretraining = Pretraining(
         params,

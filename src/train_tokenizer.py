@@ -3,10 +3,11 @@
 import shutil
 
 import pipeline
-from receiptbert.corpus import SPLIT, TEXT, TRAIN, UNSUPERVISED, read_corpus, strings
+from receiptbert.corpus import read_corpus, strings
 from receiptbert.files import atomic
 from receiptbert.params import Params
 from receiptbert.progress import track
+from receiptbert.splits import SPLIT, TEXT, TRAIN, UNSUPERVISED
 from receiptbert.tokenization import WordpieceTokenizer
 
 

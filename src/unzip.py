@@ -6,18 +6,7 @@ from pathlib import Path
 
 import pipeline
 from receiptbert.archive import CATEGORIES_NAME, DATA_NAME, extract_corpus
-from receiptbert.corpus import (
-    SPLIT,
-    TEXT,
-    TRAIN,
-    UNSUPERVISED,
-    VAL,
-    label_list,
-    read_categories,
-    read_corpus,
-    require_quotes,
-    require_splits,
-)
+from receiptbert.corpus import label_list, read_categories, read_corpus, require_quotes, require_splits
 from receiptbert.corpus_report import (
     describe,
     describe_classes,
@@ -30,6 +19,7 @@ from receiptbert.files import atomic
 from receiptbert.params import Params
 from receiptbert.progress import say
 from receiptbert.reports import write_json
+from receiptbert.splits import SPLIT, TEXT, TRAIN, UNSUPERVISED, VAL
 
 
 def unzip(params: Params) -> str:

@@ -17,10 +17,11 @@ from dvc.cli.parser import get_main_parser
 import common
 from receiptbert import cli
 from receiptbert.archive import extract_corpus
-from receiptbert.corpus import LABEL, SPLIT, TEXT, VAL, read_corpus
+from receiptbert.corpus import read_corpus
 from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.params_file import load_params
 from receiptbert.sizes import SIZES
+from receiptbert.splits import LABEL, SPLIT, TEXT, VAL
 from tests.conftest import ROOT
 
 DOCUMENTS = [

@@ -8,12 +8,12 @@ import pytest
 from huggingface_hub import ModelCard
 from scipy.special import softmax
 
-from receiptbert.corpus import SPLITS
 from receiptbert.encoder import BertShape
 from receiptbert.evaluation import Evaluation
 from receiptbert.metrics import f1
 from receiptbert.model_card import model_card
 from receiptbert.modeling import BertFinetuneModel
+from receiptbert.splits import SPLITS
 from tests.conftest import SHAPE
 
 DATA: dict[str, Any] = {

@@ -18,23 +18,12 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from receiptbert.archive import extract_corpus
-from receiptbert.corpus import (
-    COLUMNS,
-    LABEL,
-    LABELLED,
-    MAX_TEXT,
-    SPLIT,
-    SPLITS,
-    TEXT,
-    TRAIN,
-    UNSUPERVISED,
-    label_list,
-    read_corpus,
-)
+from receiptbert.corpus import MAX_TEXT, label_list, read_corpus
 from receiptbert.corpus_report import describe
 from receiptbert.decoding import RUSSIAN_ENCODINGS, guess_encoding
 from receiptbert.equal_texts import fold, held_out_too, number_texts
 from receiptbert.errors import UserError
+from receiptbert.splits import COLUMNS, LABEL, LABELLED, SPLIT, SPLITS, TEXT, TRAIN, UNSUPERVISED
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT
 from tests.small_stores import store_of

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from receiptbert import Classifier, Collator, Trainer, WordpieceTokenizer
-from receiptbert.corpus import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN, read_corpus
+from receiptbert.corpus import read_corpus
 from receiptbert.corpus_facts import Classes, load_longest
 from receiptbert.errors import UserError
 from receiptbert.finetuning import Finetuning
@@ -24,6 +24,7 @@ from receiptbert.onednn import KEPT_SHAPES
 from receiptbert.params_file import load_params
 from receiptbert.pretraining import Pretraining, min_text_length
 from receiptbert.split_texts import load_texts
+from receiptbert.splits import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT
 from tests.projects import STAGES, contents, metric, run_here, set_params

@@ -7,10 +7,10 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from receiptbert.corpus import COLUMNS
 from receiptbert.decoding import kind_of
 from receiptbert.errors import UserError
 from receiptbert.files import naming
+from receiptbert.splits import COLUMNS
 
 # Far above any real corpus (30 million receipt lines are 2 GiB), far below a full disk.
 MAX_BYTES = 8 * 1024**3

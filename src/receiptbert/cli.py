@@ -16,7 +16,7 @@ from receiptbert.failures import explain
 from receiptbert.interrupts import ending_signals
 from receiptbert.predicting import INPUTS, OUTPUTS, open_table, predict
 from receiptbert.progress import say
-from receiptbert.tables import TEXT
+from receiptbert.splits import TEXT
 
 PROGRAM = "receiptbert"
 EPILOG = (

@@ -10,10 +10,7 @@ import pandas as pd
 from receiptbert.csv_faults import check_header, place, place_of_bad_quotes, too_wide
 from receiptbert.decoding import check_bytes, not_utf8
 from receiptbert.errors import UserError
-
-TEXT, LABEL, SPLIT = COLUMNS = ["text", "label", "split"]
-TRAIN, VAL, TEST, UNSUPERVISED = SPLITS = ["train", "val", "test", "unsupervised"]
-LABELLED = [TRAIN, VAL, TEST]
+from receiptbert.splits import COLUMNS, LABEL, SPLIT, SPLITS, TEXT, TRAIN, UNSUPERVISED
 
 # A receipt line has tens of characters.
 MAX_TEXT = 10_000

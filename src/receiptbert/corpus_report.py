@@ -4,18 +4,9 @@ from typing import Any
 
 import pandas as pd
 
-from receiptbert.corpus import (
-    IGNORED_LABELS,
-    LABEL,
-    LABELLED,
-    SPLIT,
-    SPLITS,
-    TEST,
-    TRAIN,
-    UNSUPERVISED,
-    VAL,
-)
+from receiptbert.corpus import IGNORED_LABELS
 from receiptbert.equal_texts import BLANK, fold
+from receiptbert.splits import LABEL, LABELLED, SPLIT, SPLITS, TEST, TRAIN, UNSUPERVISED, VAL
 
 
 def describe(corpus: pd.DataFrame, texts: "pd.Series[int]") -> dict[str, Any]:

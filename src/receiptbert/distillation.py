@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from receiptbert.corpus import TRAIN, UNSUPERVISED, VAL
 from receiptbert.distributed import from_main_process
 from receiptbert.finetuning import Finetuning, Run
 from receiptbert.labelled import UNLABELLED_PER_LABEL, Labelled, TrainingSet
@@ -21,6 +20,7 @@ from receiptbert.linear_teacher import LinearTeacher, Probabilities
 from receiptbert.metrics import f1
 from receiptbert.progress import say
 from receiptbert.split_texts import draw_texts, load_texts
+from receiptbert.splits import TRAIN, UNSUPERVISED, VAL
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 

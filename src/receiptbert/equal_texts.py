@@ -4,7 +4,8 @@ import pandas as pd
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from receiptbert.corpus import ROWS_AT_ONCE, SPLIT, TEST, TRAIN, UNSUPERVISED, VAL
+from receiptbert.corpus import ROWS_AT_ONCE
+from receiptbert.splits import SPLIT, TEST, TRAIN, UNSUPERVISED, VAL
 
 BLANK = -1  # the number of texts without anything to read
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from receiptbert.corpus import TRAIN
 from receiptbert.errors import PRETOKENIZE_AGAIN, UserError
 from receiptbert.params import FinetuneParams
 from receiptbert.progress import say
 from receiptbert.split_texts import load_texts
+from receiptbert.splits import TRAIN
 from receiptbert.token_store import TokenStore, store_path
 from receiptbert.tokenization import WordpieceTokenizer
 

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from receiptbert.calibration import BINS
-from receiptbert.corpus import SPLITS, TRAIN, UNSUPERVISED, VAL
 from receiptbert.encoder import BertShape, parameter_counts
 from receiptbert.evaluation import Evaluation
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
+from receiptbert.splits import SPLITS, TRAIN, UNSUPERVISED, VAL
 
 SCORE_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy": "accuracy"}
 PACKAGES = ["torch", "tokenizers", "transformers", "safetensors"]

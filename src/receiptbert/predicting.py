@@ -16,9 +16,9 @@ from receiptbert.csv_faults import fields_of_any_length
 from receiptbert.errors import UserError
 from receiptbert.onednn import keep_shapes
 from receiptbert.progress import say, track
+from receiptbert.splits import TEXT
 from receiptbert.tables import (
     DELIMITERS,
-    TEXT,
     Column,
     Table,
     TextTable,

@@ -19,6 +19,7 @@ from receiptbert.csv_faults import is_blank
 from receiptbert.decoding import utf8_lines
 from receiptbert.errors import UserError
 from receiptbert.files import atomic_file, naming
+from receiptbert.splits import TEXT
 
 # Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
 CHUNK = 20_000
@@ -26,7 +27,6 @@ CHUNK = 20_000
 Column: TypeAlias = Sequence[Any]
 Write: TypeAlias = Callable[[Sequence[Column]], None]
 
-TEXT = "text"  # the one column of plain lines
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # a CSV's header tells which one it has
 
 UNIT_SEPARATOR = "\x1f"  # a control character that no text has
