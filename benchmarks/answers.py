@@ -27,6 +27,7 @@ from timing import in_turns, rate_of, ratio
 MINI = BertShape(**shape_of("mini"), vocab_size=30_000, max_seqlen=24, act_func="gelu", eps=EPS)
 KEYS = 11  # tokens of a receipt line, marks included
 STUCK = 0.01
+PADDING = 5
 PASSES = 50  # forward and backward, timed together
 
 
@@ -67,14 +68,12 @@ def wide_projection() -> float:
     return ratio(rates["wide"], rates["narrow"])
 
 
-def unmasked_padding(
-    model: BertFinetuneModel, tokenizer: WordpieceTokenizer, corpus: Path, extra: int = 5
-) -> float:
-    """Share of test lines that get another class when padded by ``extra`` tokens that are not masked."""
+def unmasked_padding(model: BertFinetuneModel, tokenizer: WordpieceTokenizer, corpus: Path) -> float:
+    """Share of test lines that get another class when padded by ``PADDING`` tokens that are not masked."""
     rows = read_corpus(corpus)
     texts = rows.loc[rows[SPLIT] == TEST, TEXT].tolist()
-    dataset = InferenceDataset(texts, model.shape.maxlen - extra, tokenizer)
-    padding = torch.full((extra,), tokenizer.pad_token_id)
+    dataset = InferenceDataset(texts, model.shape.maxlen - PADDING, tokenizer)
+    padding = torch.full((PADDING,), tokenizer.pad_token_id)
 
     def predict(input_ids: Tensor) -> int:
         return int(model(input_ids[None]).argmax())

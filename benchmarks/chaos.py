@@ -36,9 +36,8 @@ from common import (
 )
 from project import generate_corpus
 from receiptbert.checkpoints import REST, Checkpoints, State
-from receiptbert.encoder import BertShape, parameter_counts
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.pretraining import EPS
+from receiptbert.encoder import parameter_counts
+from receiptbert.pretraining import model_shape
 from receiptbert.progress import say
 from receiptbert.reports import read_json
 from timing import seconds_of
@@ -140,12 +139,7 @@ def _remove(folder: Path, stage: str) -> None:
 def _overhead(folder: Path) -> dict[str, float]:
     """What checkpoints of the shipped model cost on this disk."""
     params, sample = shipped_params(), read_json(ROOT / "metrics/tokens.json")
-    shape = BertShape(
-        **params.model.kwargs(),
-        vocab_size=sample["vocab_size"],
-        max_seqlen=sample["max_length"] + SPECIAL_TOKENS_PER_TEXT,
-        eps=EPS,
-    )
+    shape = model_shape(params.model, sample["vocab_size"], sample["max_length"])
     weights = sum(parameter_counts(shape, None).values())
     state = State({name: torch.rand(weights) for name in ("weights", "first", "second")}, {})
     with Checkpoints(folder / "overhead", "parameters", 0) as checkpoints:

@@ -31,7 +31,7 @@ SETTINGS = [
     "tokenizer.vocab_size=8000",
     f"pretrain.max_steps={STEPS}",
     f"pretrain.epochs={STEPS}",
-    # As many targets as the plan counts with.
+    # As many targets, whatever the texts are.
     "pretrain.whole_words=false",
     "pretrain.letters_only=false",
 ]

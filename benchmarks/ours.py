@@ -9,11 +9,10 @@ from torch.optim import Optimizer
 from receiptbert.collation import Collator, collate_fn
 from receiptbert.datasets import FinetuneDataset, PretrainDataset
 from receiptbert.finetune_trainer import FinetuneTrainer
-from receiptbert.loading import make_loader
+from receiptbert.loading import Batches, make_loader
 from receiptbert.modeling import BertFinetuneModel, BertModel, dropout_everywhere
 from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
-from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.trainer import Trainer
 from setting import Setting, Stopwatch, Task, Timed

@@ -39,6 +39,7 @@ from common import (
     read_record,
     run_main,
     shipped_params,
+    some_of,
     write_result,
 )
 from linear import FEATURES, STRENGTHS, fit_svm, megabytes
@@ -235,13 +236,11 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each, with seeds from 0 on")
     parser.add_argument("--jobs", type=positive, default=1, help="seeds that are run side by side")
-    parser.add_argument("--only", help=f"some of {','.join(NAMES)}")
+    names = ",".join(NAMES)
+    parser.add_argument("--only", type=partial(some_of, NAMES), default=names, help="some of these")
     add_overrides(parser)
     parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
     args = parser.parse_args()
-    names = args.only.split(",") if args.only else NAMES
-    if unknown := [name for name in names if name not in NAMES]:
-        parser.error(f"--only: {unknown[0]} is none of {', '.join(NAMES)}")
     try:
         refuse_overrides(args.overrides, ["data"])
     except UserError as error:
@@ -250,13 +249,13 @@ def main() -> None:
     table = Table(args.corpus, args.json)
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
-        settings = {name: settings_digest(name, args.overrides) for name in names}
-        runs = {name: dict(enumerate(table.runs(name, settings[name])[: args.seeds])) for name in names}
+        settings = {name: settings_digest(name, args.overrides) for name in args.only}
+        runs = {name: dict(enumerate(table.runs(name, settings[name])[: args.seeds])) for name in args.only}
 
         stopped = Event()
 
         def run_seed(seed: int) -> None:
-            for name in names:  # one after another: what they share is in one folder
+            for name in args.only:  # one after another: what they share is in one folder
                 if seed not in runs[name] and not stopped.is_set():
                     runs[name][seed] = contest.run(name, seed, work)
                     say(f"{name}, seed {seed}: weighted F1 on test {runs[name][seed]['weighted_f1']:.4f}")

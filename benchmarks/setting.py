@@ -18,10 +18,9 @@ from receiptbert.corpus import label_list
 from receiptbert.corpus_facts import longest_used
 from receiptbert.devices import choose_device
 from receiptbert.encoder import BertShape
-from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.params import Params
 from receiptbert.precision import choose_precision
-from receiptbert.pretraining import EPS, Pretraining, min_text_length
+from receiptbert.pretraining import Pretraining, min_text_length, model_shape
 from receiptbert.sizes import SIZES, follow_width
 from receiptbert.splits import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED
 from receiptbert.token_store import TokenStore
@@ -91,12 +90,7 @@ def read_setting(args: argparse.Namespace, precision: str = "auto") -> Setting:
         train=TokenStore.from_texts(rows[TEXT], tokenizer),
         targets=pd.Categorical(rows[LABEL], categories=labels).codes.astype(np.int64),
         num_classes=len(labels),
-        shape=BertShape(
-            **params.model.kwargs(),
-            vocab_size=tokenizer.vocab_size,
-            max_seqlen=longest + SPECIAL_TOKENS_PER_TEXT,
-            eps=EPS,
-        ),
+        shape=model_shape(params.model, tokenizer.vocab_size, longest),
         device=device,
         precision=choose_precision(precision, device, "--precision"),
     )

@@ -27,7 +27,7 @@ PLAN = Plan(
     length=float(S),
     longest=S,
     largest_batch_ratio=1.0,
-    mask_prob=MASK_PROB,
+    target_share=MASK_PROB,
     dropout=0.0,
     precision="fp32",
     on_cpu=True,
@@ -35,4 +35,4 @@ PLAN = Plan(
     activation_checkpointing=False,
     steps=1_000,
 )
-FINETUNING = replace(PLAN, num_classes=C, mask_prob=0.0)
+FINETUNING = replace(PLAN, num_classes=C, target_share=0.0)

@@ -91,6 +91,23 @@ def test_a_list_of_items_gives_what_the_batch_gives(dataset: PretrainDataset) ->
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("letters_only", [False, True])
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_the_share_of_targets_is_that_of_many_batches(
+    tmp_path: Path, whole_words: bool, letters_only: bool
+) -> None:
+    lines = ["сок 93", "масло сок 1 93", "93 масло"] * 9
+    tokenizer = WordpieceTokenizer.from_corpus(lines, tmp_path / "in.txt", tmp_path, "test", vocab_size=60)
+    dataset = PretrainDataset([f"{line} щ" for line in lines], tokenizer, minlen=1, maxlen=99)  # щ is unknown
+    collator = Collator(tokenizer, mask_prob=0.3, whole_words=whole_words, letters_only=letters_only)
+    true_ids, _, labels = masked(dataset, collator, times=100)
+    marks = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
+    of_texts = ~torch.isin(true_ids, torch.tensor(marks))
+    share = (labels[of_texts] != -100).float().mean().item()
+    assert share == pytest.approx(collator.target_share(true_ids[of_texts].numpy()), rel=0.05)
+    assert share < (0.2 if letters_only else 0.3)
+
+
 def test_finetuning_batches_are_padded() -> None:
     batch = [(torch.tensor([2, 7, 3]), 4), (torch.tensor([2, 3]), 1)]
     input_ids, targets = collate_fn(batch, pad_idx=9)

@@ -75,9 +75,9 @@ class Collator:
         input_ids, labels = self._mask(pairs.input_ids)
         return input_ids, pairs.token_type_ids, labels, pairs.permuted
 
-    def may_mask(self, ids: npt.NDArray[np.integer[Any]]) -> bool:
-        """Whether any of the tokens ``ids`` may become a target."""
-        return bool(self._may_be_target.numpy(force=True)[ids].any())
+    def target_share(self, ids: npt.NDArray[np.integer[Any]]) -> float:
+        """The share of the tokens ``ids`` that become targets, on average."""
+        return self._mask_prob * float(self._may_be_target.numpy(force=True)[ids].mean()) if len(ids) else 0.0
 
     def _pad(self, batch: Sequence[tuple[Tensor, Tensor, bool]]) -> SegmentPairs:
         input_ids, token_type_ids, permuted = zip(*batch, strict=True)

@@ -18,11 +18,12 @@ from receiptbert.datasets import Texts
 from receiptbert.distributed import from_main_process, share_of
 from receiptbert.flat_texts import padding_mask
 from receiptbert.inference import inference_loader, predict_logits
+from receiptbert.loading import Batches
 from receiptbert.metrics import ClassIds, f1
 from receiptbert.modeling import BertFinetuneModel
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import readable, say, track
-from receiptbert.resumption import Batches, ResumableTrainer
+from receiptbert.resumption import ResumableTrainer
 from receiptbert.tokenization import WordpieceTokenizer
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
 
 from receiptbert.amp import check_amp_backend
 from receiptbert.checkpoints import Checkpoints
@@ -22,7 +21,7 @@ from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
 from receiptbert.hf_format import load_encoder, load_tokenizer, read_shape
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import Labelled, TrainingSet
-from receiptbert.loading import make_loader
+from receiptbert.loading import Batches, make_loader
 from receiptbert.modeling import BertFinetuneModel, dropout_everywhere
 from receiptbert.optimization import Scheduler, get_optimizer, num_optimizer_steps
 from receiptbert.params import FinetuneParams, RuntimeParams
@@ -30,7 +29,6 @@ from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
 from receiptbert.progress import say
-from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler, MixtureBatchSampler, largest_batch_ratio
 from receiptbert.token_store import TokenStore
 
@@ -92,10 +90,10 @@ class Finetuning:
         )
         dataloaders: dict[str, Batches] = {
             "train": make_loader(train_data, batches, collate),
-            "eval": DataLoader(
+            "eval": make_loader(
                 val_data,
-                batch_sampler=LengthGroupedBatchSampler(val_data.shown_lengths, p.batch_size, shuffle=False),
-                collate_fn=collate,
+                LengthGroupedBatchSampler(val_data.shown_lengths, p.batch_size, shuffle=False),
+                collate,
             ),
         }
         steps = num_optimizer_steps(len(batches), train.epochs)
@@ -155,7 +153,7 @@ class Finetuning:
             length=float(lengths.mean()),
             longest=int(lengths.max()),
             largest_batch_ratio=largest_batch_ratio(torch.from_numpy(shown), math.ceil(len(shown) / texts)),
-            mask_prob=0.0,
+            target_share=0.0,
             dropout=self._p.dropout,
             precision=self.precision,
             on_cpu=self._device.type == "cpu",

@@ -1,7 +1,7 @@
 """Batches for training: one after another on a CPU, many at once on a GPU."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from receiptbert.sampling import LengthGroupedBatchSampler
 TOKENS_AT_ONCE = 2**19  # padding included
 
 Collate = Callable[[Any], tuple[Tensor, ...]]
+
+
+class Batches(Sized, Protocol):
+    """What a trainer needs from a ``DataLoader``."""
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class ManyAtOnce:
@@ -67,7 +73,7 @@ def make_loader(
     dataset: PretrainDataset | FinetuneDataset,
     batch_sampler: LengthGroupedBatchSampler,
     collate_fn: Collate,
-) -> DataLoader[Any] | ManyAtOnce:
+) -> Batches:
     """The batches of ``dataset``, on its device.
 
     A resumed run begins to make them where it was interrupted, with different random numbers if that is

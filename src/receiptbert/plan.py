@@ -77,7 +77,7 @@ class Plan:
         longest: tokens of the longest text.
         largest_batch_ratio: tokens of the largest batch, padding included, as a multiple of what a batch has
             on average.
-        mask_prob: the share of tokens that are targets; 0 for finetuning.
+        target_share: of the texts' own tokens, how many are targets; 0 for finetuning.
         dropout: probability that an activation is zeroed.
         precision: of matrix products: fp32, bf16 or fp16.
         on_cpu: else on a GPU.
@@ -96,7 +96,7 @@ class Plan:
     length: float
     longest: int
     largest_batch_ratio: float
-    mask_prob: float
+    target_share: float
     dropout: float
     precision: str
     on_cpu: bool
@@ -164,7 +164,7 @@ class Plan:
     @property
     def _targets(self) -> float:
         """The share of the tokens that become targets; [CLS] and [SEP] never do."""
-        return self.mask_prob * max(1 - SPECIAL_TOKENS_PER_TEXT / self.length, 0)
+        return self.target_share * max(1 - SPECIAL_TOKENS_PER_TEXT / self.length, 0)
 
     def _activations(self) -> float:
         """Bytes that a batch keeps from its forward to its backward pass, and those that the latter adds."""

@@ -14,19 +14,19 @@ from receiptbert.distributed import num_processes, num_processes_here
 from receiptbert.encoder import BertShape
 from receiptbert.errors import UserError
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
-from receiptbert.loading import make_loader
+from receiptbert.loading import Batches, make_loader
 from receiptbert.modeling import BertModel, dropout_everywhere
 from receiptbert.optimization import Scheduler, get_optimizer, num_optimizer_steps
-from receiptbert.params import Params
+from receiptbert.params import ModelParams, Params
 from receiptbert.plan import Plan, announce, require_memory
 from receiptbert.precision import choose_precision
-from receiptbert.resumption import Batches
 from receiptbert.sampling import LengthGroupedBatchSampler, largest_batch_ratio
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.trainer import Trainer
 
 EPS = 1e-3  # of the layer norms, as in the assignment; BERT has 1e-12
+AT_LEAST_ONE = 0.5  # probability that a text has a target
 
 
 class Pretraining:
@@ -78,7 +78,8 @@ class Pretraining:
         self.num_too_short = int((~is_long_enough).sum())
         """Texts that are left out."""
         texts = texts.take(is_long_enough)
-        if len(texts) and not self._collator.may_mask(texts.ids):
+        self._target_share = self._collator.target_share(texts.ids)
+        if len(texts) and not self._target_share:
             raise UserError(
                 "no unsupervised text has a letter, and tokens without letters are never predicted; set "
                 "pretrain.letters_only to false"
@@ -90,12 +91,7 @@ class Pretraining:
         in_all_epochs = num_optimizer_steps(len(self._loader), p.epochs, p.num_accum_steps)
         self.steps = min(in_all_epochs, p.max_steps)
         self._cuda_graphs = can_capture(device, runtime.activation_checkpointing, runtime.amp_backend)
-        self._shape = BertShape(
-            **params.model.kwargs(),
-            vocab_size=tokenizer.vocab_size,
-            max_seqlen=longest + SPECIAL_TOKENS_PER_TEXT,
-            eps=EPS,
-        )
+        self._shape = model_shape(params.model, tokenizer.vocab_size, longest)
         # Kept instead of the texts, of which the datasets have copies.
         shown = texts.lengths.clip(max=longest)
         self._mean_length = float((shown + SPECIAL_TOKENS_PER_TEXT).mean())
@@ -191,7 +187,7 @@ class Pretraining:
             length=self._mean_length,
             longest=self._shape.max_seqlen,
             largest_batch_ratio=self._largest_batch_ratio,
-            mask_prob=p.mask_prob,
+            target_share=self._target_share,
             dropout=p.dropout,
             precision=self.precision,
             on_cpu=self._device.type == "cpu",
@@ -201,12 +197,19 @@ class Pretraining:
         )
 
 
-def min_text_length(mask_prob: float, at_least_one: float = 0.5) -> int:
-    """The shortest text in which at least one token is a target with probability ``at_least_one``.
+def model_shape(p: ModelParams, vocab_size: int, longest: int) -> BertShape:
+    """The shape of a model for texts of up to ``longest`` tokens."""
+    return BertShape(
+        **p.kwargs(), vocab_size=vocab_size, max_seqlen=longest + SPECIAL_TOKENS_PER_TEXT, eps=EPS
+    )
+
+
+def min_text_length(mask_prob: float) -> int:
+    """The shortest text in which at least one token is a target with probability ``AT_LEAST_ONE``.
 
     For targets drawn token by token. With ``pretrain.whole_words`` words are drawn; a text has fewer of
     them, so it more often has no target.
 
-    The assignment's question: the least n with 1 - (1 - mask_prob)^n >= at_least_one; 5 for 0.15 and 0.5.
+    The assignment's question: the least n with 1 - (1 - mask_prob)^n >= AT_LEAST_ONE; 5 for 0.15.
     """
-    return math.ceil(math.log1p(-at_least_one) / math.log1p(-mask_prob))
+    return math.ceil(math.log1p(-AT_LEAST_ONE) / math.log1p(-mask_prob))

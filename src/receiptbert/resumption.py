@@ -1,8 +1,8 @@
 """Training that can be interrupted at any step and resumed; deterministic runs end in the same bytes."""
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,15 +13,10 @@ from receiptbert.checkpoints import Checkpoints, State, conditions
 from receiptbert.distributed import Agreement, barrier, from_main_process, is_main_process, num_processes
 from receiptbert.errors import Interrupted
 from receiptbert.interrupts import Interrupts
+from receiptbert.loading import Batches
 from receiptbert.optimization import Scheduler
 from receiptbert.progress import say
 from receiptbert.sampling import LengthGroupedBatchSampler
-
-
-class Batches(Sized, Protocol):
-    """What a trainer needs from a ``DataLoader``."""
-
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 class ResumableTrainer(BaseTrainer[Model]):

@@ -72,7 +72,7 @@ class TextTable:
         UserError: not UTF-8, or no table; the message names the line.
     """
 
-    def __init__(self, path: Path | None, kind: str, column: str = TEXT) -> None:
+    def __init__(self, path: Path | None, kind: str, column: str) -> None:
         self._path = path
         self.kind = kind
         self._column = column

@@ -14,10 +14,11 @@ from receiptbert.checkpoints import Checkpoints
 from receiptbert.distributed import averaging, num_processes, share_of, weight_of
 from receiptbert.flat_texts import padding_mask
 from receiptbert.history import RECENT_STEPS
+from receiptbert.loading import Batches
 from receiptbert.modeling import BertModel
 from receiptbert.optimization import Scheduler, num_optimizer_steps
 from receiptbert.progress import readable, say, track
-from receiptbert.resumption import Batches, ResumableTrainer
+from receiptbert.resumption import ResumableTrainer
 
 # The number of targets in batches of one shape has a standard deviation of one or two square roots of its
 # mean (whole words are chosen, not tokens). One batch's number plus this many roots has room for the others.
