@@ -8,11 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.errors import Interrupted
-from tests.conftest import Make
-from tests.training_runs import Result, assert_equal, at, watch
+from tests.conftest import Cut, Make
+from tests.training_runs import Result, assert_equal, at, cut, watch, weights
 
 pytestmark = pytest.mark.usefixtures("no_rest")
 
@@ -44,18 +45,36 @@ def test_an_epoch_evaluated_just_before_a_signal_is_noted_once(finetuner: Make, 
     assert [record["epoch"] for record in trainer.epochs] == [1, 2]
 
 
+@pytest.mark.parametrize("step", [0, 1, 2])
 def test_a_training_that_was_interrupted_can_go_on_in_the_same_process(
-    pretrainer: Make, pretrain_loader: Make, tmp_path: Path
+    pretrain_model: Make, pretrainer: Make, pretrain_loader: Make, tmp_path: Path, step: int
 ) -> None:
     """As in a notebook."""
-    loader = pretrain_loader()
-    with Checkpoints(tmp_path / "pretrain", "parameters", seconds=0) as checkpoints:
-        trainer = pretrainer(checkpoints=checkpoints)
-        watch(trainer, at(2, lambda _: os.kill(os.getpid(), signal.SIGINT)))
-        with pytest.raises(Interrupted):
+
+    def train(folder: str, times: int) -> Result:
+        loader, model = pretrain_loader(), pretrain_model()
+        torch.manual_seed(1)
+        with Checkpoints(tmp_path / folder, "parameters", seconds=0) as checkpoints:
+            trainer = pretrainer(model, checkpoints=checkpoints)
+            if times > 1:
+                watch(trainer, at(step, lambda _: os.kill(os.getpid(), signal.SIGINT)))
+                with pytest.raises(Interrupted):
+                    trainer.train(loader, 4, max_steps=5)
             trainer.train(loader, 4, max_steps=5)
-        trainer.train(loader, 4, max_steps=5)
-    assert len(trainer.history) == 5
+        return weights(model), trainer.history, trainer.tokens_seen
+
+    assert_equal(train("cut", 2), train("whole", 1))
+
+
+def test_the_loss_of_an_epoch_is_that_of_its_own_steps(finetuner: Make) -> None:
+    """After a training without checkpoints that was cut off in the same process, too."""
+    trainer, loaders = finetuner()
+    watch(trainer, at(3, cut))
+    with pytest.raises(Cut):
+        trainer.train(loaders, 1)
+    trainer.train(loaders, 1)
+    losses = [record["loss"] for record in trainer.history[-len(loaders["train"]) :]]
+    assert trainer.epochs[0]["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
 
 
 def test_a_training_may_run_in_another_thread(run_pretrain: Callable[..., Result]) -> None:

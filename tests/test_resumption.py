@@ -1,5 +1,7 @@
 """A training that was cut off ends with the same weights, curves and metrics as one that was not."""
 
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from receiptbert.checkpoints import Checkpoints
-from receiptbert.errors import UserError
+from receiptbert.errors import Interrupted, UserError
 from receiptbert.history import History
 from tests.conftest import Cut, Make, overflow
 from tests.projects import logged
@@ -93,6 +95,19 @@ def test_a_training_in_fp16_goes_on_with_its_scale_and_its_skipped_steps(
             assert apex.calls[3] == {"loss_scaler0": {"loss_scale": 2.0**15, "unskipped": good_batches}}
 
 
+def test_a_signal_within_a_step_saves_the_scale_from_before_it(
+    apex: ModuleType, run_pretrain: Callable[..., Result]
+) -> None:
+    """Apex's changes in each backward pass."""
+    actions = [at(4, overflow), at(4, lambda _: os.kill(os.getpid(), signal.SIGINT))]
+    fp16 = {"precision": "fp16", "amp_backend": "apex"}
+    with pytest.raises(Interrupted):
+        run_pretrain(lambda trainer: [action(trainer) for action in actions], **fp16)
+    apex.calls.clear()
+    run_pretrain(**fp16)
+    assert apex.calls[3] == {"loss_scaler0": {"loss_scale": 2.0**16, "unskipped": 4 * 2}}
+
+
 def test_a_training_in_fp16_can_go_on_with_the_other_backend(
     apex: ModuleType,  # noqa: ARG001
     run_pretrain: Callable[..., Result],
@@ -104,7 +119,7 @@ def test_a_training_in_fp16_can_go_on_with_the_other_backend(
             run_pretrain(overflow_and_cut(6), precision="fp16", amp_backend=backend)
         run_pretrain(lambda t, s=scales: s.append(t._amp.scale), precision="fp16", amp_backend=other)
         assert scales[0] == 2.0**15
-        assert f"amp_backend was {backend}, is {other}: the last bits" in capsys.readouterr().err
+        assert f"amp_backend was {backend}, is {other}: the result will" in capsys.readouterr().err
 
 
 def test_a_training_that_has_ended_is_not_done_again(
@@ -178,6 +193,21 @@ def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path: Path) -> 
     resumed.log({"loss": 0.5}, 3)
     resumed.close()
     assert logged(tmp_path)["loss"] == pytest.approx({1: 0.9, 2: 0.8, 3: 0.5})
+
+
+def test_steps_of_a_failed_run_in_this_process_are_not_noted_twice(
+    pretrainer: Make, pretrain_loader: Make, tmp_path: Path
+) -> None:
+    """As in a notebook: what ended it was no signal, so nothing was saved after the checkpoint."""
+    with Checkpoints(tmp_path / "notebook", "parameters", seconds=0) as checkpoints:
+        trainer = pretrainer(checkpoints=checkpoints)
+        watch(trainer, at(3, lambda _: setattr(checkpoints, "_seconds", 3600)))
+        watch(trainer, at(6, cut))
+        loader = pretrain_loader()
+        with pytest.raises(Cut):
+            trainer.train(loader, 4, max_steps=8)
+        trainer.train(loader, 4, max_steps=8)
+    assert [record["step"] for record in trainer.history] == list(range(1, 9))
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_spares_the_checkpoint(

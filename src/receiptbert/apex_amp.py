@@ -79,6 +79,7 @@ class ApexAmp:
         moved = {"loss_scale": state["scale"], "unskipped": state["good_steps"]}
         self._amp.load_state_dict({"loss_scaler0": moved})
         self.scale = state["scale"]
+        self._overflow = False
 
     def _loss_scaler(self) -> dict[str, Any]:
         return self._amp.state_dict()["loss_scaler0"]

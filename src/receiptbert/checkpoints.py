@@ -155,7 +155,7 @@ def training_fingerprint(parameters: Sequence[object], inputs: Iterable[Path]) -
 
 
 def conditions(device: torch.device, precision: str, amp_backend: str) -> dict[str, Any]:
-    """What decides the last bits of a training, besides parameters, inputs and code."""
+    """What decides the bits of a training's result, besides parameters, inputs and code."""
     on_gpu = {}
     if device.type == "cuda":
         on_gpu = {"deterministic": torch.are_deterministic_algorithms_enabled()}

@@ -130,6 +130,7 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
     def _train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """One epoch; return the mean loss of its batches."""
         self._model.train()
+        self._fetch_history()  # of an earlier training, too, that was cut off
         first = len(self.history) - self._batch  # a resumed epoch has some steps behind it
         for batch in batches:
             inputs = tuple(tensor.to(self._device) for tensor in batch)

@@ -67,6 +67,8 @@ class History:
     def resume(self, records: list[dict[str, float]], logdir: str | None) -> None:
         """Continue after ``records``, in the log of the run that was interrupted after them."""
         self.records, self.logdir = records, logdir
+        self._pending.clear()  # steps of a run in this process that failed; they are done again
+        self._sent.clear()
         # From the last of them on: an epoch that it ended is scored again, and logged under the same step.
         self._purge_step = len(records)
         for last in records[-1:]:

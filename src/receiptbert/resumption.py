@@ -92,6 +92,8 @@ class ResumableTrainer(BaseTrainer[Model]):
             sampler = cast(LengthGroupedBatchSampler, cast(Any, dataloader).batch_sampler)
             if self._sampler_state is None:
                 self._sampler_state = sampler.state
+                if self._step == 0:  # what the first step is repeated from, if it is cut off
+                    self._mark()
             else:
                 sampler.resume(self._sampler_state, self._batch)
         random_state = torch.get_rng_state()
@@ -146,7 +148,7 @@ class ResumableTrainer(BaseTrainer[Model]):
 
     def _values(self) -> dict[str, Any]:
         """What else changes between steps; JSON can hold it."""
-        return {"epoch": self._epoch, "batch": self._batch}
+        return {"epoch": self._epoch, "batch": self._batch, "scaler": self._amp.state_dict()}
 
     def _weights(self) -> dict[str, Tensor]:
         """The part of the state that has the shape of the model."""
@@ -170,7 +172,6 @@ class ResumableTrainer(BaseTrainer[Model]):
         values = {
             "step": self._step,
             "scheduler": self._scheduler.state_dict(),
-            "scaler": self._amp.state_dict(),
             "columns": columns,
             "logdir": self._history.logdir,
             "conditions": self._conditions(),
@@ -225,4 +226,4 @@ class ResumableTrainer(BaseTrainer[Model]):
         before, now = alone | dict(saved), alone | self._conditions()
         both = [key for key in now if key in before]  # a CPU has fewer conditions than a GPU
         if changed := [f"{key} was {before[key]}, is {now[key]}" for key in both if before[key] != now[key]]:
-            say(f"{'; '.join(changed)}: the last bits of the result will differ")
+            say(f"{'; '.join(changed)}: the result will not be the same to the bit")
