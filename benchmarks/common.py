@@ -205,15 +205,17 @@ def _written(figure: object) -> str:
 def write_result(
     path: Path | None, figures: Mapping[str, object], rates: Mapping[str, Rates] | None = None
 ) -> None:
-    """Write figures, median rates and ``provenance`` as JSON; nothing if ``path`` is None."""
+    """Write figures, rates (of each round, and medians) and ``provenance`` as JSON; nothing if ``path`` is
+    None."""
     if path is None:
         return
     if rates:
-        figures = {**figures, "medians": {name: statistics.median(values) for name, values in rates.items()}}
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        figures = {**figures, "medians": medians, "rounds": dict(rates)}
     result = {**figures, **provenance()}
     # A name of a corpus may hold bytes that are not UTF-8.
     names = {key: printable(value) for key, value in result.items() if isinstance(value, str)}
-    write_json(path, result | names)
+    write_json(path, result | names, lambda value: float(f"{value:.6g}"))
 
 
 def provenance() -> dict[str, str]:

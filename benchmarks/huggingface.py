@@ -1,6 +1,8 @@
 """What a user would use instead: Hugging Face's Trainer on models of the same shape."""
 
 import tempfile
+from itertools import chain
+from random import SystemRandom
 from typing import Any
 
 from transformers import (
@@ -19,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from setting import Setting, Stopwatch, Task
+from setting import Setting, Stopwatch, Task, new_seed
 
 
 def pretrain(setting: Setting, task: Task, same: bool = False) -> float:
@@ -69,6 +71,16 @@ def _config(setting: Setting, dropout: float, **more: Any) -> BertConfig:
     )
 
 
+class _InAnyOrder(Trainer):  # type: ignore[misc]
+    """The same batches, but not the longest first: a whole epoch has no such order, nor has its rate."""
+
+    def _get_train_sampler(self, *args: Any) -> list[int]:
+        texts, size = list(super()._get_train_sampler(*args)), self.args.train_batch_size
+        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
+        SystemRandom().shuffle(batches)
+        return list(chain.from_iterable(batches))
+
+
 class _Clock(TrainerCallback):  # type: ignore[misc]
     """Ends the training when the time is up."""
 
@@ -96,7 +108,7 @@ def _train(
         "fp16": setting.precision == "fp16",
     }
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = _InAnyOrder(
             model=model,
             args=TrainingArguments(
                 output_dir=folder,
@@ -105,6 +117,7 @@ def _train(
                 report_to=[],
                 save_strategy="no",
                 disable_tqdm=True,
+                seed=new_seed(),
                 use_cpu=setting.device.type == "cpu",
                 **(as_ours if same else {}),
             ),

@@ -19,7 +19,7 @@ from receiptbert.layers import MultiHeadSelfAttention
 from receiptbert.modeling import BertModel, dropout_everywhere
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.tokenization import WordpieceTokenizer
-from setting import Setting, Stopwatch, Task, Timed
+from setting import Setting, Stopwatch, Task, Timed, new_seed
 
 
 def pretrain(setting: Setting, task: Task) -> float:
@@ -28,7 +28,7 @@ def pretrain(setting: Setting, task: Task) -> float:
     lengths = torch.from_numpy(setting.unlabelled.lengths).clamp(max=setting.shape.maxlen)
     loader = DataLoader(
         LiteralPairs(texts, setting.tokenizer, setting.shape.maxlen),
-        batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size),
+        batch_sampler=LengthGroupedBatchSampler(lengths, task.batch_size, new_seed()),
         collate_fn=Collator(setting.tokenizer, mask_prob=setting.params.pretrain.mask_prob),
     )
     model = read_literally(

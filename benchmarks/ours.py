@@ -15,7 +15,7 @@ from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.sampling import LengthGroupedBatchSampler
 from receiptbert.trainer import Trainer
-from setting import Setting, Stopwatch, Task, Timed
+from setting import Setting, Stopwatch, Task, Timed, new_seed
 
 SLOW = 1e-5  # the learning rate; the speed does not depend on it
 
@@ -32,7 +32,7 @@ def pretrain(setting: Setting, task: Task) -> float:
     )
     loader = make_loader(
         dataset,
-        LengthGroupedBatchSampler(dataset.shown_lengths, task.batch_size),
+        LengthGroupedBatchSampler(dataset.shown_lengths, task.batch_size, new_seed()),
         Collator(setting.tokenizer, mask_prob=p.mask_prob),
     )
     model = BertModel(**setting.shape.kwargs(), **dropout_everywhere(p.dropout), sop_weight=p.sop_weight)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +27,14 @@ from receiptbert.splits import LABEL, SPLIT, TEXT, TRAIN, UNSUPERVISED
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
+MIN_STEPS = 4  # in a round: batches differ in length
+
 
 class Task(NamedTuple):
     """How a training is timed."""
 
     batch_size: int  # texts, on average
-    seconds: float  # of each contestant in each round
+    seconds: float  # of each contestant in each round, at least ``MIN_STEPS``
     warm_up: float  # seconds before that, at least one step
 
 
@@ -134,7 +137,7 @@ class Stopwatch:
             self._start = time.perf_counter()
             self._warm = True
             return False
-        return self._warm and elapsed > self._task.seconds
+        return self._warm and elapsed > self._task.seconds and len(self._seen) >= MIN_STEPS
 
     def rate(self) -> float:
         """Tokens per second; call it once, at the end."""
@@ -145,6 +148,11 @@ class Stopwatch:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def new_seed() -> int:
+    """Another one in each round, so that each has other batches; the Trainer seeds Python's own numbers."""
+    return SystemRandom().getrandbits(32)
 
 
 class Timed:

@@ -141,6 +141,35 @@ def test_types_of_parquet_are_kept(run: Run) -> None:
     assert json.loads(second)["text"] is None
 
 
+def test_times_of_spark_are_kept(run: Run) -> None:
+    """Its INT96 reaches further than the nanoseconds of pyarrow, which wrap without a word."""
+    times = [datetime.datetime(9999, 12, 31), datetime.datetime(1600, 1, 1, 2, 3, 4, 500_000), None]
+    table = pa.table({"text": ["а", "б", "в"], "until": pa.array(times, pa.timestamp("us"))})
+    parquet.write_table(table, "in.parquet", use_deprecated_int96_timestamps=True, store_schema=False)
+    run("in.parquet", "-o", "out.parquet")
+    assert parquet.read_table("out.parquet")["until"].to_pylist() == times
+    run("in.parquet", "-o", "out.csv")
+    assert [row["until"] for row in read("out.csv")] == [
+        "9999-12-31 00:00:00",
+        "1600-01-01 02:03:04.500000",
+        "",
+    ]
+
+
+def test_a_quote_that_may_have_swallowed_rows_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "a quote opens here and closes lines later; if these are several rows, double"
+    for content, line in (
+        ('id;text\n1;"чай\n2;сок\n3;пицца 12"\n4;хлеб\n', 2),
+        ('text\nхлеб\n"чай\nсок 12"\n', 3),
+    ):
+        Path("in.csv").write_text(content, encoding="utf-8")
+        run("in.csv", "-o", "out.csv")
+        assert f"in.csv, line {line}: {told}" in capsys.readouterr().err
+    Path("in.csv").write_text('id;text\n1;"чай\nчёрный"\n', encoding="utf-8")
+    run("in.csv", "-o", "out.csv")
+    assert "a quote" not in capsys.readouterr().err
+
+
 def test_pandas_reads_what_it_wrote_with_numbers_for_names(run: Run) -> None:
     pd.DataFrame([["а", 1.5], ["б", 2.5]]).to_parquet("in.parquet")
     run("in.parquet", "--column", "0", "-o", "out.parquet")

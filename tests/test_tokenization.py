@@ -184,6 +184,17 @@ def test_a_special_token_that_is_null_is_the_usual_one(tokenizer: WordpieceToken
     assert WordpieceTokenizer.from_pretrained(tmp_path).mask_token_id == tokenizer.mask_token_id
 
 
+def test_a_tokenizer_without_settings_is_saved_with_those_it_has(tmp_path: Path) -> None:
+    """A cased one stays one: transformers goes by tokenizer_config.json."""
+    train(["ЧАЙ чай"] * 3, tmp_path, lowercase=False).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer = WordpieceTokenizer.from_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path / "again")
+    ids = tokenizer("ЧАЙ чай")
+    assert len(set(ids)) == len(ids)
+    assert AutoTokenizer.from_pretrained(tmp_path / "again")("ЧАЙ чай")["input_ids"][1:-1] == ids
+
+
 def test_older_checkpoints_have_a_vocabulary_and_settings(tmp_path: Path) -> None:
     """No tokenizer.json; special tokens as mappings, and under names of their own."""
     tokens = ["<pad>", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ЧАЙ", "чай"]

@@ -52,10 +52,10 @@ examples:
 EXPORT = """\
 Write a finetuned model as one file for ONNX Runtime, which needs neither torch nor receiptbert.
 
-Inputs are input_ids and attention_mask, (batch, length) of any size; the output is probabilities, at the
-model's temperature. Metadata of the file are labels and categories (JSON lists) and max_length. The file is
-written only if it gives the classes that torch gives, and probabilities within 0.0001 of torch's (before
---int8)."""
+Inputs are input_ids and attention_mask, (batch, length): at least one line, and a length from 1 to
+max_length. The output is probabilities, at the model's temperature. Metadata of the file are labels and
+categories (JSON lists) and max_length. The file is written only if it gives the classes that torch gives, and
+probabilities within 0.0001 of torch's (before --int8)."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """A finetuned model for ONNX Runtime, without torch; needs the extra ``onnx``.
 
-Inputs: ``input_ids`` and ``attention_mask``, (B, S) int64, of any B and any S up to the model's positions.
+Inputs: ``input_ids`` and ``attention_mask``, (B, S) int64, B at least 1, S from 1 to the model's positions.
 Output: ``probabilities``, (B, C), at the checkpoint's temperature. Metadata: ``labels`` and ``categories``,
 JSON lists of the C labels and their names, and ``max_length``, the greatest S. The tokenizer is the
 checkpoint's ``tokenizer.json``.

@@ -32,7 +32,8 @@ class ParquetTable:
             raise UserError(f"{path} is a pipe, but Parquet is not read from its beginning; name a file")
         try:
             with _damage_named(path):
-                self._file = parquet.ParquetFile(path)
+                # Spark's INT96, in nanoseconds as pyarrow has it by default: the year 9999 would become 1816.
+                self._file = parquet.ParquetFile(path, coerce_int96_timestamp_unit="us")
         except UnicodeEncodeError:
             raise UserError(f"{path}: its name is not in UTF-8, as Parquet needs it; rename it") from None
         self.schema: pa.Schema = self._file.schema_arrow

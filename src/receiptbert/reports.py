@@ -3,21 +3,26 @@
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from receiptbert.files import atomic
 from receiptbert.json_files import read_json_object
 
-# Enough to tell experiments apart, and no more: the noise of the last bits stays out of `git diff`.
-DECIMALS = 5
+Rounding = Callable[[float], float]
 LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write ``values`` as JSON in their own order, floats rounded to ``DECIMALS``."""
-    text = json.dumps(_rounded(values), ensure_ascii=False, indent=2)
+def five_decimals(value: float) -> float:
+    """``value`` with enough decimals to tell experiments apart, and no more: the noise of the last bits stays
+    out of `git diff`."""
+    return round(value, 5)
+
+
+def write_json(path: Path, values: Mapping[str, Any], rounding: Rounding = five_decimals) -> None:
+    """Write ``values`` as JSON in their own order, floats rounded by ``rounding``."""
+    text = json.dumps(_rounded(values, rounding), ensure_ascii=False, indent=2)
     with atomic(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
@@ -32,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write the data of a plot as CSV: floats rounded to ``DECIMALS``, texts in one line."""
+    """Write the data of a plot as CSV: floats rounded to ``five_decimals``, texts in one line."""
     with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -58,14 +63,14 @@ def mean_curve(
 
 def _cell(value: Any) -> Any:
     # A carriage return would end the row: Python before 3.13 does not quote it.
-    return LINE_BREAK.sub(" ", value) if isinstance(value, str) else _rounded(value)
+    return LINE_BREAK.sub(" ", value) if isinstance(value, str) else _rounded(value, five_decimals)
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Any, rounding: Rounding) -> Any:
     if isinstance(value, float):
-        return round(value, DECIMALS)
+        return rounding(value)
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: _rounded(item, rounding) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [_rounded(item, rounding) for item in value]
     return value

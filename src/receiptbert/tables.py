@@ -19,6 +19,7 @@ from receiptbert.csv_faults import is_blank
 from receiptbert.decoding import utf8_lines
 from receiptbert.errors import UserError
 from receiptbert.files import atomic_file, naming
+from receiptbert.progress import say
 from receiptbert.splits import TEXT
 
 # Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
@@ -132,6 +133,7 @@ class TextTable:
         rows = csv.reader(chain(head, lines), delimiter=between, strict=True)
         width = 0
         start = 1  # the line in which the row begins that is read next
+        warned = False
         try:
             for row in rows:
                 begun, start = start, rows.line_num + 1
@@ -139,6 +141,11 @@ class TextTable:
                 if not row or (width != 1 and is_blank(row)):
                     continue
                 width = width or len(row)
+                if not warned and (warned := any(_goes_on_like_a_row(field, between) for field in row)):
+                    say(
+                        f"{self._name}, line {begun}: a quote opens here and closes lines later; if these are"
+                        " several rows, double the quotes within texts, and quote those texts"
+                    )
                 yield self._padded(row, width, begun, between)
         except csv.Error as error:
             raise UserError(f"{self._name}, line {start}: {_explained(error)}") from None
@@ -185,6 +192,12 @@ def header_fields(head: Sequence[str], delimiter: str) -> list[str]:
     """The fields of the first row that is not blank, if ``delimiter`` separates them."""
     rows = csv.reader(io.StringIO("".join(head), newline=""), delimiter=delimiter)
     return next((row for row in rows if not is_blank(row)), [])
+
+
+def _goes_on_like_a_row(field: str, between: str) -> bool:
+    """Whether it has several lines, which may be rows that a quote, opened by mistake, has swallowed."""
+    _, line_break, rest = field.partition("\n")
+    return bool(line_break) and (between in rest or between == UNIT_SEPARATOR)
 
 
 def _explained(error: csv.Error) -> str:

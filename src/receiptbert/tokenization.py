@@ -104,6 +104,13 @@ class WordpieceTokenizer:
         tokenizer._config = _read_config(Path(folder))
         if saved.exists():
             tokenizer._backend = _read_tokenizer(saved)
+            # What tokenizer_config.json leaves out or contradicts; transformers goes by that file alone.
+            if isinstance(found := tokenizer._backend.normalizer, BertNormalizer):
+                tokenizer._config |= {
+                    "do_lower_case": found.lowercase,
+                    "strip_accents": found.strip_accents,
+                    "tokenize_chinese_chars": found.handle_chinese_chars,
+                }
         elif vocabulary.exists():
             with _damage_named(vocabulary):
                 tokenizer._backend = _from_vocabulary(vocabulary, tokenizer._config)
