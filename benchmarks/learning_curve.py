@@ -10,7 +10,7 @@ SVMs alone are trained.
 
 The SVMs come first, then the curve of all unlabelled lines; each is written, and drawn, when all its seeds
 are done. Other series of the same rows in OUT stay, each with its command. With ``--work DIR`` everything is
-kept in DIR, and a run that was cut off goes on from there. After a change of the code, use a new folder.
+kept in DIR, and a run that was cut off goes on from there; after a change of the code all is made anew.
 """
 
 import hashlib

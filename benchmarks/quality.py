@@ -11,8 +11,8 @@ differ in finetuning alone share a pretraining.
 A long table can be filled part by part: rows of the same corpus in OUT stay, and their seeds with the same
 settings are not run again. With ``--work DIR`` all folders stay in DIR, and a table that was cut off
 goes on from there (its seconds then count from there; with several jobs they mean little). What is in DIR is
-not made again. Only settings are compared: after a change of the code that changes results, or of the
-checkpoint that ``finetune.init`` names, begin a new file and a new folder.
+not made again, unless settings or the code have changed. After a change of the checkpoint that
+``finetune.init`` names, begin a new file and a new folder.
 """
 
 import dataclasses
@@ -161,7 +161,7 @@ def _both(old: str, new: str) -> str:
 
 
 def settings_digest(name: str, overrides: Sequence[str] = ()) -> str:
-    """A digest of what a run of ``name`` depends on besides corpus, seed and code."""
+    """A digest of what a run of ``name`` depends on besides corpus and seed."""
     if name in OVERRIDES:
         return digest(settings_of([*OVERRIDES[name], *overrides]))
     if name in FEATURES:

@@ -1,7 +1,7 @@
 """Stages of the pipeline, run in folders of their own as DVC would run them, several at the same time.
 
 A folder is made once: what ``make`` has finished there has a record, so a benchmark that was cut off goes on
-from it. A folder's name is to hold a ``digest`` of all that its contents depend on, except the code.
+from it. A folder's name is to hold a ``digest`` of all that its contents depend on.
 """
 
 import hashlib
@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
 
-from common import STAGES, read_record, stage_command, stage_environment, write_params
+from common import ROOT, STAGES, read_record, stage_command, stage_environment, write_params
 from receiptbert.errors import UserError, printable
 from receiptbert.reports import write_json
 
@@ -135,8 +136,14 @@ def refuse_overrides(overrides: Sequence[str], sections: Sequence[str]) -> None:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Changes with any of ``settings``."""
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    """Changes with any of ``settings``, and with the code of the stages and of the linear models."""
+    return hashlib.sha256(json.dumps([settings, _code()]).encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> list[str]:
+    """Kept: what runs later in this process shares folders with what ran before."""
+    return [sha256(path) for path in (ROOT / "benchmarks/linear.py", *sorted((ROOT / "src").rglob("*.py")))]
 
 
 def sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ standard error is too small, since the splits share most of their rows: two stan
 
 Runs share what their settings have in common: the tokenized texts, the pretraining. With ``--work DIR`` all
 is kept in DIR, and a sweep that was cut off goes on from there (its seconds then count from there; with
-several jobs they mean little anyway). After a change of the code that changes results, use a new folder.
+several jobs they mean little anyway). After a change of the code all is made anew.
 """
 
 import dataclasses
@@ -110,7 +110,7 @@ def plan(candidates: Mapping[str, list[str]], splits: int, corpus: str, work: Pa
 
 
 def folder_names(corpus: str, split: int, overrides: Sequence[str]) -> dict[str, str]:
-    """For each level a name that changes with all that its outputs depend on, except the code."""
+    """For each level a name that changes with all that its outputs depend on."""
     # As the stages see them: two spellings of a value are one.
     settings = dataclasses.asdict(shipped_params(overrides))
     known: dict[str, Any] = {"corpus": corpus, "split": split}

@@ -128,6 +128,24 @@ def test_a_digest_changes_with_each_setting() -> None:
     assert runs.digest({"a": 1, "b": 2}) == runs.digest({"a": 1, "b": 2})
 
 
+def test_a_digest_changes_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(**files: str) -> str:
+        for folder, content in files.items():
+            (tmp_path / folder / "package").mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / "package/linear.py").write_text(content)
+            (tmp_path / folder / "linear.py").write_text("")
+        runs._code.cache_clear()
+        return runs.digest({})
+
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    try:
+        first = digest(src="a = 1", benchmarks="")
+        assert digest(src="a = 2") != first
+        assert digest(src="a = 1", benchmarks="b = 2") == first  # what only measures
+    finally:
+        runs._code.cache_clear()
+
+
 def test_the_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert runs.sha256(tmp_path / "file").startswith("ba7816bf8f01cfea")  # FIPS 180-2, example B.1
