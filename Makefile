@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Nothing is fetched from a model hub, and DVC sends no usage statistics.
 export HF_HUB_OFFLINE := 1
 export DVC_NO_ANALYTICS := 1
+# It would come before the environment's own packages.
+unexport PYTHONPATH
 
 .PHONY: help env repro test check bench format sample clean
 
@@ -47,12 +49,13 @@ clean:  ## remove what the stages made and the caches of tools; the environment 
 	rm -rf runs .checkpoints dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests data benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-# A marker file, so that the environment is made once, and again when the pinned versions change. Compiled on all
-# cores and without what nobody imports here, which takes half the time that pip would.
+# A marker file, so that the environment is made once, and again when the pinned versions change; what an attempt that
+# failed has left is removed. Compiled on all cores and without what nobody imports here, which takes half the time that
+# pip would.
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	-$(BIN)/python -m compileall -qq -j 0 -x '/tests/|torch/testing/|transformers/models/(?!auto|bert/)' .venv/lib
 	touch $@

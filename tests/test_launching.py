@@ -68,12 +68,16 @@ def test_each_process_of_torchrun_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
+
+    def patience(config: object) -> int:  # torch before 2.12 has no choice
+        return getattr(config, "shutdown_timeout", launching.SHUTDOWN_SECONDS)
+
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
     monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
     monkeypatch.setattr(
         launching,
         "elastic_launch",
-        lambda config, *_: lambda _: shares.append((os.environ["OMP_NUM_THREADS"], config.shutdown_timeout)),
+        lambda config, *_: lambda _: shares.append((os.environ["OMP_NUM_THREADS"], patience(config))),
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     for given in ("4", None):
