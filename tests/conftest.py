@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from hypothesis import settings
+from tensorboard.summary.writer import event_file_writer
 
 from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer
 from receiptbert.hf_format import save_pretrained
@@ -103,6 +104,12 @@ def _without_waiting_for_the_disk() -> Iterator[None]:
 def _same_random_numbers() -> None:
     """Whatever ran before in this process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_names_of_event_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one second they differ in a number alone, and are read in the order of their names: 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture(autouse=True)

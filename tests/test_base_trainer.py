@@ -138,3 +138,17 @@ def test_the_history_is_whole_however_late_the_device_sends_it(
     usual = pretrainer()
     usual.train(pretrain_loader(), 2)
     assert [sorted(record) for record in trainer.history] == [sorted(record) for record in usual.history]
+
+
+def test_of_accumulated_batches_the_mean_losses_and_all_tokens_are_told(
+    pretrainer: Make, pretrain_loader: Make
+) -> None:
+    batches = list(pretrain_loader())[:2]
+    alone, together = [pretrainer() for _ in batches], pretrainer(num_accum_steps=2)
+    for trainer, batch in zip(alone, batches, strict=True):
+        trainer.train([batch], 1)
+    together.train(batches, 1)
+    (record,), (one, other) = together.history, (trainer.history[0] for trainer in alone)
+    assert together.tokens_seen == one["tokens"] + other["tokens"]
+    for part in ("MLM", "SOP"):
+        assert record[part] == pytest.approx((one[part] + other[part]) / 2)

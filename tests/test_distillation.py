@@ -19,6 +19,7 @@ from receiptbert.distillation import (
 )
 from receiptbert.finetuning import Finetuned
 from receiptbert.labelled import Labelled, TrainingSet
+from receiptbert.metrics import f1
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
 from tests.conftest import Make
@@ -82,11 +83,18 @@ def test_all_teachers_have_the_same_say(monkeypatch: pytest.MonkeyPatch) -> None
             return of_bert[number]
 
     linear = SimpleNamespace(probabilities=lambda texts: of_linear[: len(texts)])
-    monkeypatch.setattr(distillation, "LinearTeacher", lambda *_: linear)
-    texts = TeachingTexts(["чай"] * 2, ["сыр"] * 2, ["мёд"] * 5, store(2, 5))
-    val = Labelled(store(1, 2), np.zeros(2, np.int64))
+    given: list[Any] = []
+    monkeypatch.setattr(distillation, "LinearTeacher", lambda *arguments: given.extend(arguments) or linear)
+    texts = TeachingTexts(["чай"] * 2, ["сыр"] * 4, ["мёд"] * 5, store(2, 5))
+    val, train = Labelled(store(1, 4), np.array([0, 0, 0, 1])), training_set(2, 1)
     runs = cast(Any, [None] * len(of_bert))
-    pool, scores = distillation.distil(cast(Any, Teachers()), training_set(2, 1), val, texts, 0, runs)
+    pool, scores = distillation.distil(cast(Any, Teachers()), train, val, texts, 0, runs)
+    # Val tells how sure it may be: of its own texts it is too sure.
+    expected_by = (texts.train, train.targets, texts.val, val.targets, 3)
+    assert all(one is other for one, other in zip(given, expected_by, strict=True))
+    answered = of_linear[:4].argmax(axis=1)
+    weighted, macro = (f1(val.targets, answered, average) for average in ("weighted", "macro"))
+    assert scores["linear_val_weighted_f1"] == weighted != macro
     expected = sum(softmax(logits, axis=1) for logits in of_bert.values()) / 6 + of_linear / 2
     np.testing.assert_allclose(pool.targets[2:], expected, rtol=1e-5)
     assert scores["teacher_val_weighted_f1"] == pytest.approx(0.6)

@@ -216,14 +216,14 @@ def test_random_numbers_of_dropout_differ_and_those_of_the_data_do_not(
     one_of: Callable[[int, int], None],
 ) -> None:
     dropout, data = set(), set()
-    for rank, batch in ((0, 1), (1, 1), (0, 2), (1, 2)):
+    for seed, rank, batch in ((0, 0, 1), (0, 1, 1), (0, 0, 2), (0, 1, 2), (1, 0, 1)):
         one_of(rank, 2)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         with distributed.own_random_numbers(torch.device("cpu"), 7, batch):
             dropout.add(torch.rand(rank + 1)[0].item())
-        data.add(torch.rand(1).item())
-    assert len(dropout) == 4
-    assert len(data) == 1
+        data.add((seed, torch.rand(1).item()))
+    assert len(dropout) == 5
+    assert len(data) == 2  # one of each seed
 
 
 def test_a_process_with_other_files_than_those_of_the_main_process_does_not_train(

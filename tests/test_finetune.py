@@ -25,6 +25,7 @@ from receiptbert.hf_format import save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import TrainingSet, training_set
 from receiptbert.linear_teacher import LinearTeacher
+from receiptbert.metrics import f1
 from receiptbert.params_file import load_params
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan
@@ -370,3 +371,35 @@ def test_a_stage_goes_on_only_with_the_same_inputs(
     with pytest.raises(Cut):
         run(teachers="0")
     assert ("resumed after step 4" in capsys.readouterr().err) == (changed in (None, "test"))
+
+
+def test_the_seed_decides_which_unsupervised_texts_come_first(
+    run: Callable[..., dict[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pool, found = distillation.distillation_pool, []
+
+    def note(train: TrainingSet, unlabelled: TokenStore, probabilities: Any) -> TrainingSet:
+        found.append([unlabelled[i].tolist() for i in range(len(unlabelled))])
+        return make_pool(train, unlabelled, probabilities)
+
+    monkeypatch.setattr(distillation, "distillation_pool", note)
+    for seed in ("1", "2"):
+        run(teachers="1", epochs="1", seed=seed)
+    assert found[0] != found[1]
+    assert sorted(found[0]) == sorted(found[1])
+
+
+def test_the_metrics_are_those_of_the_kept_weights_on_val(
+    run: Callable[..., dict[Path, bytes]], tokenizer: WordpieceTokenizer
+) -> None:
+    run(teachers="1", lr="1e-2")
+    metrics = json.loads((pipeline.METRICS / "finetune.json").read_text())
+    val = TokenStore.load(pipeline.TOKENIZED / "val.safetensors", tokenizer)
+    model, loader = load_classifier(pipeline.FINETUNED).model, inference_loader(val, tokenizer, 12)
+    logits = predict_logits(model, loader, tokenizer.pad_token_id, torch.device("cpu"))
+    assert val.labels is not None
+    assert metrics["val_weighted_f1"] == pytest.approx(
+        f1(val.labels, logits.argmax(axis=1), "weighted"), abs=1e-5
+    )
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(val.labels))
+    assert metrics["val_loss"] == pytest.approx(loss.item(), abs=1e-4)

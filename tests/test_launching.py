@@ -57,10 +57,13 @@ def test_there_are_as_many_processes_as_gpus(device: str, processes: int | None,
 
 @pytest.mark.usefixtures("_two_gpus")
 def test_each_process_of_torchrun_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert launching.own_device(runtime("auto", None)).device == "cuda:1"
     assert launching.own_device(runtime("cpu", None)).device == "cpu"
+    assert current == [1]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"has started 4 processes here, .* 2; give it --nproc-per-node=2"):
         launching.own_device(runtime("auto", None))

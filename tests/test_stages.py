@@ -329,3 +329,19 @@ def test_a_stage_asks_to_end_with_dvc_before_it_imports_what_takes_long() -> Non
             [sys.executable, "-c", SIGNAL_OF_PARENT], env=environment | {name: "x"}, text=True
         )
         assert said.split() == [str(int(expected)), "False"]
+
+
+def test_batches_of_pretraining_are_those_of_its_seed(project: Path) -> None:
+    def batches(seed: int) -> list[list[int]]:
+        set_params(project, {"pretrain.seed": str(seed)})
+        return list(cast(Any, make_pretraining(project)._loader).batch_sampler)
+
+    set_params(project, {"pretrain.batch_size": "10"})
+    assert batches(1) == batches(1) != batches(0)
+
+
+def test_batches_have_as_many_tokens_as_are_shown(project: Path) -> None:
+    set_params(project, {"pretokenize.max_length_quantile": "0.3", "pretrain.batch_size": "10"})
+    run_here(STAGES["pretokenize"], project)
+    shown = [ids.numel() for ids, *_ in cast(Any, make_pretraining(project)._loader)]
+    assert max(shown) < 1.5 * min(shown)

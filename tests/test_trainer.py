@@ -150,3 +150,28 @@ def test_scores_of_pretraining_are_means_over_targets_and_texts_without_dropout(
     for name, by in weights.items():
         assert both[name] == pytest.approx(np.average([of_few[name], of_many[name]], weights=by))
         assert of_few[name] != of_many[name]
+
+
+def test_scoring_computes_what_training_does(
+    tokenizer: WordpieceTokenizer, pretrainer: Make, pretrain_loader: Make
+) -> None:
+    """With padding hidden, and the segments told apart; and then training goes on."""
+    batch = next(batch for batch in pretrain_loader() if (batch[0] == tokenizer.pad_token_id).any())
+    trainer = pretrainer()
+    scores = trainer.evaluate([batch])
+    trainer.train([batch], 1)  # the record is of the weights before the step
+    assert scores["mlm_loss"] == pytest.approx(trainer.history[0]["MLM"], rel=1e-5)
+    assert trainer._model.training
+
+
+def test_scoring_keeps_nothing_for_gradients(
+    pretrainer: Make, pretrain_loader: Make, finetuner: Make
+) -> None:
+    kept: list[bool] = []
+    trainer, (classifying, loaders) = pretrainer(), finetuner()
+    for model in (trainer._model, classifying._model):
+        model._backbone.register_forward_hook(lambda _, __, output: kept.append(output.requires_grad))
+    trainer.evaluate(pretrain_loader())
+    classifying._eval_step(loaders["eval"])
+    assert kept
+    assert not any(kept)
