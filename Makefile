@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Nothing is fetched from a model hub, and DVC sends no usage statistics.
 export HF_HUB_OFFLINE := 1
 export DVC_NO_ANALYTICS := 1
+# Whatever the locale, files are UTF-8.
+export PYTHONUTF8 := 1
 # It would come before the environment's own packages.
 unexport PYTHONPATH
 

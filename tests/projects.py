@@ -156,7 +156,8 @@ def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tiny_project: Path, tmp_path: Path) -> Path:
     """A copy of the tiny project for one test to change."""
-    return Path(shutil.copytree(tiny_project, tmp_path / "project"))
+    # Without the folders of runs, which are named by the second.
+    return Path(shutil.copytree(tiny_project, tmp_path / "project", ignore=shutil.ignore_patterns("runs")))
 
 
 @pytest.fixture

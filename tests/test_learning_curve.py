@@ -1,6 +1,5 @@
 """learning_curve.py: its points, what is drawn of them, and how it goes on after it was cut off."""
 
-import time
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,7 +10,6 @@ import common
 import learning_curve
 import quality
 import runs
-from receiptbert.errors import UserError
 from receiptbert.params_file import load_params
 from tests.benchmark_runs import pretend_scores, run_benchmark
 
@@ -65,28 +63,6 @@ def test_a_learning_curve_of_less_than_no_seed_is_refused(
     with pytest.raises(SystemExit):
         run_benchmark("learning_curve", ["--corpus", str(archive), "--seeds", "-3"], tmp_path)
     assert "error: --seeds cannot be negative; 0 scores the SVMs alone" in capsys.readouterr().err
-
-
-def test_a_learning_curve_that_fails_begins_nothing_more(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = []
-
-    def fail(*_: Any) -> dict[float, float]:
-        begun.append(1)
-        if len(begun) > 1:
-            time.sleep(0.2)  # another one may have begun before it is called off
-        raise UserError("no room")
-
-    def slow_svm(*_: Any) -> dict[str, float]:
-        time.sleep(0.2)
-        return {"weighted_f1": 0.5}
-
-    monkeypatch.setattr(quality.Contest, "svm", slow_svm)  # six times, while the runs fail
-    monkeypatch.setattr(learning_curve, "bert_scores", fail)
-    with pytest.raises(UserError, match="no room"):
-        run_benchmark("learning_curve", ["--corpus", str(archive), "--seeds", "5"], tmp_path)
-    assert len(begun) < 4  # of twenty
 
 
 def test_a_learning_curve(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

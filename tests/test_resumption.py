@@ -243,12 +243,3 @@ def test_a_training_goes_on_where_conditions_have_other_names(
             run_pretrain(at(step, cut))
     said = [line for line in capsys.readouterr().err.splitlines() if " was " in line]
     assert [line.split(":")[0] for line in said] == ["device was cpu, is H200", "device was H200, is cpu"]
-
-
-def test_what_a_checkpoint_has_the_event_log_has(tmp_path: Path) -> None:
-    """A kill closes nothing, and the steps of a checkpoint are not done again."""
-    history = History(torch.device("cpu"), str(tmp_path))
-    history.note({"lr": 0.5}, {"loss": torch.tensor(0.25)})
-    history.flush()
-    assert logged(tmp_path) == {"lr": {1: 0.5}, "loss": {1: 0.25}}
-    history.close()

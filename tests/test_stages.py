@@ -27,7 +27,7 @@ from receiptbert.split_texts import load_texts
 from receiptbert.splits import LABEL, LABELLED, SPLIT, SPLITS, TEST, TEXT, TRAIN
 from receiptbert.token_store import TokenStore
 from tests.conftest import ROOT
-from tests.projects import STAGES, contents, metric, run_here, set_params
+from tests.projects import STAGES, contents, logged, metric, run_here, set_params
 from tests.small_models import change_json
 
 # 2 is PR_GET_PDEATHSIG of linux/prctl.h.
@@ -345,3 +345,15 @@ def test_batches_have_as_many_tokens_as_are_shown(project: Path) -> None:
     run_here(STAGES["pretokenize"], project)
     shown = [ids.numel() for ids, *_ in cast(Any, make_pretraining(project)._loader)]
     assert max(shown) < 1.5 * min(shown)
+
+
+def test_what_is_told_of_pretraining_is_what_its_log_has(project: Path) -> None:
+    set_params(project, {"pretrain.batch_size": "10"})
+    run_here(STAGES["pretrain"], project)
+    log, told = logged(*(project / "runs/pretrain").iterdir()), metric(project, "pretrain")
+    assert told["steps"] == len(log["MLM"]) > 1
+    assert told["tokens_seen"] == sum(log["tokens"].values())
+    curve = pd.read_csv(project / "metrics/plots/pretrain.csv")  # of fewer than 200 steps, each
+    assert curve["step"].tolist() == list(log["MLM"])
+    for part in ("MLM", "SOP"):
+        assert curve[part].tolist() == pytest.approx(list(log[part].values()), abs=1e-5)
