@@ -25,7 +25,7 @@ import torch
 import huggingface
 import literal
 import ours
-from common import argument_parser, positive, run_main, seconds, write_result
+from common import argument_parser, positive, run_main, seconds, shipped_params, write_result
 from receiptbert.choices import PRECISIONS
 from receiptbert.devices import choose_device, device_name, keep_freed_memory
 from receiptbert.flat_texts import SPECIAL_TOKENS_PER_TEXT
@@ -132,7 +132,8 @@ def main() -> None:
     add_setting_options(parser)
     parser.set_defaults(vocab_size=30_000)  # as a corpus of millions of lines fills it
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    parser.add_argument("--batch-size", type=positive, default=256, help="of pretraining")
+    shipped = shipped_params().pretrain.batch_size
+    parser.add_argument("--batch-size", type=positive, default=shipped, help="of pretraining")
     parser.add_argument("--finetune-batch-size", type=positive, default=64)
     parser.add_argument("--seconds", type=seconds, default=2.0, help="of each contestant in each round")
     # In bf16 on a CPU all shapes of batches have to be compiled, seconds that no real training notices.
