@@ -135,9 +135,9 @@ def main() -> None:
     shipped = shipped_params().pretrain.batch_size
     parser.add_argument("--batch-size", type=positive, default=shipped, help="of pretraining")
     parser.add_argument("--finetune-batch-size", type=positive, default=64)
-    parser.add_argument("--seconds", type=seconds, default=2.0, help="of each contestant in each round")
+    parser.add_argument("--seconds", type=seconds, default=1.5, help="of each contestant in each round")
     # In bf16 on a CPU all shapes of batches have to be compiled, seconds that no real training notices.
-    parser.add_argument("--warm-up", type=seconds, default=2.0, help="seconds before that")
+    parser.add_argument("--warm-up", type=seconds, default=1.5, help="seconds before that")
     args = parser.parse_args()
     if torch.cuda.device_count() > 1:
         parser.error("the Trainer would take all GPUs, and ours one; set CUDA_VISIBLE_DEVICES to one of them")
@@ -146,6 +146,7 @@ def main() -> None:
     matrix = rates.pop("matrix product")
     device = device_name(setting.device)
     figures: dict[str, float | str] = {"device": device, "precision": setting.precision, "size": args.size}
+    figures |= {"batch_size": args.batch_size, "vocab_size": setting.shape.vocab_size}
     for stage in ("pretrain", "finetune"):
         rates[f"{stage}: floor"] = [rate / operations(setting, stage) for rate in matrix]
         ours = rates[f"{stage}: ours"]
