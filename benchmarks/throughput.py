@@ -6,7 +6,8 @@ Real tokens per second (special tokens counted, padding not): medians of rounds 
 contestants have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized
 beforehand; it learns masked tokens alone, ours the order of segments as well. "defaults" leaves the rest of
 the Trainer's settings at their defaults (fp32, texts of any length in a batch); "same precision" has our
-precision and groups texts by length. "read literally" groups them too, in fp32. Each stage of ours has a
+precision and groups texts by length, its batches shuffled, since its own order begins with the longest.
+"read literally" groups them too, in fp32. Each round has other batches. Each stage of ours has a
 process of its own that keeps freed memory, as `dvc repro` has it; the others have one for each stage, with
 default settings. The floor is derived from one large matrix product in each round: the rate of tokens if ours
 did only the matrix products that it must, at that speed, and nothing else.
