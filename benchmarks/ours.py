@@ -73,7 +73,7 @@ def finetuning(
     )
     loader = make_loader(
         dataset,
-        LengthGroupedBatchSampler(dataset.shown_lengths, batch_size),
+        LengthGroupedBatchSampler(dataset.shown_lengths, batch_size, new_seed()),
         partial(collate_fn, pad_idx=setting.tokenizer.pad_token_id),
     )
     model = BertFinetuneModel(
