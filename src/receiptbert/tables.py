@@ -141,7 +141,7 @@ class TextTable:
                 if not row or (width != 1 and is_blank(row)):
                     continue
                 width = width or len(row)
-                if not warned and (warned := any(_goes_on_like_a_row(field, between) for field in row)):
+                if rows.line_num > begun and not warned and (warned := _may_be_rows(row, between)):
                     say(
                         f"{self._name}, line {begun}: a quote opens here and closes lines later; if these are"
                         " several rows, double the quotes within texts, and quote those texts"
@@ -194,10 +194,10 @@ def header_fields(head: Sequence[str], delimiter: str) -> list[str]:
     return next((row for row in rows if not is_blank(row)), [])
 
 
-def _goes_on_like_a_row(field: str, between: str) -> bool:
-    """Whether it has several lines, which may be rows that a quote, opened by mistake, has swallowed."""
-    _, line_break, rest = field.partition("\n")
-    return bool(line_break) and (between in rest or between == UNIT_SEPARATOR)
+def _may_be_rows(row: list[str], between: str) -> bool:
+    """Whether the lines of a field may be rows that a quote, opened by mistake, has swallowed."""
+    rests = [rest for field in row if (rest := field.partition("\n")[2])]
+    return any(between in rest or between == UNIT_SEPARATOR for rest in rests)
 
 
 def _explained(error: csv.Error) -> str:
