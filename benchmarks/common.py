@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -24,7 +25,7 @@ from ruamel.yaml.error import YAMLError
 
 from receiptbert import cli
 from receiptbert.archive import DATA_NAME, extract_corpus
-from receiptbert.corpus import read_corpus
+from receiptbert.corpus import label_list, read_corpus
 from receiptbert.equal_texts import held_out_too, number_texts
 from receiptbert.errors import UserError, one_line_errors, printable
 from receiptbert.failures import explain
@@ -32,6 +33,7 @@ from receiptbert.json_files import read_json_object
 from receiptbert.params import Params, TokenizerParams
 from receiptbert.params_file import load_params
 from receiptbert.reports import write_json
+from receiptbert.saved_classifier import SavedClassifier, load_classifier
 from receiptbert.splits import SPLIT, TEXT, TRAIN, UNSUPERVISED
 from receiptbert.tokenization import WordpieceTokenizer
 from timing import Rates
@@ -52,8 +54,17 @@ def argument_parser(doc: str, *, corpus: bool = True, model: bool = False) -> ar
     if model:
         model_help = "a folder with a finetuned model"
         parser.add_argument("--model", type=Path, default=ROOT / "models/finetuned", help=model_help)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=writable_file, help="write the figures there")
     return parser
+
+
+def writable_file(name: str) -> Path:
+    """The type of an option that names a file to write: hours of work must not end for want of it."""
+    path = Path(name)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{name} cannot be written; name a file in a folder that is yours")
+    return path
 
 
 def positive(text: str) -> int:
@@ -169,6 +180,18 @@ def read_record(path: Path) -> dict[str, Any]:
     return read_json_object(path, "remove it; what it records is then made anew")
 
 
+def load_classifier_of(corpus: pd.DataFrame, args: argparse.Namespace) -> SavedClassifier:
+    """The model in ``args.model``, finetuned on ``corpus``.
+
+    Raises:
+        UserError: there is none, or it has other classes.
+    """
+    saved = load_classifier(args.model)
+    if saved.labels != label_list(corpus):
+        raise UserError(f"{args.model} has other classes than {args.corpus}")
+    return saved
+
+
 def tokenizer_texts(corpus: pd.DataFrame) -> list[str]:
     """What the pipeline would train a tokenizer on."""
     return list(corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT])
@@ -219,9 +242,10 @@ def write_result(
 
 
 def provenance() -> dict[str, str]:
-    """Where figures come from: the command, the processor, and in a git tree the commit."""
+    """Where figures come from: the command, the processor, versions, and in a git tree the commit."""
     commit = {"commit": name} if (name := _commit()) else {}
-    return {"command": _this_command(), "processor": _processor(), **commit}
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
+    return {"command": _this_command(), "processor": _processor(), "versions": versions, **commit}
 
 
 @cache
@@ -241,11 +265,15 @@ def _commit() -> str:
 
 
 def _this_command() -> str:
-    """What was typed, without the folders of absolute paths, which mean nothing elsewhere."""
+    """What was typed, without the folders of absolute paths, which mean nothing elsewhere.
+
+    The number of threads decides the speed, and last bits.
+    """
+    threads = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS",) if name in os.environ]
     script = f"benchmarks/{Path(sys.argv[0]).name}"
     # A path may also follow an equals sign, as in --corpus=PATH and -S finetune.init=PATH.
     arguments = [re.sub(r"(^|=)/(?:.*/)?", r"\1", value) for value in sys.argv[1:]]
-    return shlex.join(["python", script, *arguments])
+    return shlex.join([*threads, "python", script, *arguments])
 
 
 def _processor() -> str:

@@ -75,10 +75,15 @@ class _InAnyOrder(Trainer):  # type: ignore[misc]
     """The same batches, but not the longest first: a whole epoch has no such order, nor has its rate."""
 
     def _get_train_sampler(self, *args: Any) -> list[int]:
-        texts, size = list(super()._get_train_sampler(*args)), self.args.train_batch_size
-        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-        SystemRandom().shuffle(batches)
-        return list(chain.from_iterable(batches))
+        return in_any_order(list(super()._get_train_sampler(*args)), self.args.train_batch_size)
+
+
+def in_any_order(texts: list[int], size: int) -> list[int]:
+    """The same batches of ``size`` texts in random order. The last, which may be smaller, stays there: in the
+    middle it would shift the borders of all batches behind it."""
+    *batches, last = (texts[start : start + size] for start in range(0, len(texts), size))
+    SystemRandom().shuffle(batches)
+    return [*chain.from_iterable(batches), *last]
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]

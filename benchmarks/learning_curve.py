@@ -35,6 +35,7 @@ from common import (
     read_archive,
     read_record,
     run_main,
+    writable_file,
     write_archive,
     write_result,
 )
@@ -123,6 +124,7 @@ def plot(scores: Scores, title: str, path: Path) -> None:
     axes.set(xlabel="labelled lines", ylabel="weighted F1, test", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -178,7 +180,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point, with seeds from 0 on")
     parser.add_argument("--jobs", type=positive, default=1, help="pretrainings that are run side by side")
     parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
-    parser.add_argument("--plot", type=Path, help="draw the curves there")
+    parser.add_argument("--plot", type=writable_file, help="draw the curves there")
     args = parser.parse_args()
     if args.seeds < 0:
         parser.error("--seeds cannot be negative; 0 scores the SVMs alone")

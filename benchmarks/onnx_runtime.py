@@ -15,13 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from common import argument_parser, positive, read_archive, run_main, write_result
-from receiptbert.corpus import label_list
-from receiptbert.errors import UserError
+from common import argument_parser, load_classifier_of, positive, read_archive, run_main, write_result
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.metrics import f1
 from receiptbert.onnx_export import CalibratedModel, OnnxModel, export_onnx
-from receiptbert.saved_classifier import load_classifier
 from receiptbert.splits import LABEL, SPLIT, TEST, TEXT
 from timing import in_turns, print_rates, rate_of, ratio
 
@@ -35,12 +32,9 @@ def main() -> None:
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
     rows = corpus[corpus[SPLIT] == TEST]
-    texts, labels = rows[TEXT].tolist(), label_list(corpus)
-
-    saved = load_classifier(args.model)
+    texts = rows[TEXT].tolist()
+    saved = load_classifier_of(corpus, args)
     model, tokenizer = saved.model, saved.tokenizer
-    if saved.labels != labels:
-        raise UserError(f"{args.model} has other classes than {args.corpus}")
     contestants: dict[str, nn.Module] = {"torch": CalibratedModel(model, saved.temperature)}
     megabytes = {"torch": (args.model / "model.safetensors").stat().st_size / 1e6}
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +52,7 @@ def main() -> None:
     rates = in_turns(
         {name: partial(rate_of, partial(answer, name), len(texts)) for name in contestants}, args.rounds
     )
-    found = {name: np.array(labels)[probs.argmax(axis=1)] for name, probs in answers.items()}
+    found = {name: np.array(saved.labels)[probs.argmax(axis=1)] for name, probs in answers.items()}
     figures = {
         name: {
             "weighted_f1": f1(rows[LABEL], found[name], "weighted"),

@@ -18,7 +18,14 @@ import numpy as np
 import torch
 from transformers import pipeline
 
-from common import argument_parser, print_figures, read_archive, run_main, write_result
+from common import (
+    argument_parser,
+    load_classifier_of,
+    print_figures,
+    read_archive,
+    run_main,
+    write_result,
+)
 from receiptbert import Classifier
 from receiptbert.calibration import Answers, expected_calibration_error
 from receiptbert.inference import inference_loader, predict_logits
@@ -36,6 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     corpus = read_archive(args.corpus)
     rows = corpus[corpus[SPLIT] == TEST]
+    load_classifier_of(corpus, args)
     texts, true = rows[TEXT].tolist(), rows[LABEL].astype(str).to_numpy()
 
     predictions = Classifier.from_pretrained(args.model, device="cpu")(texts)

@@ -210,7 +210,9 @@ class Table:
                 made = provenance()
                 if self.runs(name, settings):  # of other seeds, perhaps from elsewhere
                     before = self._rows[name]
-                    keys = [key for key in ("command", "processor", "commit") if key in made | before]
+                    keys = [
+                        key for key in ("command", "processor", "versions", "commit") if key in made | before
+                    ]
                     made = {key: _both(*(of.get(key, "unknown") for of in (before, made))) for key in keys}
                 self._rows[name] = summary(done) | {"settings": settings} | made
                 self._rows = {known: self._rows[known] for known in NAMES if known in self._rows}

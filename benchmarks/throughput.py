@@ -6,10 +6,11 @@ Real tokens per second (special tokens counted, padding not): medians of rounds 
 contestants have one shape, corpus, batch size, masking and dropout. The Trainer gets texts tokenized
 beforehand; it learns masked tokens alone, ours the order of segments as well. "defaults" leaves the rest of
 the Trainer's settings at their defaults (fp32, texts of any length in a batch); "same precision" has our
-precision and groups texts by length, its batches shuffled, since its own order begins with the longest.
-"read literally" groups them too, in fp32. Each round has other batches. Each stage of ours has a
-process of its own that keeps freed memory, as `dvc repro` has it; the others have one for each stage, with
-default settings. The floor is derived from one large matrix product in each round: the rate of tokens if ours
+precision and groups texts by length, its batches shuffled, since its own order begins with the longest; all
+else, its kernel of attention, too, is at its defaults. "read literally" groups them too, in fp32. Finetuning
+is that of a teacher: labelled texts alone, and ours trains no embeddings but those of their tokens. Each
+round has other batches. Each contestant has a process of its own; ours keeps freed memory, as `dvc repro`
+has it. The floor is derived from one large matrix product in each round: the rate of tokens if ours
 did only the matrix products that it must, at that speed, and nothing else.
 """
 
@@ -59,16 +60,16 @@ def matrix_rate(setting: Setting, task: Task) -> float:
 
 
 Contestant = Callable[[Setting, Task], float]
-_setting: Setting  # of a process of contestants
+_setting: Setting  # of a contestant's process
 
 
-def prepare(args: argparse.Namespace, ours: bool) -> None:
-    """Set up a process of contestants."""
+def prepare(args: argparse.Namespace, is_ours: bool) -> None:
+    """Set up the process of a contestant."""
     global _setting
-    if ours:
+    if is_ours:
         keep_freed_memory(choose_device(args.device, key="--device"), args.precision)
     _setting = read_setting(args, args.precision)
-    if not ours:
+    if not is_ours:
         torch.backends.cuda.enable_cudnn_sdp(True)  # torch's default; ``choose_device`` turns it off
 
 
@@ -85,27 +86,23 @@ def take_turns(args: argparse.Namespace) -> dict[str, Rates]:
     )
     with ExitStack() as processes:
 
-        def process(ours: bool) -> ProcessPoolExecutor:
+        def turn(contestant: Contestant, task: Task, is_ours: bool = False) -> Callable[[], float]:
             spawn = multiprocessing.get_context("spawn")
-            return processes.enter_context(ProcessPoolExecutor(1, spawn, prepare, (args, ours)))
-
-        def turn(process: ProcessPoolExecutor, contestant: Contestant, task: Task) -> Callable[[], float]:
+            process = processes.enter_context(ProcessPoolExecutor(1, spawn, prepare, (args, is_ours)))
             return lambda: process.submit(perform, contestant, task).result()
 
-        ours_pretrain, ours_finetune = process(ours=True), process(ours=True)
-        others_pretrain, others_finetune = process(ours=False), process(ours=False)
         same_pretrain = partial(huggingface.pretrain, same=True)
         same_finetune = partial(huggingface.finetune, same=True)
         return in_turns(
             {
-                "pretrain: ours": turn(ours_pretrain, ours.pretrain, pretraining),
-                "pretrain: Trainer, same precision": turn(others_pretrain, same_pretrain, pretraining),
-                "pretrain: Trainer, defaults": turn(others_pretrain, huggingface.pretrain, pretraining),
-                "pretrain: read literally": turn(others_pretrain, literal.pretrain, pretraining),
-                "finetune: ours": turn(ours_finetune, ours.finetune, finetuning),
-                "finetune: Trainer, same precision": turn(others_finetune, same_finetune, finetuning),
-                "finetune: Trainer, defaults": turn(others_finetune, huggingface.finetune, finetuning),
-                "matrix product": turn(ours_pretrain, matrix_rate, pretraining),
+                "pretrain: ours": turn(ours.pretrain, pretraining, is_ours=True),
+                "pretrain: Trainer, same precision": turn(same_pretrain, pretraining),
+                "pretrain: Trainer, defaults": turn(huggingface.pretrain, pretraining),
+                "pretrain: read literally": turn(literal.pretrain, pretraining),
+                "finetune: ours": turn(ours.finetune, finetuning, is_ours=True),
+                "finetune: Trainer, same precision": turn(same_finetune, finetuning),
+                "finetune: Trainer, defaults": turn(huggingface.finetune, finetuning),
+                "matrix product": turn(matrix_rate, pretraining),
             },
             args.rounds,
         )
@@ -147,7 +144,8 @@ def main() -> None:
     matrix = rates.pop("matrix product")
     device = device_name(setting.device)
     figures: dict[str, float | str] = {"device": device, "precision": setting.precision, "size": args.size}
-    figures |= {"batch_size": args.batch_size, "vocab_size": setting.shape.vocab_size}
+    figures |= {"batch_size": args.batch_size, "finetune_batch_size": args.finetune_batch_size}
+    figures["vocab_size"] = setting.shape.vocab_size
     for stage in ("pretrain", "finetune"):
         rates[f"{stage}: floor"] = [rate / operations(setting, stage) for rate in matrix]
         ours = rates[f"{stage}: ours"]

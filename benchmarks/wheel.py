@@ -16,6 +16,7 @@ from pathlib import Path
 from common import ROOT, argument_parser, print_figures, run_main, write_result
 from project import run
 from receiptbert.progress import say
+from receiptbert.saved_classifier import load_classifier
 from timing import seconds_of
 
 ROUNDS = 5
@@ -38,6 +39,7 @@ def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__, corpus=False, model=True)
     args = parser.parse_args()
+    load_classifier(args.model)  # a bad one is told before minutes of work
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         say("building the wheel")

@@ -18,6 +18,7 @@ import common
 import inference
 import throughput
 import timing
+from huggingface import in_any_order
 from receiptbert.errors import UserError
 from setting import Setting
 from tests.benchmark_runs import run_benchmark
@@ -42,6 +43,7 @@ RATIOS = {
     },
     "inference": {
         "predict_vs_pipeline_same_precision": ("ours", "pipeline, same precision"),
+        "predict_vs_pipeline_sorted": ("ours", "pipeline, sorted"),
         "predict_vs_pipeline_defaults": ("ours", "pipeline, defaults"),
     },
 }
@@ -89,6 +91,14 @@ def test_a_benchmark_writes_its_figures(
             figures["medians"][faster] / figures["medians"][slower], rel=1e-3, abs=1e-4
         )
     assert str(tmp_path) not in figures["command"]
+
+
+def test_the_trainers_batches_in_any_order_are_still_its_batches() -> None:
+    texts = list(range(11))
+    ordered = in_any_order(texts, 3)
+    batches = [ordered[start : start + 3] for start in range(0, 11, 3)]
+    assert sorted(batches) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
+    assert len({tuple(in_any_order(texts, 3)) for _ in range(99)}) > 1
 
 
 def test_models_beside_the_pipeline_do_not_learn_texts_of_test(archive: Path, tmp_path: Path) -> None:
@@ -169,13 +179,28 @@ def test_stages_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_command_that_is_written_can_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(
         "sys.argv",
         ["/somewhere/sweep.py", "--corpus", "/home/x.zip", "--json=/a/b.json", "a.b=1 c.d=2", "e.f=3/4"],
     )
     assert common.provenance()["command"] == (
-        "python benchmarks/sweep.py --corpus x.zip --json=b.json 'a.b=1 c.d=2' e.f=3/4"
+        "OMP_NUM_THREADS=1 python benchmarks/sweep.py --corpus x.zip --json=b.json 'a.b=1 c.d=2' e.f=3/4"
     )
+
+
+def test_where_figures_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert common.writable_file(str(tmp_path / "new/folder/x.json")) == tmp_path / "new/folder/x.json"
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file/x.json"):
+        with pytest.raises(SystemExit):
+            common.argument_parser("A benchmark.").parse_args(["--json", str(path)])
+        assert f"argument --json: {path} cannot be written" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(SystemExit):
+        common.argument_parser("A benchmark.").parse_args(["--json", str(tmp_path / "x.json")])
 
 
 def test_a_name_that_is_not_utf_8_costs_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import predict
 import wheel
 from receiptbert import BertFinetuneModel, Classifier, WordpieceTokenizer, cli, precision
 from receiptbert.corpus import label_list
+from receiptbert.errors import UserError
 from receiptbert.hf_format import save_pretrained
 from receiptbert.onnx_export import CalibratedModel
 from tests.benchmark_runs import run_benchmark
@@ -83,9 +84,10 @@ def test_the_wheel_is_weighed_without_torch(tmp_path: Path, monkeypatch: pytest.
         return "".join(f"{name} {size * 2**20}\n" for name, size in sizes.items())
 
     monkeypatch.setattr(wheel, "run", pretend)
+    monkeypatch.setattr(wheel, "load_classifier", lambda _: None)
     figures = run_benchmark("wheel", [], tmp_path)
     assert (figures["packages"], figures["installed_mib"], figures["wheel_kib"]) == (2, 5, 2)
-    assert figures["command"] == "python benchmarks/wheel.py --json result.json"
+    assert figures["command"] == "OMP_NUM_THREADS=1 python benchmarks/wheel.py --json result.json"
 
 
 def test_parity_counts_the_labels_that_differ(
@@ -110,6 +112,20 @@ def test_parity_counts_the_labels_that_differ(
     counts = [figures[f"other_labels_from_{name}"] for name in ("predict", "pipeline", "onnx")]
     assert counts == [0, 0, 1]
     assert figures["rows"] == 60
+
+
+@pytest.mark.parametrize("name", ["onnx_runtime", "parity"])
+def test_a_model_of_another_corpus_is_refused(
+    archive: Path,
+    tmp_path: Path,
+    tokenizer: WordpieceTokenizer,
+    finetune_model: Callable[..., BertFinetuneModel],
+    name: str,
+) -> None:
+    save_pretrained(finetune_model(), tokenizer, tmp_path / "model", ["а", "б", "в"])
+    options = ["--corpus", str(archive), "--model", str(tmp_path / "model")]
+    with pytest.raises(UserError, match=r"model has other classes than .*tiny\.zip"):
+        run_benchmark(name, options, tmp_path)
 
 
 def test_the_numbers_behind_the_answers(
