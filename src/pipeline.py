@@ -118,4 +118,8 @@ def start_of_finetuning(p: FinetuneParams) -> Path:
 
 def new_run_folder(stage: str) -> str:
     """A fresh folder for TensorBoard events, ``runs/<stage>/<time>``, so that runs can be compared."""
-    return str(Path("runs") / stage / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    runs = Path("runs") / stage
+    runs.mkdir(
+        parents=True, exist_ok=True
+    )  # what stands in its way, a link to nothing say, is told before training
+    return str(runs / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))

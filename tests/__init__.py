@@ -4,7 +4,7 @@ import os
 import tempfile
 
 # Tests must not look for a model hub.
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # What a user may have set for programs of ours.
 os.environ.pop("RECEIPTBERT_DEBUG", None)
 os.environ.pop("TQDM_DISABLE", None)

@@ -282,6 +282,16 @@ def test_a_full_stdout_ends_it_in_one_line(checkpoint: Path, tmp_path: Path) -> 
     assert "Traceback" not in ended.stderr
 
 
+def test_so_it_does_if_only_the_version_was_asked_for() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "receiptbert", "--version"]
+        ended = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("receiptbert: error: No space left on device")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 # --- What it loads and reads ---
 
 

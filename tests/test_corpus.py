@@ -99,6 +99,14 @@ def test_category_labels_are_read_as_the_corpus_labels_are(tmp_path: Path) -> No
         read_categories(path)
 
 
+def test_empty_rows_of_a_spreadsheet_are_no_rows(tmp_path: Path) -> None:
+    plain = read_corpus(corpus_file(tmp_path, CSV))
+    filled = CSV.replace("\n", "\n,,\n", 2) + ",,\n,,\n"
+    pd.testing.assert_frame_equal(read_corpus(corpus_file(tmp_path, filled)).reset_index(drop=True), plain)
+    (tmp_path / "categories.csv").write_text("label,name\n1,Dairy\n,\n,\n")
+    assert read_categories(tmp_path / "categories.csv") == {"1": "Dairy"}
+
+
 def test_description_counts_what_goes_wrong_silently(tmp_path: Path) -> None:
     extra = "MILK,1,test\n tea ,1,unsupervised\nsoda,7,test\nrye  bread,1,train\n,1,train\n ,2,test\n"
     extra += "rum,9,train\n"

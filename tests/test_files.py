@@ -117,6 +117,19 @@ def test_a_folder_appears_whole_and_without_files_of_before(tmp_path: Path) -> N
     assert contents(tmp_path) == {"folder/b": b"b"}
 
 
+def test_a_write_protected_folder_is_refused_before_any_of_it_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "folder/inner"
+    inner.mkdir(parents=True)
+    (inner / "a").write_text("a")
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != inner)  # root may write anywhere
+    with pytest.raises(PermissionError) as refusal, atomic(tmp_path / "folder"):
+        pytest.fail("it was written")
+    assert refusal.value.filename == str(inner)
+    assert contents(tmp_path) == {"folder/inner/a": b"a"}
+
+
 @pytest.mark.parametrize("there", [False, True], ids=["to nothing", "to a folder"])
 def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path, there: bool) -> None:
     target, path = tmp_path / "elsewhere", tmp_path / "models"

@@ -162,6 +162,17 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.Mon
         importlib.import_module("receiptbert.onnx_export")
 
 
+def test_onnx_runtime_is_told_to_ask_no_network_before_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "receiptbert.onnx_export")
+    with pytest.raises(UserError):
+        importlib.import_module("receiptbert.onnx_export")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
 def test_git_ignores_what_a_killed_export_leaves(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,10 @@ CSVS: list[tuple[str, str | bytes, str]] = [
     ("a label of pandas", CSV + "milk,<NA>,train\n", f", row 7, column label: '<NA>' {NO_LABEL}"),
     ("a label of a table", CSV + "milk,N/A,train\n", f", row 7, column label: 'N/A' {NO_LABEL}"),
     ("a label of Excel", CSV + "milk,#N/A,train\n", f", row 7, column label: '#N/A' {NO_LABEL}"),
+    ("a label of a Russian Excel", CSV + "milk,#Н/Д,train\n", f", row 7, column label: '#Н/Д' {NO_LABEL}"),
+    ("an error of Excel", CSV + "milk,#REF!,train\n", f", row 7, column label: '#REF!' {NO_LABEL}"),
+    ("a label of ClickHouse", CSV + "milk,\\N,train\n", f", row 7, column label: '\\\\N' {NO_LABEL}"),
+    ("after empty rows", CSV + ",,\n,,\nmilk,1,dev\n", f", row 9, column split: 'dev' {SPLIT_RULE}"),
     ("a label of R", CSV + "milk,NA,train\n", f", row 7, column label: 'NA' {NO_LABEL}"),
     (
         "a number in two spellings",

@@ -1,5 +1,6 @@
 """What cannot fit into the memory is refused before it trains, with what would fit."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,12 @@ def test_a_smaller_batch_makes_steps_of_as_many_texts() -> None:
         )
     with pytest.raises(UserError, match=r"set a smaller house, or take"):
         require_memory(PLAN, 1, "finetune", 32, smaller_model="a smaller house")
+    longest = replace(PLAN, longest=100_000, texts=32)
+    free = int(replace(longest, longest=math.ceil(PLAN.length)).total_memory) + 1
+    with pytest.raises(
+        UserError, match=r"set a lower pretokenize.max_length_quantile \(the longest text has 100"
+    ):
+        require_memory(longest, free, "pretrain", 32, 1)
     taught = replace(FINETUNING, soft_targets=10**9)  # which no smaller batch or model makes fewer
     with pytest.raises(UserError, match=r"set finetune.teachers=0$"):
         require_memory(taught, int(FINETUNING.total_memory) + 1, "finetune", 32)

@@ -187,6 +187,23 @@ BAD: list[tuple[bytes, list[str], str]] = [
         ["in.csv"],
         "in.csv has no column 'text'; choose one with --column among 'Наименование', 'Цена, руб', 'Код, шт'",
     ),
+    (
+        ",".join(f"column {number}" for number in range(3000)).encode() + b"," + b"x" * 99 + b"\n",
+        ["in.csv"],
+        "choose one with --column among " + ", ".join(f"'column {n}'" for n in range(20)) + " and 2,981 more",
+    ),
+    (
+        "Код\ttext\n1\tчай\n".encode(),
+        ["in.txt"],
+        "in.txt is read as plain lines, but the first of them names a column 'text'; give --from csv, or",
+    ),
+    (
+        "Код\tИмя\n1\tчай\n".encode(),
+        ["in.txt", "--column", "Имя"],
+        "in.txt is read as plain lines, which have no column 'Имя'; give --from csv",
+    ),
+    (b"", ["model"], "model is a folder; name a file in it"),
+    (b"", ["none"], "none not found"),
     (b"PK\x03\x04\n\0", ["in.csv"], "in.csv is not text but a zip or an Excel workbook; unpack it, or"),
     (b"\x1f\x8b\x08\0\0\0", ["in.csv"], "in.csv is not text but gzip; unpack it, or export it as CSV"),
     (
@@ -203,8 +220,9 @@ BAD: list[tuple[bytes, list[str], str]] = [
 def test_bad_input_ends_in_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, content: bytes, arguments: list[str], message: str
 ) -> None:
-    for name in ("in.csv", "in.dat"):
+    for name in {"in.csv", arguments[0]} - {"-", "none", "none.csv", "model"}:
         Path(name).write_bytes(content)
+    before = files()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(SystemExit) as end:
         run(*arguments)
@@ -212,7 +230,7 @@ def test_bad_input_ends_in_one_line(
     assert line.startswith("receiptbert: error: ")
     assert message in line
     assert "\n" not in line
-    assert files() == ["in.csv", "in.dat"]
+    assert files() == before
 
 
 def test_errors_late_in_a_file_are_found_before_any_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

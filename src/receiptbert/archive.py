@@ -42,15 +42,17 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
     """Write the archive's one CSV as ``folder/data.csv`` and its ``categories.csv``, if any, beside it.
 
     Only those two members are read, whatever their folder in the archive; the names under which they
-    are written are ours, so that no member's name can lead outside ``folder``. Members that systems add
-    (``__MACOSX/``, hidden files) and those that are no CSV are ignored. The output is streamed, its
+    are written are ours, so that no member's name can lead outside ``folder``; an archive in which one
+    tries to is refused as a whole. Members that systems add (``__MACOSX/``, hidden files) and those that
+    are no CSV are ignored. The output is streamed, its
     size capped by the bytes that come out, not by what the archive's headers claim.
 
     Returns:
         the name of the member behind each file that was written.
 
     Raises:
-        UserError: no such file, not a zip, damaged, encrypted, none or several CSVs, too large.
+        UserError: no such file, not a zip, damaged, encrypted, none or several CSVs, too large, or a
+            member's name leads outside.
     """
     if archive.exists() and not archive.is_file():  # a pipe, say, from which nothing may ever come
         raise UserError(f"{archive} is not a file; set data.archive to a zip with your CSV")

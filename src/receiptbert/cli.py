@@ -60,12 +60,14 @@ probabilities within 0.0001 of torch's (before --int8)."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; on bad input, end the process with one line and status 1."""
-    args = make_parser().parse_args(argv)
-    for number in ending_signals():
-        if number != signal.SIGINT:  # `kill`, too, leaves nothing half done
-            signal.signal(number, _terminated)
+    command = ""
     try:
-        with one_line_errors(PROGRAM, lambda error: _explain(error, args.run.__name__)):
+        with one_line_errors(PROGRAM, lambda error: _explain(error, command)):
+            args = make_parser().parse_args(argv)
+            command = args.run.__name__
+            for number in ending_signals():
+                if number != signal.SIGINT:  # `kill`, too, leaves nothing half done
+                    signal.signal(number, _terminated)
             args.run(args)
     except BrokenPipeError:  # whoever read our output has seen enough (`| head`)
         discard(sys.stdout)

@@ -16,8 +16,10 @@ from receiptbert.splits import COLUMNS, LABEL, SPLIT, SPLITS, TEXT, TRAIN, UNSUP
 MAX_TEXT = 10_000
 ROWS_AT_ONCE = 100_000
 WHOLE_NUMBER = r"-?\d{1,1000}"  # the most repeats that pandas' regular expressions allow
-# How tables and their tools write a missing label; case does not matter.
-NO_LABEL = ["", "na", "n/a", "#n/a", "<na>", "nan", "nat", "none", "null"]
+# How tables, databases and their tools write a missing label; case does not matter.
+NO_LABEL = {"", "na", "n/a", "#na", "#n/a", "#n/a n/a", "н/д", "#н/д", "<na>", "nan", "-nan", "nat", "none"}
+NO_LABEL |= {"null", "(null)", "[null]", "<null>", r"\n"}
+ERROR_OF_A_SPREADSHEET = r"#\S+[!?]"  # as #REF! or #ИМЯ?
 # What `describe` calls the rows whose label was ignored; `read_corpus` counts them in `attrs`.
 IGNORED_LABELS = "unsupervised_rows_with_label"
 # A whole field of a CSV that names a split, and a comma beside it: a row has other fields.
@@ -32,10 +34,10 @@ QUOTES = (
 def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
     """Read the CSV with the columns ``text``, ``label`` and ``split``, all of them strings.
 
-    Nothing is dropped and no text is read as a missing value: a product may be called "NA". Labels keep
-    their spelling, except that two habits of tables are undone: surrounding spaces, and the ``.0`` that
-    whole numbers get in a column with gaps (``12.0`` is ``12``). Unsupervised rows get the empty label;
-    those that had another are counted in ``attrs[IGNORED_LABELS]``.
+    No row is dropped but empty ones, and no text is read as a missing value: a product may be called "NA".
+    Labels keep their spelling, except that two habits of tables are undone: surrounding spaces, and the
+    ``.0`` that whole numbers get in a column with gaps (``12.0`` is ``12``). Unsupervised rows get the empty
+    label; those that had another are counted in ``attrs[IGNORED_LABELS]``.
 
     Args:
         called: what errors call the file; its path by default.
@@ -43,8 +45,8 @@ def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
     Raises:
         UserError: not UTF-8, not a CSV, a column missing, an unknown split, a split without rows, a labelled
             row without a label, labels some of which are numbers and some names, a number spelled in two
-            ways, one class only, a text of more than ``MAX_TEXT`` characters. Row numbers count the header as
-            row 1.
+            ways or with a fraction, one class only, a text of more than ``MAX_TEXT`` characters. Row numbers
+            count the header as row 1.
     """
     called = called or str(path)
     corpus = _read_table(path, called, COLUMNS)
@@ -53,7 +55,7 @@ def read_corpus(path: Path, called: str | None = None) -> pd.DataFrame:
     corpus[SPLIT] = corpus[SPLIT].str.strip()
     corpus[LABEL] = _canonical(corpus[LABEL])
     unsupervised = corpus[SPLIT] == UNSUPERVISED
-    unlabelled = corpus[LABEL].str.lower().isin(NO_LABEL)
+    unlabelled = corpus[LABEL].isin([label for label in corpus[LABEL].unique() if _is_missing(label)])
     corpus.attrs[IGNORED_LABELS] = int((unsupervised & ~unlabelled).sum())
     corpus.loc[unsupervised, LABEL] = ""
 
@@ -162,6 +164,9 @@ def _read_table(path: Path, called: str, columns: list[str]) -> pd.DataFrame:
             raise MemoryError(str(error)) from None
         raise _broken_rows(path, called, error) from None
     _refuse_swallowed_rows(path, called, table)
+    # A spreadsheet adds rows of empty fields; they are no more than blank lines, which pandas leaves out.
+    if (empty := (table == "").all(axis=1)).any():
+        table = table[~empty]
     return table[columns]
 
 
@@ -184,6 +189,10 @@ def _refuse_swallowed_rows(path: Path, called: str, table: pd.DataFrame) -> None
                 f"{called}, {place(path, int(swallowed[0]))}: {QUOTES}; if it is one text with a line break, "
                 "take the break out"
             )
+
+
+def _is_missing(label: str) -> bool:
+    return label.lower() in NO_LABEL or re.fullmatch(ERROR_OF_A_SPREADSHEET, label) is not None
 
 
 def _canonical(labels: "pd.Series[str]") -> "pd.Series[str]":
@@ -226,7 +235,8 @@ def _refuse_first(
 ) -> None:
     if bad.any():
         row = int(bad.to_numpy().argmax())
+        where = place(path, corpus.index[row])  # not ``row``: `_read_table` has left out empty rows
         value = corpus[column].iloc[row]
         shown = repr(value) if len(value) <= 50 else f"{value[:50]!r}..."
         rows = f" ({int(bad.sum()):,} rows)" if bad.sum() > 1 else ""
-        raise UserError(f"{called}, {place(path, row)}, column {column}: {shown} {rule}{rows}")
+        raise UserError(f"{called}, {where}, column {column}: {shown} {rule}{rows}")

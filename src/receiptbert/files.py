@@ -18,6 +18,9 @@ def atomic(path: Path) -> Iterator[Path]:
     Whatever stood at ``path`` before stays until then, and stays for good if the block raises. The contents
     are on disk before the name is: a power failure leaves the old or the new, never a half (of a folder, in
     the instant between two renames, neither: the old one is then beside it, as ``.<name>.replaced``).
+
+    Raises:
+        PermissionError: a folder stands at ``path`` that is, or in which one is, write-protected.
     """
     with _appearing(path, path.with_name(f"{path.name}.part")) as partial:
         yield partial
@@ -62,6 +65,7 @@ def _appearing(path: Path, partial: Path) -> Iterator[Path]:
     with naming(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _require_removable(path)
             _remove(partial)  # of a run that was killed
             yield partial
             for file in [partial, *partial.rglob("*")]:
@@ -99,6 +103,14 @@ def naming(path: Path) -> Iterator[None]:
             number = int(wrapped[1])
             raise OSError(number, os.strerror(number), str(path)) from error
         raise
+
+
+def _require_removable(path: Path) -> None:
+    """Refuse a folder that could be renamed, but not removed when its successor is there."""
+    if path.is_dir() and not path.is_symlink():
+        for folder in [path, *(inner for inner in path.rglob("*") if inner.is_dir())]:
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _sync(path: Path) -> None:

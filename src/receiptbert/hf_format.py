@@ -1,7 +1,8 @@
 """Our checkpoints are Hugging Face checkpoints: names, shapes and the sentence order head translated.
 
 A folder written here loads with ``AutoModelForPreTraining``, ``AutoModelForMaskedLM`` or
-``AutoModelForSequenceClassification`` and ``AutoTokenizer``, and gives the same logits there.
+``AutoModelForSequenceClassification`` and ``AutoTokenizer``, and gives the same logits there
+(of sentence order two, with the same probabilities).
 """
 
 import json

@@ -21,7 +21,6 @@ def scores(true: ClassIds, predicted: ClassIds, majority: int) -> dict[str, Any]
         predicted: class ids, shape (n,).
         majority: the most frequent class of train; always answering it gives ``majority_weighted_f1``.
     """
-
     return {
         "weighted_f1": f1(true, predicted, "weighted"),
         "macro_f1": f1(true, predicted, "macro"),
@@ -67,8 +66,8 @@ def confusion_scores(actual: ClassIds, answer: ClassIds, rows: ClassIds) -> tupl
         for classes, chosen in [(actual, actual == answer), (actual, True), (answer, True)]
     )
     occurs = of_class + answered > 0
-    f1 = 2 * hits[occurs] / (of_class + answered)[occurs]
-    return float(f1 @ of_class[occurs] / rows.sum()), float(f1.mean()), float(hits.sum() / rows.sum())
+    f1s = 2 * hits[occurs] / (of_class + answered)[occurs]
+    return float(f1s @ of_class[occurs] / rows.sum()), float(f1s.mean()), float(hits.sum() / rows.sum())
 
 
 class ClassScore(NamedTuple):
@@ -84,12 +83,12 @@ class ClassScore(NamedTuple):
 def class_scores(true: ClassIds, predicted: ClassIds, names: Sequence[str]) -> list[ClassScore]:
     """The scores of each class that occurs, the best first."""
     numbers = np.union1d(true, predicted)
-    precision, recall, f1, rows = precision_recall_fscore_support(
+    precisions, recalls, f1s, rows = precision_recall_fscore_support(
         true, predicted, labels=numbers, zero_division=0
     )
     table = [
         ClassScore(names[number], float(f), float(p), float(r), int(n))
-        for number, f, p, r, n in zip(numbers, f1, precision, recall, rows, strict=True)
+        for number, f, p, r, n in zip(numbers, f1s, precisions, recalls, rows, strict=True)
     ]
     return sorted(table, key=lambda row: (-row.f1, row.name))
 

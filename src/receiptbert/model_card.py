@@ -24,8 +24,15 @@ SHOWN = 10  # categories and errors
 MIN_ROWS = 10  # of a category whose score is worth showing
 # What the card says about the data.
 COUNTS = [
-    *("rows", "distinct_texts", "classes", "train_rows_per_class", "rows_left_out", "largest_class_share"),
-    *("classes_absent_from_train", "test_rows_seen_elsewhere", "blank_texts"),
+    "rows",
+    "distinct_texts",
+    "classes",
+    "train_rows_per_class",
+    "rows_left_out",
+    "largest_class_share",
+    "classes_absent_from_train",
+    "test_rows_seen_elsewhere",
+    "blank_texts",
 ]
 
 
@@ -176,8 +183,8 @@ classify = pipeline("text-classification", "models/finetuned", truncation=True)
 print(classify(["МОЛОКО 3,2% 1Л"]))
 ```
 
-Both choose the same class; the scores of the second are at temperature 1 (the temperature is
-`classify.model.config.softmax_temperature`)."""
+Both choose the same class, but the first gives none to a blank text; the scores of the second are at
+temperature 1 (the temperature is `classify.model.config.softmax_temperature`)."""
 
 
 def _versions() -> str:

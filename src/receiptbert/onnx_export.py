@@ -8,6 +8,7 @@ checkpoint's ``tokenizer.json``.
 
 import json
 import logging
+import os
 import random
 import shutil
 import tempfile
@@ -30,6 +31,8 @@ from receiptbert.saved_classifier import SavedClassifier, load_classifier
 from receiptbert.tokenization import WordpieceTokenizer
 from receiptbert.vocabulary import CONTINUATION
 
+# Else it tells its maker over the network that it is used, and keeps a number of this machine for that.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import onnxruntime
     import onnxscript  # noqa: F401  torch's exporter needs it

@@ -54,7 +54,7 @@ def _lr_scales(model: nn.Module, layer_lr_decay: float) -> dict[nn.Parameter, fl
 
 
 def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 1) -> int:
-    """Optimizer steps in a whole training run: the schedule's length."""
+    """Optimizer steps of ``n_epochs`` passes."""
     return math.ceil(num_batches / num_accum_steps) * n_epochs
 
 

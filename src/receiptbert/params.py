@@ -159,7 +159,7 @@ class RuntimeParams:
     processes: int | None  # None is `auto`
     deterministic: bool
     activation_checkpointing: bool
-    amp_backend: str  # what is installed here; fp16 itself is tracked, as pretrain.precision
+    amp_backend: str  # what is installed here; fp16 itself is tracked, as ``precision``
     checkpoint_seconds: float
 
     def __post_init__(self) -> None:

@@ -86,6 +86,8 @@ class ParquetTable:
 
 def _value(scalar: pa.Scalar) -> Any:
     if scalar.is_valid and pa.types.is_struct(scalar.type):
+        if len({field.name for field in scalar.type}) < scalar.type.num_fields:
+            raise ValueError("two of its fields have one name")
         return {name: _value(item) for name, item in scalar.items()}
     if scalar.is_valid and pa.types.is_map(scalar.type):
         return [[_value(entry[name]) for name in entry] for entry in scalar.values]

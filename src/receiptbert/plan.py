@@ -251,6 +251,11 @@ def require_memory(
     elif switched.total_memory > free and not plan.activation_checkpointing:
         both = _smaller_batch(switched, free, stage, batch_size, num_accum_steps)
         advice += [f"{switch} and {both}"] if both else []
+    if stage == "pretrain" and plan.longest > plan.texts * plan.length:  # one text outweighs a batch
+        usual = replace(plan, longest=math.ceil(plan.length), largest_batch_ratio=1.0)
+        if usual.total_memory <= free:
+            tokens = f"the longest text has {plan.longest:,} tokens, the mean {plan.length:.0f}"
+            advice.insert(0, f"a lower pretokenize.max_length_quantile ({tokens})")
     fitting = ", or ".join(advice) or f"{smaller_model}, or take a machine with more memory"
     raise UserError(
         f"the training would take about {_gib(plan.total_memory)} of memory, but only {_gib(free)} are free; "

@@ -39,6 +39,7 @@ OUTPUTS = {**TABLES, ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 # Decimals of a confidence: more than are meaningful, few enough not to depend on the rest of a batch.
 DECIMALS = 4
+NAMES_SHOWN, NAME_SHOWN = 20, 50  # columns in an error, and characters of each
 NO_CANDIDATE = ("", "", 0.0)  # for an empty text, or a model with fewer classes than were asked for
 
 
@@ -52,11 +53,14 @@ def predict(args: argparse.Namespace) -> None:
     keep_shapes(args.precision)
     source = None if args.input == "-" else Path(args.input)
     target = None if args.output == "-" else Path(args.output)
-    table = open_table(source, args.source_format or _format(source, INPUTS, "lines", "--from"), args.column)
-    if source is None and args.source_format is None:
-        _require_lines(table, args.column)
-    kind = args.target_format or _format(target, OUTPUTS, "csv", "--to")
     called = "stdin" if source is None else args.input
+    if source is not None:
+        require_file(source)
+    source_format = args.source_format or _format(source, INPUTS, "lines", "--from")
+    table = open_table(source, source_format, args.column)
+    if source_format == "lines" and args.source_format is None:
+        _require_lines(table, args.column, called)
+    kind = args.target_format or _format(target, OUTPUTS, "csv", "--to")
     text_column = _place(args.column, table, called)
     answers = answer_types(table.columns, args.top_k)
     if args.spreadsheet and kind not in DELIMITERS:
@@ -110,11 +114,13 @@ def answer_types(columns: Sequence[str], top_k: int) -> dict[str, type]:
     """The names of the columns that are added, and whether they hold str or float.
 
     No name is taken twice: where the table has one of ours already, all of ours begin with ``predicted_``.
+    Case does not matter: to Spark and Hive, ``Label`` and ``label`` are one.
     """
     ranks = ["", *(f"_{rank}" for rank in range(2, top_k + 1))]
     kinds = {"label": str, "category": str, "confidence": float}
     types = {f"{name}{rank}": kind for rank in ranks for name, kind in kinds.items()}
-    while types.keys() & set(columns):
+    taken = {column.casefold() for column in columns}
+    while types.keys() & taken:
         types = {f"predicted_{name}": kind for name, kind in types.items()}
     return types
 
@@ -158,10 +164,8 @@ def open_table(path: Path | None, kind: str, column: str = TEXT) -> Table:
     Raises:
         UserError: there is no such file, it cannot be read, or it is no such table.
     """
-    if path is not None and not path.exists():
-        raise UserError(f"{path} not found")
-    if path is not None and path.is_dir():
-        raise UserError(f"{path} is a folder; name a file in it")
+    if path is not None:
+        require_file(path)
     if path is None and sys.stdin is None:
         raise UserError("stdin is closed; name a file")
     if path is None and sys.stdin.isatty():
@@ -173,14 +177,23 @@ def open_table(path: Path | None, kind: str, column: str = TEXT) -> Table:
     return _parquet().ParquetTable(path)
 
 
-def _require_lines(table: Table, column: str) -> None:
-    """Refuse a table on stdin that would be labelled as plain lines, its header among them."""
+def require_file(path: Path) -> None:
+    """Raise a ``UserError`` if there is none, or a folder."""
+    if not path.exists():
+        raise UserError(f"{path} not found")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+
+
+def _require_lines(table: Table, column: str, called: str) -> None:
+    """Refuse a table that would be labelled as plain lines, its header among them."""
     if column != TEXT:
-        raise UserError(f"stdin is read as plain lines, which have no column {column!r}; give --from csv")
+        raise UserError(f"{called} is read as plain lines, which have no column {column!r}; give --from csv")
     assert isinstance(table, TextTable)
-    if any(column in header_fields(table.peek(), delimiter) for delimiter in DELIMITERS["csv"]):
+    first = table.peek()
+    if any(column in header_fields(first, delimiter) for delimiter in DELIMITERS["csv"]):
         raise UserError(
-            f"stdin is read as plain lines, but the first of them names a column {column!r}; give --from "
+            f"{called} is read as plain lines, but the first of them names a column {column!r}; give --from "
             "csv, or --from lines if it is not a header"
         )
 
@@ -189,8 +202,10 @@ def _place(name: str, table: Table, source: str) -> int:
     """Which column holds the texts."""
     if table.columns.count(name) != 1:
         number = "no column" if name not in table.columns else "several columns"
-        present = ", ".join(map(repr, table.columns))
-        raise UserError(f"{source} has {number} {name!r}; choose one with --column among {present}")
+        present = ", ".join(repr(column[:NAME_SHOWN]) for column in table.columns[:NAMES_SHOWN])
+        more = len(table.columns) - NAMES_SHOWN
+        others = f" and {more:,} more" if more > 0 else ""
+        raise UserError(f"{source} has {number} {name!r}; choose one with --column among {present}{others}")
     return table.columns.index(name)
 
 

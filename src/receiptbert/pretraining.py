@@ -36,7 +36,7 @@ class Pretraining:
         params: all settings; those of pretrain, model and runtime are used.
         texts: unsupervised ones; those that are too short are left out.
         tokenizer: that of the texts.
-        longest: how many tokens of a longer text are used.
+        maxlen: how many tokens of a longer text are used.
         device: where to train.
 
     Raises:
@@ -48,7 +48,7 @@ class Pretraining:
         params: Params,
         texts: TokenStore,
         tokenizer: WordpieceTokenizer,
-        longest: int,
+        maxlen: int,
         device: torch.device,
     ) -> None:
         p, runtime = params.pretrain, params.runtime
@@ -62,7 +62,7 @@ class Pretraining:
         self.precision = choose_precision(p.precision, device, "params.yaml: pretrain.precision")
         self._params = params
         self._tokenizer = tokenizer
-        self._longest = longest
+        self._maxlen = maxlen
         self._device = device
         self._collator = Collator(
             tokenizer,
@@ -91,9 +91,9 @@ class Pretraining:
         in_all_epochs = num_optimizer_steps(len(self._loader), p.epochs, p.num_accum_steps)
         self.steps = min(in_all_epochs, p.max_steps)
         self._cuda_graphs = can_capture(device, runtime.activation_checkpointing, runtime.amp_backend)
-        self._shape = model_shape(params.model, tokenizer.vocab_size, longest)
+        self._shape = model_shape(params.model, tokenizer.vocab_size, maxlen)
         # Kept instead of the texts, of which the datasets have copies.
-        shown = texts.lengths.clip(max=longest)
+        shown = texts.lengths.clip(max=maxlen)
         self._mean_length = float((shown + SPECIAL_TOKENS_PER_TEXT).mean())
         self._largest_batch_ratio = largest_batch_ratio(torch.from_numpy(shown[~held_out]), len(self._loader))
 
@@ -150,7 +150,7 @@ class Pretraining:
     def _make_loader(self, texts: TokenStore) -> Batches:
         p = self._params.pretrain
         dataset = PretrainDataset(
-            texts, self._tokenizer, self.min_length, self._longest, p.permute_prob, device=self._device
+            texts, self._tokenizer, self.min_length, self._maxlen, p.permute_prob, device=self._device
         )
         if not len(dataset):
             raise UserError(
@@ -197,10 +197,10 @@ class Pretraining:
         )
 
 
-def model_shape(p: ModelParams, vocab_size: int, longest: int) -> BertShape:
-    """The shape of a model for texts of up to ``longest`` tokens."""
+def model_shape(p: ModelParams, vocab_size: int, maxlen: int) -> BertShape:
+    """The shape of a model for texts of up to ``maxlen`` tokens."""
     return BertShape(
-        **p.kwargs(), vocab_size=vocab_size, max_seqlen=longest + SPECIAL_TOKENS_PER_TEXT, eps=EPS
+        **p.kwargs(), vocab_size=vocab_size, max_seqlen=maxlen + SPECIAL_TOKENS_PER_TEXT, eps=EPS
     )
 
 

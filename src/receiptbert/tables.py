@@ -78,6 +78,7 @@ class TextTable:
         self.kind = kind
         self._column = column
         self.delimiter = ","  # replaced by that of the CSV or TSV when its header is read
+        self._warned = False  # of swallowed rows: `count` reads them, too
         self._rows: Iterator[list[str]] = self._parse()
         self.columns = next(self._rows)
 
@@ -133,7 +134,6 @@ class TextTable:
         rows = csv.reader(chain(head, lines), delimiter=between, strict=True)
         width = 0
         start = 1  # the line in which the row begins that is read next
-        warned = False
         try:
             for row in rows:
                 begun, start = start, rows.line_num + 1
@@ -141,7 +141,8 @@ class TextTable:
                 if not row or (width != 1 and is_blank(row)):
                     continue
                 width = width or len(row)
-                if rows.line_num > begun and not warned and (warned := _may_be_rows(row, between)):
+                if rows.line_num > begun and not self._warned and _may_be_rows(row, between):
+                    self._warned = True
                     say(
                         f"{self._name}, line {begun}: a quote opens here and closes lines later; if these are"
                         " several rows, double the quotes within texts, and quote those texts"
