@@ -119,7 +119,6 @@ def start_of_finetuning(p: FinetuneParams) -> Path:
 def new_run_folder(stage: str) -> str:
     """A fresh folder for TensorBoard events, ``runs/<stage>/<time>``, so that runs can be compared."""
     runs = Path("runs") / stage
-    runs.mkdir(
-        parents=True, exist_ok=True
-    )  # what stands in its way, a link to nothing say, is told before training
+    # What stands in its way, a link to nothing say, is to be told before hours of training.
+    runs.mkdir(parents=True, exist_ok=True)
     return str(runs / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))

@@ -50,6 +50,11 @@ def folder_for(name: str) -> Callable[[Path], None]:
     return change
 
 
+def log_on_a_disk_that_is_gone(folder: Path) -> None:
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    (folder / "runs").symlink_to("/no/such/disk")
+
+
 def other_weights(folder: Path) -> None:
     with change_weights(folder / FINETUNED) as weights:
         weights["bert.embeddings.word_embeddings.weight"] = torch.zeros(3, 8)
@@ -169,6 +174,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a store without labels", "finetune", lambda folder: shutil.copy(folder / "data/tokenized/unsupervised.safetensors", folder / "data/tokenized/train.safetensors"), "data/tokenized/train.safetensors has no labels; run `dvc repro pretokenize`"),
     ("facts of other types", "finetune", content("data/tokenized/classes.json", '{"labels": [1], "names": ["a"]}'), "data/tokenized/classes.json is damaged (labels must be a list of texts); run `dvc repro pretokenize`"),
     ("a length that is a text", "pretrain", content("data/tokenized/lengths.json", '{"longest": "9"}'), "data/tokenized/lengths.json is damaged (longest must be a whole number); run `dvc repro pretokenize`"),
+    ("a log on a disk that is gone", "pretrain", log_on_a_disk_that_is_gone, "runs: File exists; a file stands where a folder must be; move it away"),
     ("no counts", "evaluate", content("metrics/data.json", None), "metrics/data.json not found; run `dvc repro`"),
     ("damaged counts", "evaluate", content("metrics/data.json", "<<<<<<<"), "metrics/data.json is damaged (…); run `dvc repro`"),
     ("counts that are a list", "evaluate", content("metrics/data.json", "[]"), "metrics/data.json is damaged (it holds no JSON object); run `dvc repro`"),

@@ -179,7 +179,8 @@ def test_the_others_go_on_when_a_run_fails(
             monkeypatch, archive, tmp_path, "--splits", "1", "--jobs", "2", "finetune.teachers=9", TEACHERS
         )
     figures = json.loads((tmp_path / "result.json").read_text())
-    assert figures.keys() - {"commit"} == {"corpus", "sha256", "shipped", TEACHERS, "command", "processor"}
+    made = {"command", "processor", "versions", "commit"}
+    assert figures.keys() - made == {"corpus", "sha256", "shipped", TEACHERS}
     said = capsys.readouterr().err
     assert "finetune.teachers=9, split 0: finetune ended with exit code 3" in said
     assert "log.txt:\n  line 10\n" in said
