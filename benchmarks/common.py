@@ -269,7 +269,7 @@ def _this_command() -> str:
 
     The number of threads decides the speed, and last bits.
     """
-    threads = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS",) if name in os.environ]
+    threads = [f"OMP_NUM_THREADS={number}"] if (number := os.environ.get("OMP_NUM_THREADS")) else []
     script = f"benchmarks/{Path(sys.argv[0]).name}"
     # A path may also follow an equals sign, as in --corpus=PATH and -S finetune.init=PATH.
     arguments = [re.sub(r"(^|=)/(?:.*/)?", r"\1", value) for value in sys.argv[1:]]

@@ -54,8 +54,6 @@ def predict(args: argparse.Namespace) -> None:
     source = None if args.input == "-" else Path(args.input)
     target = None if args.output == "-" else Path(args.output)
     called = "stdin" if source is None else args.input
-    if source is not None:
-        require_file(source)
     source_format = args.source_format or _format(source, INPUTS, "lines", "--from")
     table = open_table(source, source_format, args.column)
     if source_format == "lines" and args.source_format is None:
@@ -145,17 +143,19 @@ def _format(path: Path | None, known: dict[str, str], default: str, option: str)
     if path is None:
         return default
     ending = path.suffix.lower()
-    if ending in UNPACKERS and option == "--from":
-        inner = known.get(Path(path.stem).suffix.lower(), default)
-        pipe = f"{UNPACKERS[ending]} {shlex.quote(str(path))} | receiptbert predict --from {inner}"
-        into_a_pipe = "" if inner == "parquet" else f", into a pipe for example: {pipe}"
-        raise UserError(f"{path} is compressed; unpack it{into_a_pipe}")
-    if ending not in known:
-        raise UserError(
-            f"{path}: unknown extension; known are {', '.join(known)}; if the file is one of them "
-            f"under another name, give the format with {option}"
-        )
-    return known[ending]
+    if ending in known:
+        return known[ending]
+    if option == "--from":
+        require_file(path)  # a folder, too, may have no extension that we know
+        if ending in UNPACKERS:
+            inner = known.get(Path(path.stem).suffix.lower(), default)
+            pipe = f"{UNPACKERS[ending]} {shlex.quote(str(path))} | receiptbert predict --from {inner}"
+            into_a_pipe = "" if inner == "parquet" else f", into a pipe for example: {pipe}"
+            raise UserError(f"{path} is compressed; unpack it{into_a_pipe}")
+    raise UserError(
+        f"{path}: unknown extension; known are {', '.join(known)}; if the file is one of them "
+        f"under another name, give the format with {option}"
+    )
 
 
 def open_table(path: Path | None, kind: str, column: str = TEXT) -> Table:
