@@ -46,6 +46,7 @@ pytest_plugins = [
     "tests.small_trainings",
     "tests.training_runs",
     "tests.small_models",
+    "tests.finetune_runs",
 ]
 
 SHAPE: dict[str, Any] = {

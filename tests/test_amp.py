@@ -80,6 +80,16 @@ def test_a_step_that_overflows_is_skipped_and_counted_and_does_not_move_the_sche
     assert capsys.readouterr().err.count(said) == 1
 
 
+def test_a_step_at_which_the_scale_rises_is_taken(pretrainer: Make, pretrain_loader: Make) -> None:
+    trainer, usual = pretrainer(precision="fp16"), pretrainer()
+    trainer._amp._scaler.set_growth_interval(2)
+    for each in (trainer, usual):
+        each.train(pretrain_loader(), 1, max_steps=4)
+    assert trainer._amp.scale == 2.0**18
+    assert trainer.skipped_steps == {"skipped_steps": 0}
+    assert [record["lr"] for record in trainer.history] == [record["lr"] for record in usual.history]
+
+
 def test_a_resumed_scaler_has_the_scale_and_the_steps_since_it_changed(
     pretrainer: Make, pretrain_loader: Make
 ) -> None:

@@ -49,6 +49,12 @@ def test_junk_is_ignored(tmp_path: Path) -> None:
     assert written(tmp_path / "raw") == {"data.csv": CSV}
 
 
+def test_a_folder_that_is_called_like_a_csv_is_none(tmp_path: Path) -> None:
+    members: dict[str, str | bytes] = {"receipts.csv/": "", "receipts.csv/data.csv": CSV}
+    extract_corpus(make_zip(tmp_path / "a.zip", members), tmp_path / "raw")
+    assert written(tmp_path / "raw") == {"data.csv": CSV}
+
+
 def test_a_link_is_written_as_a_plain_file(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("data.csv")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16

@@ -145,3 +145,14 @@ def test_texts_are_numbered_by_what_is_one_text_to_the_model(monkeypatch: pytest
     numbers = number_texts(texts)
     assert numbers.tolist() == [0, BLANK, 2, 0, BLANK, 2]
     assert numbers.index.equals(texts.index)
+
+
+def test_a_table_that_pandas_has_no_memory_for_is_no_bad_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise pd.errors.ParserError("Error tokenizing data. C error: out of memory")
+
+    monkeypatch.setattr(pd, "read_csv", fail)
+    with pytest.raises(MemoryError):
+        read_corpus(corpus_file(tmp_path, CSV))

@@ -68,11 +68,13 @@ def test_a_gpu_gives_the_same_bits_if_it_is_asked_to(
 ) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda _: None)
+    of_cudnn: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", of_cudnn.append)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
     choose_device("cuda", deterministic)
+    assert of_cudnn == [False]
     assert asked == [True] * deterministic
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
 

@@ -1,5 +1,6 @@
 """How many processes are started, and how they end: a failure is told once, a killed one ends the others."""
 
+import logging
 import os
 import signal
 import tempfile
@@ -18,7 +19,9 @@ from receiptbert import distributed, launching
 from receiptbert.errors import UserError
 from receiptbert.params import RuntimeParams
 from receiptbert.params_file import load_params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, log
+
+LAUNCHER = "torch.distributed.elastic"  # what it logs as
 
 
 def runtime(device: str, processes: int | None) -> RuntimeParams:
@@ -115,6 +118,26 @@ def test_of_processes_that_fail_the_first_speaks(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "[../gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:4321: Connection reset by peer",
+        "[../gloo/transport/tcp/pair.cc:609] Write error: Broken pipe",
+        "Timed out waiting 1800000ms for recv operation to complete",
+        "NCCL error: ncclRemoteError: A call failed possibly due to a network error",
+    ],
+)
+def test_a_broken_connection_is_told_as_the_death_of_another_process(
+    monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(distributed, "rendezvous", lambda: (dist.HashStore(), 0, 3))
+    monkeypatch.setattr("receiptbert.progress.quiet", False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="another process of the training has died"), launching.one_voice():
+        raise RuntimeError(said)
+
+
+@pytest.mark.parametrize(
     ("codes", "expected"),
     [
         ({0: 1, 1: -signal.SIGKILL}, "process 1 of 2 was ended by SIGKILL; run the same command …"),
@@ -132,12 +155,15 @@ def test_a_failure_ends_the_launcher_in_a_line_at_the_most(
     failures = {rank: ProcessFailure(rank, 0, code, "") for rank, code in codes.items()}
 
     def fail(_: str) -> None:
+        logging.getLogger(LAUNCHER).error("pages of it")
         raise ChildFailedError("pretrain", failures)
 
     monkeypatch.setattr(launching, "elastic_launch", lambda *_: fail)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with pytest.raises((UserError, SystemExit)) as ended:
+    with log(LAUNCHER, logging.ERROR) as heard, pytest.raises((UserError, SystemExit)) as ended:
         launching.launch("pretrain.py", 2)
+    assert heard.getvalue() == ""
+    assert logging.root.manager.disable == logging.NOTSET  # for what the program logs later
     if isinstance(expected, int):
         assert ended.value.args == (expected,)
     else:

@@ -124,6 +124,26 @@ def test_the_model_is_described(card: str) -> None:
     assert f"| all | {sum(parameter.numel() for parameter in model.parameters()):,} |" in card
 
 
+def test_of_many_categories_ten_are_shown() -> None:
+    """12 of 10 rows each, one of which is answered with the next category."""
+    true = np.repeat(np.arange(12), 10)
+    predicted = np.where(np.arange(120) % 10, true, (true + 1) % 12)
+    card = model_card(
+        evaluation(
+            logits=np.eye(12, dtype=np.float32)[predicted],
+            true=true,
+            texts=[f"line {i}" for i in range(120)],
+            names=[f"category {i}" for i in range(12)],
+        ),
+        BERT,
+        DATA,
+        "a.zip",
+    )
+    for heading in ("## The worst categories", "## The most frequent errors"):
+        section = card.split(heading)[1].split("##")[0]
+        assert section.count("\n| category ") == 1 + 10  # the header, too
+
+
 def test_a_model_without_errors_has_a_card() -> None:
     true = evaluation().predicted
     assert "## The most frequent errors" in model_card(evaluation(true=true), BERT, DATA, "a.zip")

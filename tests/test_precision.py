@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,24 @@ def test_auto_asks_the_gpu_that_computes(
     monkeypatch.setattr(precision, "bf16_pays", lambda: not hardware)
     monkeypatch.setattr(precision, "has_bf16", lambda device: hardware and device.index == 1)
     assert choose_precision("auto", torch.device("cuda:1"), "pretrain.precision") == chosen
+
+
+def test_a_gpu_that_only_imitates_bf16_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[int | None] = []
+
+    @contextmanager
+    def device(asked: torch.device) -> Iterator[None]:
+        current.append(asked.index)
+        yield
+        current.pop()
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        return including_emulation or current == [1]
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert precision.has_bf16(torch.device("cuda:1"))
+    assert not precision.has_bf16(torch.device("cuda:0"))
 
 
 def test_a_gpu_has_fp16() -> None:

@@ -212,6 +212,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a folder for tokens", "evaluate", folder_for("data/tokenized/test.safetensors"), f"data/tokenized/test.safetensors: Is a directory; {MOVE_AWAY}"),
     ("damaged weights", "evaluate", content(f"{FINETUNED}/model.safetensors", "rubbish"), f"{FINETUNED}/model.safetensors is damaged (…); {AGAIN}"),
     ("a larger tokenizer", "finetune", started_from_a_small_model, "base: the tokenizer has … tokens, the model 9; take both from one checkpoint"),
+    ("a larger tokenizer, before pretraining", "pretrain", started_from_a_small_model, "base: the tokenizer has … tokens, the model 9; take both from one checkpoint"),
 ]  # fmt: skip
 
 

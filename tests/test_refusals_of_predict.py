@@ -123,6 +123,11 @@ BAD: list[tuple[bytes, list[str], str]] = [
     ),
     (
         b"text\n",
+        ["in.csv", "-o", "/dev/fd/1", "--to", "csv"],  # a name in /proc
+        "/dev/fd/1 is not a file; name one, or omit --output to write to stdout",
+    ),
+    (
+        b"text\n",
         ["in.dat"],
         "in.dat: unknown extension; known are .csv, .tsv, .tab, .parquet, .pq, .txt; if the file is "
         "one of them under another name, give the format with --from",

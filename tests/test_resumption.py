@@ -95,6 +95,24 @@ def test_a_training_in_fp16_goes_on_with_its_scale_and_its_skipped_steps(
             assert apex.calls[3] == {"loss_scaler0": {"loss_scale": 2.0**15, "unskipped": good_batches}}
 
 
+def test_a_pass_is_not_cut_off(pretrainer: Make, pretrain_loader: Make, tmp_path: Path) -> None:
+    """Between its forward and its backward pass, a checkpoint would have the gradients of half of a batch."""
+    finished = []
+    with Checkpoints(tmp_path / "pretrain", "parameters", seconds=60) as checkpoints:
+        trainer = pretrainer(checkpoints=checkpoints)
+        backward = trainer._backward
+
+        def backward_with_a_signal(loss: Tensor) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            backward(loss)
+            finished.append(loss)
+
+        trainer._backward = backward_with_a_signal
+        with pytest.raises(Interrupted):
+            trainer.train(pretrain_loader(), 1)
+    assert len(finished) == 1
+
+
 def test_a_signal_within_a_step_saves_the_scale_from_before_it(
     apex: ModuleType, run_pretrain: Callable[..., Result]
 ) -> None:
@@ -196,12 +214,19 @@ def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path: Path) -> 
     assert logged(tmp_path)["loss"] == pytest.approx({1: 0.9, 2: 0.8, 3: 0.5})
 
 
+@pytest.mark.parametrize("left_on_way", [0, 1])  # on a GPU the newest steps have yet to arrive
 def test_steps_of_a_failed_run_in_this_process_are_not_noted_twice(
-    pretrainer: Make, pretrain_loader: Make, tmp_path: Path
+    pretrainer: Make,
+    pretrain_loader: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left_on_way: int,
 ) -> None:
     """As in a notebook: what ended it was no signal, so nothing was saved after the checkpoint."""
+    monkeypatch.setattr("receiptbert.history.RECENT_STEPS", 1)
     with Checkpoints(tmp_path / "notebook", "parameters", seconds=0) as checkpoints:
         trainer = pretrainer(checkpoints=checkpoints)
+        trainer._history._left_on_way = left_on_way
         watch(trainer, at(3, lambda _: setattr(checkpoints, "_seconds", 3600)))
         watch(trainer, at(6, cut))
         loader = pretrain_loader()
