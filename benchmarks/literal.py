@@ -45,7 +45,7 @@ def pretrain(setting: Setting, task: Task) -> float:
         nn.utils.clip_grad_norm_(model.parameters(), setting.params.pretrain.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()
+        loss.item()  # as if to log it
     return watch.rate()
 
 
@@ -65,6 +65,7 @@ class LiteralPairs(Dataset[tuple[Tensor, Tensor, bool]]):
         if len(ids) > self._maxlen:
             start = random.randrange(len(ids) - self._maxlen + 1)
             ids = ids[start : start + self._maxlen]
+        # Of an odd number of tokens, the place of [SEP] gives the order away; `PretrainDataset` avoids that.
         left, right = ids[: len(ids) // 2], ids[len(ids) // 2 :]
         permuted = random.random() < 0.5
         if permuted:

@@ -29,7 +29,7 @@ def evaluate(params: Params) -> str:
     saved = load_classifier(pipeline.FINETUNED)
     model, tokenizer, names = saved.model, saved.tokenizer, saved.names
     test, targets = load_labelled(pipeline.TOKENIZED, TEST, tokenizer)
-    if (classes := max(targets, default=0) + 1) > len(names):
+    if (classes := int(targets.max(initial=0)) + 1) > len(names):
         raise UserError(
             f"{pipeline.FINETUNED} knows {len(names)} classes, the corpus has {classes} or more; "
             "run `dvc repro`"

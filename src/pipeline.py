@@ -44,10 +44,10 @@ if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}:
 
 
 def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
+    if issubclass(kind, KeyboardInterrupt):
+        say(f"{Path(sys.argv[0]).stem}: interrupted")
+    else:
         sys.__excepthook__(kind, error, trace)
-    elif sys.stderr is not None:  # closed
-        print(f"{Path(sys.argv[0]).stem}: interrupted", file=sys.stderr)
 
 
 # Ctrl-C while torch is imported; `run_stage` is not there yet.

@@ -26,11 +26,11 @@ def pretrain(params: Params) -> str | None:
     if not params.finetune.of_our_shape:  # else finetune would refuse it after all of pretraining
         load_tokenizer(source, read_shape(source))
         read_weights(source)
-    texts_path = store_path(pipeline.TOKENIZED, UNSUPERVISED)
+    store = store_path(pipeline.TOKENIZED, UNSUPERVISED)
     tokenizer = WordpieceTokenizer.from_pretrained(pipeline.TOKENIZER)
     pretraining = Pretraining(
         params,
-        TokenStore.load(texts_path, tokenizer),  # unnamed, so that it is freed once copied
+        TokenStore.load(store, tokenizer),  # unnamed, so that it is freed once copied
         tokenizer,
         load_longest(pipeline.LENGTHS),
         device,
@@ -39,7 +39,7 @@ def pretrain(params: Params) -> str | None:
         say(f"{number:,} texts of less than {pretraining.min_length} tokens are left out")
     pretraining.require_memory()
     fingerprint = training_fingerprint(
-        [params.model, params.pretrain], [pipeline.LENGTHS, texts_path, pipeline.TOKENIZER]
+        [params.model, params.pretrain], [pipeline.LENGTHS, store, pipeline.TOKENIZER]
     )
     with Checkpoints(
         pipeline.CHECKPOINTS / "pretrain", fingerprint, runtime.checkpoint_seconds

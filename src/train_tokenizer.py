@@ -12,6 +12,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 
 
 def train_tokenizer(params: Params) -> str:
+    p = params.tokenizer
     corpus = read_corpus(pipeline.CORPUS)
     # Never from val or test: their words must stay as unknown as those of tomorrow's receipts.
     texts = corpus.loc[corpus[SPLIT].isin([UNSUPERVISED, TRAIN]), TEXT]
@@ -23,12 +24,11 @@ def train_tokenizer(params: Params) -> str:
             corpus_save_path=scratch / "corpus.txt",
             tokenizer_save_path=scratch,
             tokenizer_name="receipts",
-            vocab_size=params.tokenizer.vocab_size,
-            min_frequency=params.tokenizer.min_frequency,
+            vocab_size=p.vocab_size,
+            min_frequency=p.min_frequency,
         )
         shutil.rmtree(scratch)
         tokenizer.save_pretrained(folder)
-    p = params.tokenizer
     fewer = (
         f", all that pairs seen {p.min_frequency} times give" if tokenizer.vocab_size < p.vocab_size else ""
     )

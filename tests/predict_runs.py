@@ -41,8 +41,8 @@ def give_stdin(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("receiptbert.tables.CHUNK", 7)
-    monkeypatch.setattr("receiptbert.parquet.CHUNK", 7)
+    monkeypatch.setattr("receiptbert.tables.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("receiptbert.parquet.ROWS_AT_ONCE", 7)
 
 
 def files() -> list[str]:

@@ -77,7 +77,7 @@ def test_an_archive_may_not_claim_that_its_members_are_larger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the bytes that come out of them seem fewer in proportion."""
-    for size in ("HARMLESS_BYTES", "CHUNK"):
+    for size in ("HARMLESS_BYTES", "BYTES_AT_ONCE"):
         monkeypatch.setattr(f"receiptbert.archive.{size}", 1000)
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:

@@ -1,11 +1,13 @@
 """Benchmarks of a finetuned model: predict, onnx_runtime, wheel, parity, answers."""
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 import answers
 import common
@@ -17,7 +19,9 @@ from receiptbert import BertFinetuneModel, Classifier, WordpieceTokenizer, cli, 
 from receiptbert.corpus import label_list
 from receiptbert.errors import UserError
 from receiptbert.hf_format import save_pretrained
+from receiptbert.metrics import f1
 from receiptbert.onnx_export import CalibratedModel
+from receiptbert.splits import LABEL, SPLIT, TEST
 from tests.benchmark_runs import run_benchmark
 
 
@@ -58,9 +62,14 @@ def test_onnx_runtime_beside_torch(
     finetune_model: Callable[..., BertFinetuneModel],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    labels = label_list(common.read_archive(archive))
+    corpus = common.read_archive(archive)
+    labels, rows = label_list(corpus), corpus[corpus[SPLIT] == TEST]
     model = finetune_model(num_classes=len(labels))
     save_pretrained(model, tokenizer, tmp_path / "model", labels)
+    frequent = rows[LABEL].mode()[0]
+    other = copy.deepcopy(model)  # in place of the quantized one; it gives all lines one class
+    with torch.no_grad():
+        other._classifier_head._output.bias[labels.index(frequent)] += 1000
 
     def pretend(_: Path, path: Path, int8: bool, texts: Sequence[str]) -> None:
         """Exporting takes seconds; test_onnx_export.py does it."""
@@ -68,12 +77,20 @@ def test_onnx_runtime_beside_torch(
         path.write_bytes(b"0" * (1_000_000 if int8 else 4_000_000))
 
     monkeypatch.setattr(onnx_runtime, "export_onnx", pretend)
-    monkeypatch.setattr(onnx_runtime, "OnnxModel", lambda _: CalibratedModel(model, 1.0))
+    monkeypatch.setattr(
+        onnx_runtime,
+        "OnnxModel",
+        lambda path: CalibratedModel(other if path.name == "onnx_int8.onnx" else model, 1.0),
+    )
     options = ["--corpus", str(archive), "--model", str(tmp_path / "model"), "--rounds", "1"]
     figures = run_benchmark("onnx_runtime", options, tmp_path)
-    assert [figures[name]["same_labels"] for name in ("torch", "onnx", "onnx_int8")] == [1, 1, 1]
-    assert figures["onnx"]["megabytes"] == 4 * figures["onnx_int8"]["megabytes"] == 4
-    assert figures["torch"]["weighted_f1"] == figures["onnx"]["weighted_f1"]
+    by_torch, by_onnx, by_int8 = (figures[name] for name in ("torch", "onnx", "onnx_int8"))
+    assert by_torch["same_labels"] == by_onnx["same_labels"] == 1 > by_int8["same_labels"]
+    assert by_torch["largest_difference"] == by_onnx["largest_difference"] == 0
+    assert by_int8["largest_difference"] > 0.5
+    assert by_torch["weighted_f1"] == by_onnx["weighted_f1"] != by_int8["weighted_f1"]
+    assert by_int8["weighted_f1"] == pytest.approx(f1(rows[LABEL], [frequent] * 60, "weighted"), rel=1e-4)
+    assert by_onnx["megabytes"] == 4 * by_int8["megabytes"] == 4
 
 
 def test_the_wheel_is_weighed_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

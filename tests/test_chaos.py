@@ -18,9 +18,10 @@ from tests.conftest import Cut
 from tests.projects import STAGES, run_here, set_params
 
 
-@pytest.mark.parametrize("different", [False, True])
+# A checkpoint comes every 60 seconds, or after 60 times what the last one took, if that is more.
+@pytest.mark.parametrize(("different", "seconds", "overhead"), [(False, 0.6, 1 / 101), (True, 15, 1 / 61)])
 def test_the_outputs_of_a_killed_stage_are_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, different: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, different: bool, seconds: float, overhead: float
 ) -> None:
     backward = BaseTrainer._backward
     runs: list[str] = []
@@ -43,9 +44,15 @@ def test_the_outputs_of_a_killed_stage_are_compared(
             (folder / "metrics/finetune.json").write_text(str(len(runs)))
         return kill_after is not None
 
-    shipped = common.shipped_params(["model.size=tiny", "tokenizer.vocab_size=100"])
+    def seconds_of(work: Callable[[], object]) -> float:
+        work()
+        return seconds
+
+    settings = ["model.size=tiny", "tokenizer.vocab_size=100", "runtime.checkpoint_seconds=60"]
+    shipped = common.shipped_params(settings)
     monkeypatch.setattr(chaos, "shipped_params", lambda: shipped)
     monkeypatch.setattr(chaos, "_run", run)
+    monkeypatch.setattr(chaos, "seconds_of", seconds_of)
     monkeypatch.setattr(
         chaos, "CORPUS", ["--unlabelled", "200", "--train", "200", "--val", "40", "--test", "20"]
     )
@@ -56,7 +63,7 @@ def test_the_outputs_of_a_killed_stage_are_compared(
     figures = json.loads((tmp_path / "result.json").read_text())
     assert (figures["kills"], figures["killed"], figures["resumed"]) == (2, 2, 2)
     assert figures["equal"] == (1 if different else 2)
-    assert 0 < figures["overhead"] < 1
+    assert (figures["write_seconds"], figures["overhead"]) == pytest.approx((seconds, overhead), rel=1e-5)
 
 
 def test_a_stage_is_killed_if_it_has_not_ended_by_then(

@@ -231,7 +231,6 @@ def test_conditions_are_what_decides_the_last_bits() -> None:
 def test_checkpoints_rest_between_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    monkeypatch.setattr("receiptbert.checkpoints.REST", 60)
     checkpoints = Checkpoints(tmp_path, "x", seconds=10)
     now = 5.0
     checkpoints.load()  # here the training begins

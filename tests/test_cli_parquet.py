@@ -1,7 +1,9 @@
 """``receiptbert predict``: Parquet in and out."""
 
 import datetime
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,3 +163,13 @@ def test_values_that_python_has_not_are_written_as_texts(run: Run) -> None:
     assert [row["day"] for row in read("out.csv")] == ["2026-01-01", "29349-01-26", ""]
     run("in.parquet", "-o", "out.parquet")
     assert parquet.read_table("out.parquet")["day"].combine_chunks() == days
+
+
+def test_a_disk_that_fails_is_that_of_the_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    parquet.write_table(pa.table({"text": ["а"]}), "in.parquet")
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", fail)
+    with pytest.raises(SystemExit, match=r"^receiptbert: error: in\.parquet: Input/output error; the disk"):
+        run("in.parquet", "-o", "out.csv")

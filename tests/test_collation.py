@@ -113,12 +113,3 @@ def test_finetuning_batches_are_padded() -> None:
     input_ids, targets = collate_fn(batch, pad_idx=9)
     assert input_ids.tolist() == [[2, 7, 3], [2, 3, 9]]
     assert targets.tolist() == [4, 1]
-
-
-def test_numbers_are_no_targets_where_only_letters_are(tmp_path: Path) -> None:
-    lines = ["сок 93"] * 9
-    tokenizer = WordpieceTokenizer.from_corpus(lines, tmp_path / "in.txt", tmp_path, "test", vocab_size=60)
-    pairs = PretrainDataset(lines, tokenizer, minlen=1, maxlen=9).__getitems__([0])
-    _, _, labels, _ = Collator(tokenizer, mask_prob=1.0, letters_only=True)(pairs)
-    targets = "".join(tokenizer.tokens[i] for i in labels[labels != -100].tolist())
-    assert targets.replace("#", "") == "сок"

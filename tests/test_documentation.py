@@ -109,7 +109,10 @@ def test_benchmarks_accept_the_options_that_are_given(name: str, options: str) -
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
 def test_the_command_of_a_result_can_be_run_again(path: Path) -> None:
-    for name, options in re.findall(r'"command": "python benchmarks/(\w+)\.py(.*)"', path.read_text()):
+    text = path.read_text()
+    typed = re.findall(r'"command": "(?:OMP_NUM_THREADS=\S+ )?python benchmarks/(\w+)\.py(.*)"', text)
+    assert len(typed) == text.count('"command": ') > 0
+    for name, options in typed:
         parser_of(name).parse_args(shlex.split(options))
 
 

@@ -19,7 +19,7 @@ def test_a_probability_near_one_drops_nearly_all() -> None:
 
 
 def test_neighbours_are_dropped_independently() -> None:
-    """Four lots come of one draw: they must not have to do with each other."""
+    """Four values come of one draw: they must not have to do with each other."""
     torch.manual_seed(0)
     kept = (Dropout(0.5)(torch.ones(100_000, 4)) != 0).float()
     assert torch.allclose(torch.corrcoef(kept.T), torch.eye(4), atol=0.02)  # deviation 0.003
@@ -46,3 +46,9 @@ def test_elsewhere_than_on_a_cpu_it_is_that_of_torch(monkeypatch: pytest.MonkeyP
     x = torch.ones(3, 5, device="meta")
     assert Dropout(0.2)(x) is x
     assert asked == [0.2]
+
+
+@pytest.mark.parametrize("prob", [-0.1, 1.0])
+def test_not_all_can_be_dropped(prob: float) -> None:
+    with pytest.raises(ValueError, match="is not from 0 to below 1"):
+        Dropout(prob)

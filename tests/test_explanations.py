@@ -61,6 +61,8 @@ def test_an_error_of_another_file_stays_that_of_the_other_file(tmp_path: Path) -
     source.write_text("text\n")
     with pytest.raises(OSError, match=r"in\.csv"), naming(tmp_path / "out.csv"), open_binary(source):
         raise OSError(errno.EIO, os.strerror(errno.EIO))  # of a read, which does not know the name
+    with pytest.raises(OSError, match="stdin"), naming(tmp_path / "out.csv"), open_binary(None):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_a_bug_of_ours_keeps_its_traceback() -> None:

@@ -51,38 +51,34 @@ def test_the_score_is_the_weighted_f1(
     assert score == f1(targets, predicted, "weighted") != f1(targets, predicted, "macro")
 
 
-def test_the_best_epoch_is_kept(finetuner: Make) -> None:
+@pytest.mark.parametrize(
+    ("scores", "eval_every", "judged", "best"),
+    [
+        ([0.1, 0.7, 0.7, 0.3], 1, [1, 2, 3, 4], 2),  # the first of equals
+        ([0.1, 0.7, 0.3], 2, [2, 4, 5], 4),  # the last epoch is always judged
+    ],
+)
+def test_the_best_of_the_epochs_that_are_judged_is_kept(
+    finetuner: Make, scores: list[float], eval_every: int, judged: list[int], best: int
+) -> None:
     trainer, loaders = finetuner()
     model = trainer._model
-    values = iter([0.1, 0.7, 0.7, 0.3])
-    weights = []
+    values, weights = iter(scores), []
 
     def scorer(_: FinetuneTrainer) -> tuple[str, float]:
         weights.append([parameter.clone() for parameter in model.parameters()])
         return "f1", next(values)
 
-    trainer.train(loaders, 4, scorer)
-    assert trainer.best_epoch == 2  # the first of equals
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights[1], strict=True))
-    assert [record["f1"] for record in trainer.epochs] == [0.1, 0.7, 0.7, 0.3]
-
-
-def test_of_many_epochs_some_are_judged_and_the_last(finetuner: Make) -> None:
-    trainer, loaders = finetuner()
-    model = trainer._model
-    values, weights = iter([0.1, 0.7, 0.3]), []
-
-    def scorer(_: FinetuneTrainer) -> tuple[str, float]:
-        weights.append([parameter.clone() for parameter in model.parameters()])
-        return "f1", next(values)
-
-    trainer.train(loaders, 5, scorer, eval_every=2)
-    assert [record["epoch"] for record in trainer.epochs] == [2, 4, 5]
-    assert len(trainer.history) == 5 * len(loaders["train"])
+    trainer.train(loaders, judged[-1], scorer, eval_every)
+    assert [(record["epoch"], record["f1"]) for record in trainer.epochs] == list(
+        zip(judged, scores, strict=True)
+    )
+    assert len(trainer.history) == judged[-1] * len(loaders["train"])
     last_of_them = [record["loss"] for record in trainer.history[-len(loaders["train"]) :]]
     assert trainer.epochs[-1]["train_loss"] == pytest.approx(sum(last_of_them) / len(last_of_them))
-    assert trainer.best_epoch == 4
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights[1], strict=True))
+    assert trainer.best_epoch == best
+    kept = weights[judged.index(best)]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), kept, strict=True))
 
 
 def test_without_a_scorer_the_last_epoch_stays(finetuner: Make) -> None:
@@ -122,32 +118,24 @@ def test_labels_are_smoothed_in_training_alone(
     assert trainer.epochs[0]["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
-def test_prediction_keeps_the_order_of_the_texts(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make
-) -> None:
-    trainer, loaders = finetuner()
-    trainer.train(loaders, 8)
-    texts, _ = labelled(texts)
-    together = trainer.predict(inference_loader(texts, tokenizer, 12))
-    one_by_one = [
-        int(trainer.predict(DataLoader(InferenceDataset([text], 12, tokenizer)))[0]) for text in texts
-    ]
-    assert together.tolist() == one_by_one
-    assert len(set(one_by_one)) > 1
-
-
 def test_answers_come_in_the_order_of_the_texts_whatever_the_order_of_the_batches(
     texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make
 ) -> None:
     trainer, loaders = finetuner()
     trainer.train(loaders, 3)
-    dataset = InferenceDataset(labelled(texts)[0], 12, tokenizer)
-    expected = trainer.predict(DataLoader(dataset)).tolist()
-    assert len(set(expected)) > 1
+    lines, _ = labelled(texts)
+    one_by_one = [
+        int(trainer.predict(DataLoader(InferenceDataset([line], 12, tokenizer)))[0]) for line in lines
+    ]
+    assert len(set(one_by_one)) > 1
+    dataset = InferenceDataset(lines, 12, tokenizer)
     own = LengthGroupedBatchSampler(dataset.shown_lengths, 2)
-    assert trainer.predict(DataLoader(dataset, shuffle=True)).tolist() == expected
-    by_length = DataLoader(dataset, batch_sampler=own, collate_fn=torch.stack)
-    assert trainer.predict(by_length).tolist() == expected
+    for loader in (
+        inference_loader(lines, tokenizer, 12),
+        DataLoader(dataset, shuffle=True),
+        DataLoader(dataset, batch_sampler=own, collate_fn=torch.stack),
+    ):
+        assert trainer.predict(loader).tolist() == one_by_one
 
 
 def test_a_loader_that_leaves_out_texts_is_refused(

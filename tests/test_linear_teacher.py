@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from receiptbert.errors import UserError
-from receiptbert.linear_teacher import CHUNK, INVERSE_TEMPERATURES, LinearTeacher
+from receiptbert.linear_teacher import INVERSE_TEMPERATURES, TEXTS_AT_ONCE, LinearTeacher
 
 WORDS = {0: "молоко", 2: "кефир", 3: "сыр"}  # class 1 has no texts
 
@@ -46,8 +46,8 @@ def test_the_linear_teacher_is_as_sure_as_val_lets_it_be() -> None:
 def test_the_linear_teacher_answers_text_by_text_and_always_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = lines([0, 2, 3, 3, 0, 2, 2])
     whole = teacher([0, 2, 3]).probabilities(texts)
-    assert len(texts) < CHUNK
-    monkeypatch.setattr("receiptbert.linear_teacher.CHUNK", 3)
+    assert len(texts) < TEXTS_AT_ONCE
+    monkeypatch.setattr("receiptbert.linear_teacher.TEXTS_AT_ONCE", 3)
     in_chunks = LinearTeacher(
         *(lines([0, 2, 3] * 10), np.array([0, 2, 3] * 10), lines([0, 2, 3] * 3), np.array([0, 2, 3] * 3), 5)
     )

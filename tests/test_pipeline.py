@@ -283,7 +283,7 @@ def test_a_killed_dvc_takes_its_trainer_along_and_the_next_one_goes_on(project: 
                 FileLock(lock).acquire(timeout=0)
         finally:
             killed.kill()
-    with FileLock(lock, timeout=10):  # the trainer has ended
+    with FileLock(lock, timeout=120):  # the trainer has ended
         last = newest_checkpoint(project)
 
     command = [sys.executable, "src/pretrain.py"]
@@ -291,7 +291,7 @@ def test_a_killed_dvc_takes_its_trainer_along_and_the_next_one_goes_on(project: 
         try:
             wait_for_checkpoint_after(project, last)
             trainer.terminate()
-            _, errors = trainer.communicate(timeout=30)
+            _, errors = trainer.communicate(timeout=120)
         finally:
             trainer.kill()
     assert trainer.returncode == 128 + signal.SIGTERM

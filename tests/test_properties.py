@@ -40,12 +40,17 @@ def check_refusal(error: UserError) -> None:
 
 PIECES = [*COLUMNS, *SPLITS, "1", "2", "7.0", "чай", "молоко 3,2%", "NA", " ", ""]
 MARKS = [",", ",", ",", "\n", "\n", "\r\n", '"', '""', ";", "\t", "\r", "\0", "\ufeff", "\u2028", "\x1b"]
-near_csv = st.lists(st.sampled_from(PIECES + MARKS) | st.text(max_size=3), max_size=60).map("".join)
+pieces = st.sampled_from(PIECES + MARKS) | st.text(max_size=3)
+near_csv = st.lists(pieces, max_size=60).map("".join)
 with_header = st.tuples(st.sampled_from(["", "text,label,split\n"]), near_csv).map("".join)
 GOOD = [["чай", "1", "train"], ["сыр", "2", "train"], ["мыло", "1", "val"], ["сок", "2", "test"]]
 GOOD.append(["квас", "", "unsupervised"])
 ROWS = "text,label,split\n" + "".join(",".join(row) + "\n" for row in GOOD)
-changed = st.tuples(near_csv, st.integers(0, len(ROWS))).map(lambda it: ROWS[: it[1]] + it[0] + ROWS[it[1] :])
+# Short, and often at the start of a row, so that many of these CSVs are still corpora.
+places = st.sampled_from([found.end() for found in re.finditer("\n", ROWS)]) | st.integers(0, len(ROWS))
+changed = st.tuples(st.lists(pieces, min_size=1, max_size=6).map("".join), places).map(
+    lambda it: ROWS[: it[1]] + it[0] + ROWS[it[1] :]
+)
 
 
 def read(content: bytes) -> pd.DataFrame | None:
@@ -82,18 +87,27 @@ def test_arbitrary_bytes_are_refused(content: bytes) -> None:
     assert read(content) is None
 
 
-@settings(max_examples=1500)
+@settings(max_examples=300)
 @given(with_header)
 def test_near_csvs_are_read_or_refused(content: str) -> None:
-    if (corpus := read(content.encode())) is not None:
-        check_corpus(corpus)
+    read(content.encode())
 
 
-@settings(max_examples=1000)
-@given(changed, st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "cp1251", "utf-16", "latin-1"]))
-def test_corpora_with_a_fault_are_read_or_refused(content: str, encoding: str) -> None:
-    if (corpus := read(content.encode(encoding, errors="replace"))) is not None:
-        check_corpus(corpus)
+def test_changed_csvs_are_read_or_refused() -> None:
+    tried = 0
+    kept = set()
+
+    @settings(max_examples=1200)
+    @given(changed, st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "cp1251", "utf-16", "latin-1"]))
+    def change(content: str, encoding: str) -> None:
+        nonlocal tried
+        tried += 1
+        if (corpus := read(content.encode(encoding, errors="replace"))) is not None:
+            check_corpus(corpus)
+            kept.add(content)
+
+    change()
+    assert len(kept - {ROWS}) > 0.15 * tried  # else hardly any corpus was checked
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)

@@ -128,6 +128,11 @@ CSVS: list[tuple[str, str | bytes, str]] = [
         ", row 7: 4 fields, but the header has 3; quote texts that have commas",
     ),
     (
+        "the same, below a text of two lines",
+        CSV + '"tea\ngreen",1,train\na,b,1,train\n',
+        ", row 8 (line 9): 4 fields, but the header has 3; quote texts that have commas",
+    ),
+    (
         "the same, long before bytes of another encoding",
         (CSV + "a,b,1,train\n" + "tea,1,train\n" * 60_000).encode() + "чай,1,train\n".encode("cp1251"),
         ", row 7: 4 fields, but the header has 3; quote texts that have commas",

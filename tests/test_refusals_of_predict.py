@@ -162,7 +162,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
     (b"text\n", ["-", "--from", "parquet"], "Parquet cannot be read from stdin; name a file"),
     (
         b"text,a,a\n",
-        ["in.csv", "-o", "o.jsonl"],
+        ["in.csv", "-o", "o.jsonl", "--model", "none"],  # told before a model is loaded
         "the input has several columns 'a'; rename one, or write CSV",
     ),
     (

@@ -133,7 +133,7 @@ def test_teachers_label_texts_part_by_part(
     monkeypatch.setattr(distillation, "distillation_pool", note)
     monkeypatch.setattr("receiptbert.finetuning.announce", lambda plan, _: plans.append(plan))
     run_stage(teachers="2", epochs="1")
-    monkeypatch.setattr(distillation, "AT_ONCE", 7)
+    monkeypatch.setattr(distillation, "TEXTS_AT_ONCE", 7)
     run_stage(teachers="2", epochs="1")
     at_once, in_parts = pools
     assert at_once.num_unlabelled > 7

@@ -125,6 +125,11 @@ def test_take_picks_texts_and_labels_together(rows: list[list[int]], data: st.Da
     assert taken.labels.tolist() == index
 
 
+def test_to_take_all_copies_nothing() -> None:
+    store = store_of([[1, 2], [3]], [0, 1])
+    assert store.take(store.lengths > 0) is store
+
+
 @given(ragged)
 def test_sorting_keeps_every_text_with_its_own_label(rows: list[list[int]]) -> None:
     ordered = store_of(rows, list(range(len(rows)))).sorted_by_length()

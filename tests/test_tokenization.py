@@ -123,7 +123,7 @@ def test_the_vocabulary_does_not_depend_on_how_texts_are_put_into_lines(
 def test_batches_give_the_ids_of_single_calls(
     texts: list[str], tokenizer: WordpieceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiptbert.tokenization.CHUNK", 7)
+    monkeypatch.setattr("receiptbert.tokenization.TEXTS_AT_ONCE", 7)
     chunks = list(tokenizer.encode_batch(texts))
     assert np.concatenate([ids for ids, _ in chunks]).tolist() == [
         i for text in texts for i in tokenizer(text)

@@ -18,7 +18,7 @@ MAX_BYTES = 8 * 1024**3
 # is a bomb.
 MAX_RATIO = 100
 HARMLESS_BYTES = 1024**3
-CHUNK = 1024**2
+BYTES_AT_ONCE = 1024**2
 
 DATA_NAME = "data.csv"
 CATEGORIES_NAME = "categories.csv"
@@ -78,7 +78,7 @@ def extract_corpus(archive: Path, folder: Path) -> dict[str, str]:
 def _kind(archive: Path) -> str | None:
     """What a file that is no zip seems to be, by its first line and its name."""
     with archive.open("rb") as file:
-        start = file.readline(CHUNK)
+        start = file.readline(BYTES_AT_ONCE)
     if start.startswith(b"PK"):  # a part of a zip, which may hold its CSV uncompressed
         return None
     if kind := kind_of(start):
@@ -153,7 +153,7 @@ def _copy_capped(archive: Path, name: str, source: IO[bytes], sink: IO[bytes], c
     written = 0
     while True:
         with naming(archive):
-            chunk = source.read(CHUNK)
+            chunk = source.read(BYTES_AT_ONCE)
         if not chunk:
             return
         written += len(chunk)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from receiptbert.choices import PRECISIONS, PREDICTION_BATCH_SIZE
-from receiptbert.errors import Interrupted, discard, one_line_errors, printable
+from receiptbert.errors import DEBUG, Interrupted, discard, one_line_errors, printable
 from receiptbert.failures import explain
 from receiptbert.interrupts import ending_signals
 from receiptbert.predicting import INPUTS, OUTPUTS, open_table, predict
@@ -19,9 +19,7 @@ from receiptbert.progress import say
 from receiptbert.splits import TEXT
 
 PROGRAM = "receiptbert"
-EPILOG = (
-    "Bad input ends with one line and status 1 (bad arguments: 2); RECEIPTBERT_DEBUG=1 shows the traceback."
-)
+EPILOG = f"Bad input ends with one line and status 1 (bad arguments: 2); {DEBUG}=1 shows the traceback."
 
 PREDICT = """\
 Label each line of a table with its category.
@@ -64,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with one_line_errors(PROGRAM, lambda error: _explain(error, command)):
             args = make_parser().parse_args(argv)
-            command = args.run.__name__
+            command = args.command
             for number in ending_signals():
                 if number != signal.SIGINT:  # `kill`, too, leaves nothing half done
                     signal.signal(number, _terminated)
@@ -98,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Receipt lines to product categories.", epilog=EPILOG
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     add_predict(commands)
     add_export(commands)
     return parser

@@ -94,9 +94,9 @@ class Collator:
         eligible = self._may_be_target[true_ids]
         draw = torch.rand(true_ids.shape, device=device)
         if self._whole_words:
-            # One number per word (a special token is one, too): the k-th of a row takes the k-th number. A
-            # piece ``##...`` next to [CLS] or [SEP], of a word that is cut there, shares the number of that
-            # token, which is never a target: so it is chosen alone.
+            # One number per word (a special token is one, too): the k-th of a row takes the k-th number.
+            # Where a word is cut, its pieces ``##...`` behind [CLS] or [SEP] share the number of that token,
+            # which is never a target: so they are chosen together, whatever becomes of the word's beginning.
             self._begins_word = self._begins_word.to(device)
             draw = draw.gather(1, self._begins_word[true_ids].cumsum(1) - 1)
         is_target = eligible & (draw < self._mask_prob)

@@ -18,8 +18,8 @@ def cross_entropy_in_place(logits: Tensor, labels: Tensor, ignore_index: int) ->
     Args:
         logits: (T, V). They are overwritten by the probabilities, then by the gradient; in fp16 these go into
             a copy in fp32. In bf16 probabilities are rounded to eight bits: the loss of a target is off by
-            up to 0.002 or so, the gradient at its label by as much times its weight. The gradient is
-            computed once; a second backward pass is an error.
+            up to 0.002 or so, and the derivative with respect to the logit of its label, too. The gradient
+            is computed once; a second backward pass is an error.
         labels: (T,); where it is ``ignore_index`` there is no target.
 
     Returns:
@@ -34,11 +34,11 @@ def cross_entropy_in_place(logits: Tensor, labels: Tensor, ignore_index: int) ->
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, is_target: Tensor) -> Tensor:
-        columns = torch.where(is_target, labels, 0)
+        columns = torch.where(is_target, labels, 0)  # (T,)
         rows = torch.arange(len(columns), device=columns.device)
         below_highest = logits.amax(dim=1).float() - logits[rows, columns].float()  # (T,)
-        # Autograd is not told (``mark_dirty`` would have the probabilities returned): nothing else reads the
-        # logits.
+        # Behind autograd's back: told by ``mark_dirty``, it would want the probabilities returned. Nothing
+        # else needs the logits, the layer that made them neither.
         probs = torch.softmax(logits, dim=1, out=logits)
         ctx.save_for_backward(probs, columns, is_target)
         # log p = log p_max - (highest logit - logit): a probability that vanishes still has its logarithm.

@@ -13,7 +13,7 @@ from typing import Any
 
 from receiptbert.errors import UserError
 
-DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+DELIMITER_NAMES = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def check_header(path: Path, called: str, columns: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ def check_header(path: Path, called: str, columns: Sequence[str]) -> None:
 
 def _mend_header(header: list[str], columns: Sequence[str]) -> str:
     line = ",".join(header)
-    for delimiter, name in DELIMITERS.items():
+    for delimiter, name in DELIMITER_NAMES.items():
         if set(columns) <= {field.strip(' "') for field in line.split(delimiter)}:
             return f"its columns seem to be separated by {name}: save it with commas"
     shown = line if len(line) <= 100 else f"{line[:100]}..."
@@ -50,12 +50,10 @@ def place(path: Path, index: int) -> str:
     """
     data_rows = 0
     with _open(path) as reader:
-        row = line = 1
-        for row, fields in enumerate(reader, start=1):
+        for row, line, fields in _numbered(reader):
             data_rows += not is_blank(fields)
             if data_rows == index + 2:
                 return _shown(row, line)
-            line = reader.line_num + 1
     return f"row {index + 2}"
 
 
@@ -75,13 +73,21 @@ def too_wide(path: Path) -> str | None:
     """The first row with more fields than the header, and how many; None if there is none."""
     width = None
     with _open(path) as reader:
-        for row, fields in enumerate(reader, start=1):
+        for row, line, fields in _numbered(reader):
             if is_blank(fields):
                 continue
             width = width or len(fields)
             if len(fields) > width:
-                return f"row {row}: {len(fields)} fields, but the header has {width}"
+                return f"{_shown(row, line)}: {len(fields)} fields, but the header has {width}"
     return None
+
+
+def _numbered(reader: Any) -> Iterator[tuple[int, int, list[str]]]:
+    """The number of each row, that of the line in which it begins, and its fields."""
+    line = 1
+    for row, fields in enumerate(reader, start=1):
+        yield row, line, fields
+        line = reader.line_num + 1
 
 
 def _shown(row: int, line: int) -> str:

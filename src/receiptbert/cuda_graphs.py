@@ -58,8 +58,8 @@ class GraphedPasses:
         self._stream = torch.cuda.Stream(parameters[0].device)  # type: ignore[no-untyped-call]
         self._recorded: dict[Any, _Recorded] = {}
         self._seen: set[Any] = set()
-        self._updated = False
-        self._update: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
+        self._has_stepped = False
+        self._recorded_update: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
     def run(
         self, key: Any, inputs: tuple[Tensor, ...], make_compute: Callable[[], Compute]
@@ -110,18 +110,18 @@ class GraphedPasses:
             step: the same each time. It zeroes the gradients in place and must not read values of tensors
                 in Python.
         """
-        if not self._updated:  # the first step creates the optimizer's moments
-            self._updated = True
+        if not self._has_stepped:  # the first step creates the optimizer's moments
+            self._has_stepped = True
             return step()
-        if self._update is None:
-            self._update = self._record_update(step)
-        graph, norm = self._update
+        if self._recorded_update is None:
+            self._recorded_update = self._record_update(step)
+        graph, norm = self._recorded_update
         graph.replay()
         return norm.clone()
 
     def forget_update(self) -> None:
         """Have the step recorded anew: the optimizer's tensors are others now."""
-        self._update = None
+        self._recorded_update = None
 
     def _record_update(self, step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         with self._capture() as graph:

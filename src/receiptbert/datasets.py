@@ -72,7 +72,7 @@ class PretrainDataset(_Batched[tuple[Tensor, Tensor, bool]]):
     Args:
         corpus: raw texts, or a ``TokenStore`` of them.
         tokenizer: the tokenizer of the corpus.
-        minlen: texts with fewer tokens are left out.
+        minlen: texts with fewer tokens are left out, and empty ones in any case.
         maxlen: of a longer text, a random window of this many tokens is shown, a new one each time.
         permute_prob: how often the two halves are swapped.
         verbose: report the progress of tokenizing.

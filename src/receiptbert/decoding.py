@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from receiptbert.errors import UserError
 
-CHUNK = 1 << 20
+BYTES_AT_ONCE = 1 << 20
 RUSSIAN_ENCODINGS = {"cp1251": "windows-1251", "cp866": "cp866 (DOS)", "koi8-r": "koi8-r"}
 FREQUENT_LETTERS = set("оеаинтсрвлкмпОЕАИНТСРВЛКМП")
 # The encoding of Russian Windows and Excel; on short samples others may seem to fit as well.
@@ -43,7 +43,7 @@ def utf8_lines(stream: BinaryIO, called: str) -> Iterator[str]:
         except UnicodeDecodeError:
             text = "\0"  # as bad as that
         if "\0" in text or line.startswith(ZIP):
-            raise _no_text(called, number, line, stream.read(CHUNK))
+            raise _no_text(called, number, line, stream.read(BYTES_AT_ONCE))
         yield text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
 
 
@@ -86,7 +86,7 @@ def not_utf8(path: Path, called: str) -> UserError:
 def check_bytes(path: Path, called: str) -> None:
     """Raise a ``UserError`` if the file has NUL bytes, which no text has."""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(BYTES_AT_ONCE):
             if b"\0" in chunk:
                 raise not_utf8(path, called)
 

@@ -3,7 +3,8 @@
 The ensemble says how probable each class is for unlabelled texts of the same kind, and the model learns that
 alongside the labels (Buciluă et al. 2006; for BERT, Tang et al. 2019). The loss is the cross entropy with the
 ensemble's probabilities: neither softened by a temperature, as in Hinton et al., nor the squared error of
-logits, as in Tang et al. In the ensemble, the linear model has half of the weight.
+logits, as in Tang et al. In the ensemble, the linear model has half of the weight (docs/LOG.md compares
+shares).
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from receiptbert.splits import TRAIN, UNSUPERVISED, VAL
 from receiptbert.token_store import TokenStore
 from receiptbert.tokenization import WordpieceTokenizer
 
-AT_ONCE = 100_000  # texts whose logits are in memory at once
+TEXTS_AT_ONCE = 100_000  # texts whose logits are in memory at once
 
 
 class TeachingTexts(NamedTuple):
@@ -39,12 +40,12 @@ class TeachingTexts(NamedTuple):
 def read_teaching_texts(
     tokenized: Path, train: TrainingSet, val: Labelled, tokenizer: WordpieceTokenizer, seed: int
 ) -> TeachingTexts:
-    """The raw texts beside the token stores; as many unsupervised ones as a run on ``train`` has time for.
+    """The raw texts beside the token stores; as many unsupervised ones as the final model will see.
 
     Raises:
         UserError: their files cannot be read, or differ in the number of texts from ``train`` and ``val``.
     """
-    # As many as training has time for, each once.
+    # An epoch of it mixes in so many for each label; if there are as many in all, none comes twice.
     number = UNLABELLED_PER_LABEL * train.num_labelled * train.epochs
     unlabelled = draw_texts(tokenized, UNSUPERVISED, number, seed)
     return TeachingTexts(
@@ -90,7 +91,7 @@ def distil(
     for number, run in enumerate(teachers, start=1):
         say(f"teacher {number} of {len(teachers)}")
         model, _, best, _ = finetuning.train(train, val, teacher_seed(seed, number), run)
-        for rows in np.split(np.arange(len(answers)), range(AT_ONCE, len(answers), AT_ONCE)):
+        for rows in np.split(np.arange(len(answers)), range(TEXTS_AT_ONCE, len(answers), TEXTS_AT_ONCE)):
             logits = finetuning.logits(model, texts.unlabelled_ids.take(rows))
             answers[rows] += softmax(logits, axis=1) / len(teachers)
         scores.append(best["f1"])

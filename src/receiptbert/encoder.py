@@ -122,10 +122,11 @@ class Bert(nn.Module):
         Args:
             attention_mask: (B, S), 1 for tokens and 0 for padding; None if nothing is padded.
             token_type_ids: (B, S), 0 or 1; None for all 0.
-            flat_positions: (N,), the tokens whose hidden states are wanted, from 0 to BS - 1. The last layer
-                still computes attention for all tokens; its output projection and feed-forward part only for
-                these.
-            only_cls: whether only those of ``[CLS]``, the first of each text, are wanted.
+            flat_positions: (N,), the tokens whose hidden states are wanted, b S + s for token s of text b.
+                The last layer still computes attention for all tokens; its output projection and feed-forward
+                part only for these.
+            only_cls: whether only those of ``[CLS]``, the first of each text, are wanted (without
+                ``flat_positions``).
         """
         mask = None if attention_mask is None else self.expand_mask(attention_mask.bool())
         hidden_states = self._embeddings(x, token_type_ids)

@@ -11,6 +11,8 @@ from typing import TextIO
 PRETOKENIZE_AGAIN = "run `dvc repro pretokenize`"
 TAKE_AGAIN = "restore it with `dvc repro`, or download it again"
 
+DEBUG = "RECEIPTBERT_DEBUG"  # the variable that brings tracebacks back
+
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and how to fix it.
@@ -60,6 +62,6 @@ def one_line_errors(program: str, explain: Callable[[Exception], str | None]) ->
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         line = explain(error)
-        if line is None or os.environ.get("RECEIPTBERT_DEBUG"):
+        if line is None or os.environ.get(DEBUG):
             raise
         sys.exit(f"{program}: error: {line}")

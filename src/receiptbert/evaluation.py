@@ -28,7 +28,7 @@ from receiptbert.metrics import (
 )
 
 
-class Table(NamedTuple):
+class PlotData(NamedTuple):
     """The data of a plot."""
 
     header: Sequence[str]
@@ -91,7 +91,7 @@ class Evaluation:
         """What is kept and how much of it is right, at each confidence threshold."""
         return coverage(self.answers)
 
-    def plots(self) -> dict[str, Table]:
+    def plots(self) -> dict[str, PlotData]:
         """The data of each plot by its name."""
         names = self.names
         reliabilities = {
@@ -99,18 +99,18 @@ class Evaluation:
             "after": reliability(self.answers),
         }
         return {
-            "confusion": Table(
+            "confusion": PlotData(
                 ["actual", "predicted"],
                 ((names[a], names[b]) for a, b in zip(self.true, self.predicted, strict=True)),
             ),
-            "classes": Table(["class", *ClassScore._fields[1:]], self.classes),
-            "confused_pairs": Table(
+            "classes": PlotData(["class", *ClassScore._fields[1:]], self.classes),
+            "confused_pairs": PlotData(
                 ["pair", "rows"],
                 ((f"{pair.actual} → {pair.predicted}: {pair.example}", pair.rows) for pair in self.pairs),
             ),
-            "reliability": Table(
+            "reliability": PlotData(
                 ["scaling", *Bin._fields],
                 ((scaling, *row) for scaling, bins in reliabilities.items() for row in bins),
             ),
-            "coverage": Table(Coverage._fields, self.coverage),
+            "coverage": PlotData(Coverage._fields, self.coverage),
         }

@@ -36,8 +36,8 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         scheduler: stepped after each optimizer step.
         pad_token_id: the id that marks padding.
         device: where to train.
-        logdir: folder for TensorBoard: loss, gradient norm and learning rate at each step, both losses and
-            the score after each epoch that is scored.
+        logdir: folder for TensorBoard: loss, gradient norm and learning rate at each step; train loss, eval
+            loss and score after each epoch that is scored.
         max_grad_norm: gradients of a larger norm are clipped to this norm.
         precision: fp32, bf16 or fp16, of the matrix products in training; see ``choose_precision``.
         amp_backend: what trains in fp16: ``torch``, or NVIDIA's ``apex``; see ``check_amp_backend``.

@@ -23,7 +23,7 @@ from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import Labelled, TrainingSet
 from receiptbert.loading import Batches, make_loader
 from receiptbert.modeling import BertFinetuneModel, dropout_everywhere
-from receiptbert.optimization import Scheduler, get_optimizer, num_optimizer_steps
+from receiptbert.optimization import Scheduler, get_optimizer
 from receiptbert.params import FinetuneParams, RuntimeParams
 from receiptbert.partial_embedding import only_tokens, tokens_in
 from receiptbert.plan import Plan, announce, require_memory
@@ -96,7 +96,7 @@ class Finetuning:
                 collate,
             ),
         }
-        steps = num_optimizer_steps(len(batches), train.epochs)
+        steps = train.num_steps
         scorer = make_scorer(*val, self.tokenizer, self._maxlen)
         with only_tokens(model, tokens_in(train.texts, self.tokenizer)):
             optimizer = get_optimizer(model, p.weight_decay, p.layer_lr_decay)
@@ -159,7 +159,7 @@ class Finetuning:
             on_cpu=self._device.type == "cpu",
             cuda_graphs=self._cuda_graphs,
             activation_checkpointing=self._runtime.activation_checkpointing,
-            steps=num_optimizer_steps(train.num_batches, train.epochs),
+            steps=train.num_steps,
         )
 
     def logits(self, model: BertFinetuneModel, texts: TokenStore) -> npt.NDArray[np.float32]:

@@ -97,8 +97,10 @@ class FlatTexts:
         first = torch.where(permuted, shown - left, left)  # length of the segment that comes first
         is_sep = column == first + 1
         is_second = (column > first + 1) & (column <= shown + 1)  # (B, S)
-        # Position among the text's shown tokens; swapping the two segments rotates the text.
-        place = column - torch.where(column > first + 1, 2, 1)
+        # Which of the shown tokens comes there: before it stand [CLS] and, in the second segment, [SEP].
+        # Their own columns get some token, too, until they are overwritten below.
+        place = column - torch.where(column > first + 1, 2, 1)  # (B, S)
+        # To swap the two segments is to rotate the text.
         source = starts + (place + torch.where(permuted, left, 0)) % shown.clamp(min=1)
         source = torch.where(column <= shown + 1, source, len(self._ids) - 1)
         input_ids = self._ids[source].long()

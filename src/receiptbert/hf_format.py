@@ -1,11 +1,10 @@
 """Our checkpoints are Hugging Face checkpoints: names, shapes and the sentence order head translated.
 
 A folder written here loads with ``AutoModelForPreTraining``, ``AutoModelForMaskedLM`` or
-``AutoModelForSequenceClassification`` and ``AutoTokenizer``, and gives the same logits there
-(of sentence order two, with the same probabilities).
+``AutoModelForSequenceClassification`` and ``AutoTokenizer``, and gives the same logits there (but for
+sentence order, which has two there; their probabilities are the same).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 from receiptbert.encoder import BertShape
 from receiptbert.errors import TAKE_AGAIN, UserError
 from receiptbert.hf_names import OUR_SOP, StateDict, from_hf, their_names, to_hf
-from receiptbert.json_files import read_json_object
+from receiptbert.json_files import read_json_object, write_json_object
 from receiptbert.layers import ACTIVATIONS
 from receiptbert.modeling import BertFinetuneModel, BertModel
 from receiptbert.tokenization import WordpieceTokenizer
@@ -82,8 +81,7 @@ def save_pretrained(
         config["problem_type"] = "single_label_classification"
         config[LABELS] = labels or label_names
         config[TEMPERATURE] = temperature
-    text = json.dumps(config, ensure_ascii=False, indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_json_object(folder / CONFIG, config)
     # Not `save_file`: its files can be read by their owner alone, whatever the umask.
     (folder / WEIGHTS).write_bytes(save(to_hf(model.state_dict()), metadata={"format": "pt"}))
     tokenizer.save_pretrained(folder, max_seqlen=shape.max_seqlen)

@@ -1,10 +1,16 @@
-"""Read JSON files that others wrote, or that may have been damaged since."""
+"""JSON files: write them, and read what others wrote, or what may have been damaged since."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from receiptbert.errors import UserError
+
+
+def write_json_object(path: Path, values: Mapping[str, Any]) -> None:
+    """Write ``values`` in their own order, so that people can read them."""
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:

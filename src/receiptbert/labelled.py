@@ -54,6 +54,11 @@ class TrainingSet(NamedTuple):
         """Batches, and optimizer steps, in an epoch."""
         return math.ceil(self.num_labelled / self.batch_size)
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        return self.num_batches * self.epochs
+
 
 def training_set(texts: TokenStore, targets: npt.NDArray[np.int64], p: FinetuneParams) -> TrainingSet:
     """``p.epochs`` passes over the texts, or the least multiple of it with ``p.min_steps`` steps or more.
@@ -61,7 +66,7 @@ def training_set(texts: TokenStore, targets: npt.NDArray[np.int64], p: FinetuneP
     Few labels need more passes, not fewer steps (Mosbach et al. 2021; measured in docs/LOG.md).
     """
     once = TrainingSet(texts, targets, len(texts), p.epochs, p.batch_size, p.label_smoothing)
-    times = max(1, math.ceil(p.min_steps / (p.epochs * once.num_batches)))
+    times = max(1, math.ceil(p.min_steps / once.num_steps))
     return once._replace(epochs=times * p.epochs)
 
 

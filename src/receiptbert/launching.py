@@ -18,7 +18,7 @@ from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from receiptbert import distributed, progress
 from receiptbert.devices import choose_device
-from receiptbert.errors import Interrupted, UserError
+from receiptbert.errors import DEBUG, Interrupted, UserError
 from receiptbert.interrupts import ending_signals
 from receiptbert.params import Params, RuntimeParams
 
@@ -94,7 +94,7 @@ def launch(script: str, processes: int) -> None:
     )
     # Otherwise each would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    if not os.environ.get("RECEIPTBERT_DEBUG"):
+    if not os.environ.get(DEBUG):
         logging.disable(logging.ERROR)  # the launcher's account of a failure takes pages
     try:
         elastic_launch(config, sys.executable)(script)

@@ -58,9 +58,9 @@ class BertEmbeddings(nn.Module):
         # A single row of segments is broadcast over the batch.
         segments = torch.zeros_like(input_ids[:1]) if token_type_ids is None else token_type_ids
         embeddings = (
-            self._token_embeddings(input_ids)
-            + self._position_embeddings(positions)
-            + self._segment_embeddings(segments)
+            self._token_embeddings(input_ids)  # (B, S, d)
+            + self._position_embeddings(positions)  # (S, d)
+            + self._segment_embeddings(segments)  # (B, S, d) or (1, S, d)
         )
         return self._dropout(self._layer_norm(embeddings))
 
@@ -71,7 +71,7 @@ class MultiHeadSelfAttention(nn.Module):
     Args:
         hidden_size: d.
         num_attention_heads: h; usually d / 64, i.e. 64 dimensions a head.
-        attention_probs_dropout_prob: dropout of attention weights, which hides whole tokens.
+        attention_probs_dropout_prob: dropout of attention weights, which hides a token from a query.
         dropout_prob: dropout before the residual sum.
         eps: of the layer norm.
 
@@ -123,8 +123,10 @@ class MultiHeadSelfAttention(nn.Module):
         Args:
             attention_mask: (B, S, S), 1 where the query (second axis) attends to the key (third axis), else
                 0; None if every token attends to every token.
-            flat_positions: (N,), the tokens whose output is wanted, from 0 to BS - 1; None for all.
-            only_cls: whether only the output of each text's first token is wanted.
+            flat_positions: (N,), the tokens whose output is wanted, b S + s for token s of text b; None for
+                all.
+            only_cls: whether only the output of each text's first token is wanted (without
+                ``flat_positions``).
         """
         mask = None if attention_mask is None else attention_mask.bool()
         if only_cls:
@@ -142,8 +144,8 @@ class MultiHeadSelfAttention(nn.Module):
         """What each token gathers from all. (B, S, d) and a mask (B, S, S) or None -> (B, S, d)."""
         query, key, value = self._split_heads(self._qkv(embeddings))  # (B, h, S, d/h) each
         mask = None if mask is None else mask[:, None]  # (B, 1, S, S): the same for all heads
-        # A GPU has one kernel for the formula. Torch's for a CPU are slower for texts as short as receipt
-        # lines, in bf16 many times.
+        # On a GPU torch has one kernel for the whole formula. Its kernels for a CPU are slower than plain
+        # products for texts as short as receipt lines, in bf16 many times slower.
         attend = self._attend if embeddings.device.type == "cpu" else self._attend_in_one_kernel
         return attend(query, key, value, mask).transpose(1, 2).flatten(2)  # heads side by side: (B, S, d)
 
@@ -195,12 +197,14 @@ class MultiHeadSelfAttention(nn.Module):
         w_query, w_key, w_value = self._qkv.weight.view(*parts, -1)  # (h, e, d)
         b_query, _, b_value = self._qkv.bias.view(parts)  # (h, e)
         query = torch.einsum("bd, hed -> bhe", embeddings[:, 0], w_query) + b_query
-        query_of_embeddings = torch.einsum("bhe, hed -> bhd", query, w_key)
-        scores = torch.einsum("bhd, bsd -> bhs", query_of_embeddings, embeddings)
-        weights = self._attention_weights(scores, None if mask is None else mask[:, :1])
+        query = torch.einsum("bhe, hed -> bhd", query, w_key)  # q W_key, to be compared with embeddings
+        scores = torch.einsum("bhd, bsd -> bhs", query, embeddings)
+        mask = None if mask is None else mask[:, :1]  # (B, 1, S): the first query's, the same for all heads
+        weights = self._attention_weights(scores, mask)
         gathered = torch.einsum("bhs, bsd -> bhd", weights, embeddings)
         context = torch.einsum("bhd, hed -> bhe", gathered, w_value)
-        # Each token gives its weight of the values' bias, too; dropout changes what the weights add up to.
+        # Each value contains the bias, so their sum contains it as often as the weights add up to: once, were
+        # it not for dropout.
         context = context + weights.sum(dim=-1, keepdim=True) * b_value
         return context.flatten(1)
 

@@ -18,7 +18,12 @@ from receiptbert.evaluation import Evaluation
 from receiptbert.metrics import BOOTSTRAP_DRAWS, ClassScore, ConfusedPair
 from receiptbert.splits import SPLITS, TRAIN, UNSUPERVISED, VAL
 
-SCORE_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy": "accuracy"}
+# Names, and kinds as Hugging Face knows them.
+SCORES = {
+    "weighted_f1": ("weighted F1", "f1"),
+    "macro_f1": ("macro F1", "f1"),
+    "accuracy": ("accuracy", "accuracy"),
+}
 PACKAGES = ["torch", "tokenizers", "transformers", "safetensors"]
 SHOWN = 10  # categories and errors
 MIN_ROWS = 10  # of a category whose score is worth showing
@@ -61,8 +66,8 @@ def model_card(result: Evaluation, shape: BertShape, data: Mapping[str, Any], ar
 
 def _front_matter(result: Evaluation) -> str:
     values = [
-        {"type": kind, "name": SCORE_NAMES[key], "value": round(result.scores[key], 4)}
-        for key, kind in [("weighted_f1", "f1"), ("macro_f1", "f1"), ("accuracy", "accuracy")]
+        {"type": kind, "name": name, "value": round(result.scores[key], 4)}
+        for key, (name, kind) in SCORES.items()
     ]
     task = {"type": "text-classification", "name": "Receipt lines to product categories"}
     dataset = {"type": "receipt-lines", "name": "the corpus it was finetuned on", "split": "test"}
@@ -108,7 +113,7 @@ def _data(data: Mapping[str, Any], archive: str) -> str:
 def _scores(result: Evaluation) -> str:
     rows = [
         (name, f"{result.scores[key]:.3f}", "{:.3f} to {:.3f}".format(*result.intervals[key]))
-        for key, name in SCORE_NAMES.items()
+        for key, (name, _) in SCORES.items()
     ]
     text = f"""{result.scores["rows"]:,} rows. Always answering the most frequent category has weighted F1
         {result.scores["majority_weighted_f1"]:.3f}. The intervals are percentiles of

@@ -224,7 +224,7 @@ class BertModel(ModelOnBert):
         permuted: Tensor,
         token_type_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The MLM loss per target, and for each text whether its order is told right, (B,) bool.
+        """The mean MLM loss over the targets, and for each text whether its order is told right, (B,) bool.
 
         The arguments are those of ``forward``.
         """
@@ -233,7 +233,7 @@ class BertModel(ModelOnBert):
         return self._mlm_head(hidden_states, labels), is_swapped == permuted
 
     def _targets(self, labels: Tensor, max_targets: int | None) -> Tensor:
-        """(B, S) labels -> (T,), the indices of the targets among the B * S tokens."""
+        """(B, S) labels -> (T,), the places of the targets: b S + s for token s of text b."""
         is_target = self.is_target(labels).flatten()
         if max_targets is None:
             return is_target.nonzero().squeeze(1)

@@ -54,7 +54,7 @@ def _lr_scales(model: nn.Module, layer_lr_decay: float) -> dict[nn.Parameter, fl
 
 
 def num_optimizer_steps(num_batches: int, n_epochs: int, num_accum_steps: int = 1) -> int:
-    """Optimizer steps of ``n_epochs`` passes."""
+    """Optimizer steps of ``n_epochs`` passes; what is left at the end of a pass is a step of its own."""
     return math.ceil(num_batches / num_accum_steps) * n_epochs
 
 
@@ -67,11 +67,11 @@ class Scheduler:
 
     Args:
         optimizer: whose groups all get the same rate, times their ``lr_scale`` if they have one.
-        init_lr: rate of the first step.
+        init_lr: rate of the first step, if there is a warm-up.
         peak_lr: rate at the end of the warm-up.
         final_lr: rate after the last step.
         num_warmup_steps: steps from ``init_lr`` to ``peak_lr``.
-        num_training_steps: all optimizer steps (batches times epochs, divided by accumulation steps).
+        num_training_steps: all optimizer steps; ``num_optimizer_steps`` counts them.
 
     Raises:
         ValueError: the warm-up is no shorter than the training.

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from receiptbert.errors import UserError
-from receiptbert.tables import CHUNK, Column, Table, Write
+from receiptbert.files import naming
+from receiptbert.tables import ROWS_AT_ONCE, Column, Table, Write
 
 TYPES = {str: pa.string(), float: pa.float64()}
 PANDAS = b"pandas"  # the key under which it notes how to make its table from the file
@@ -28,6 +29,7 @@ class ParquetTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.name = str(path)
         if path.is_fifo():
             raise UserError(f"{path} is a pipe, but Parquet is not read from its beginning; name a file")
         try:
@@ -44,10 +46,10 @@ class ParquetTable:
         return int(self._file.metadata.num_rows)
 
     def chunks(self) -> Iterator[list[Column]]:
-        """The rows, ``CHUNK`` at a time, as arrow arrays."""
-        with _damage_named(self._path):
+        """The rows, ``ROWS_AT_ONCE`` at a time, as arrow arrays."""
+        with naming(self._path), _damage_named(self._path):
             for row_groups in self._row_groups():
-                for batch in self._file.iter_batches(batch_size=CHUNK, row_groups=row_groups):
+                for batch in self._file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=row_groups):
                     yield batch.columns
 
     def _row_groups(self) -> list[list[int] | None]:

@@ -238,6 +238,16 @@ def require_memory(
     if plan.total_memory <= free:
         say(f"plan: no memory to record passes as CUDA graphs; without that {_gib(plan.total_memory)}")
         return False
+    fitting = _what_fits(plan, free, stage, batch_size, num_accum_steps)
+    advice = ", or ".join(fitting) or f"{smaller_model}, or take a machine with more memory"
+    raise UserError(
+        f"the training would take about {_gib(plan.total_memory)} of memory, but only {_gib(free)} are free; "
+        f"set {advice}"
+    )
+
+
+def _what_fits(plan: Plan, free: int, stage: str, batch_size: int, num_accum_steps: int | None) -> list[str]:
+    """Settings with each of which ``plan`` would fit."""
     switch = "runtime.activation_checkpointing=true"
     switched = replace(plan, activation_checkpointing=True)
     others = {
@@ -256,11 +266,7 @@ def require_memory(
         if usual.total_memory <= free:
             tokens = f"the longest text has {plan.longest:,} tokens, the mean {plan.length:.0f}"
             advice.insert(0, f"a lower pretokenize.max_length_quantile ({tokens})")
-    fitting = ", or ".join(advice) or f"{smaller_model}, or take a machine with more memory"
-    raise UserError(
-        f"the training would take about {_gib(plan.total_memory)} of memory, but only {_gib(free)} are free; "
-        f"set {fitting}"
-    )
+    return advice
 
 
 def _smaller_batch(

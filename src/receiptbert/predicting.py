@@ -53,24 +53,22 @@ def predict(args: argparse.Namespace) -> None:
     keep_shapes(args.precision)
     source = None if args.input == "-" else Path(args.input)
     target = None if args.output == "-" else Path(args.output)
-    called = "stdin" if source is None else args.input
     source_format = args.source_format or _format(source, INPUTS, "lines", "--from")
     table = open_table(source, source_format, args.column)
     if source_format == "lines" and args.source_format is None:
-        _require_lines(table, args.column, called)
+        _require_lines(table, args.column)
     kind = args.target_format or _format(target, OUTPUTS, "csv", "--to")
-    text_column = _place(args.column, table, called)
+    text_column = _place(args.column, table)
     answers = answer_types(table.columns, args.top_k)
-    if args.spreadsheet and kind not in DELIMITERS:
-        raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
     with open_output(target) as stream:
+        writer = _writer(kind, stream, table, answers, args.spreadsheet)
         # Loaded first: counting reads the whole input, which may take minutes.
         classifier = receiptbert.Classifier.from_pretrained(
             args.model, args.device, args.precision, args.batch_size
         )
-        chunks, total = _part(table, args.shard, called)
+        chunks, total = _part(table, args.shard)
         lines = unlabelled = 0
-        with _writer(kind, stream, table, answers, args.spreadsheet) as write:
+        with writer as write:
             for chunk in track(chunks, "predicting", total, "lines", lambda chunk: len(chunk[0])):
                 predictions = classifier(table.texts(chunk[text_column]), args.top_k)
                 columns = answer_columns(predictions, args.top_k, args.min_confidence)
@@ -81,15 +79,15 @@ def predict(args: argparse.Namespace) -> None:
         say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or below --min-confidence")
 
 
-def _part(
-    table: Table, shard: tuple[int, int] | None, called: str
-) -> tuple[Iterator[list[Column]], int | None]:
+def _part(table: Table, shard: tuple[int, int] | None) -> tuple[Iterator[list[Column]], int | None]:
     """The rows to label, in chunks, and how many there are, if that is known."""
     total, chunks = table.count(), table.chunks()
     if shard is None:
         return chunks, total
     if total is None:
-        raise UserError(f"--shard counts the lines first, but {called} can be read only once; name a file")
+        raise UserError(
+            f"--shard counts the lines first, but {table.name} can be read only once; name a file"
+        )
     number, shards = shard
     rows = range(total * (number - 1) // shards, total * number // shards)
     return rows_of(chunks, rows), len(rows)
@@ -185,34 +183,45 @@ def require_file(path: Path) -> None:
         raise UserError(f"{path} is a folder; name a file in it")
 
 
-def _require_lines(table: Table, column: str, called: str) -> None:
+def _require_lines(table: Table, column: str) -> None:
     """Refuse a table that would be labelled as plain lines, its header among them."""
     if column != TEXT:
-        raise UserError(f"{called} is read as plain lines, which have no column {column!r}; give --from csv")
+        raise UserError(
+            f"{table.name} is read as plain lines, which have no column {column!r}; give --from csv"
+        )
     assert isinstance(table, TextTable)
     first = table.peek()
     if any(column in header_fields(first, delimiter) for delimiter in DELIMITERS["csv"]):
         raise UserError(
-            f"{called} is read as plain lines, but the first of them names a column {column!r}; give --from "
-            "csv, or --from lines if it is not a header"
+            f"{table.name} is read as plain lines, but the first of them names a column {column!r}; give "
+            "--from csv, or --from lines if it is not a header"
         )
 
 
-def _place(name: str, table: Table, source: str) -> int:
+def _place(name: str, table: Table) -> int:
     """Which column holds the texts."""
     if table.columns.count(name) != 1:
         number = "no column" if name not in table.columns else "several columns"
         present = ", ".join(repr(column[:NAME_SHOWN]) for column in table.columns[:NAMES_SHOWN])
         more = len(table.columns) - NAMES_SHOWN
         others = f" and {more:,} more" if more > 0 else ""
-        raise UserError(f"{source} has {number} {name!r}; choose one with --column among {present}{others}")
+        raise UserError(
+            f"{table.name} has {number} {name!r}; choose one with --column among {present}{others}"
+        )
     return table.columns.index(name)
 
 
 def _writer(
     kind: str, stream: BinaryIO, table: Table, answers: dict[str, type], spreadsheet: bool
 ) -> AbstractContextManager[Write]:
+    """What writes the rows.
+
+    Raises:
+        UserError: they cannot be written in the format ``kind``.
+    """
     names = [*table.columns, *answers]
+    if spreadsheet and kind not in DELIMITERS:
+        raise UserError(f"--spreadsheet is for CSV and TSV, not for {kind}")
     if kind in DELIMITERS:
         delimiter = DELIMITERS[kind][0]
         if isinstance(table, TextTable) and table.kind == kind:

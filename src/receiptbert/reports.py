@@ -1,14 +1,13 @@
 """Write metrics and plot data so that equal results give equal bytes."""
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from receiptbert.files import atomic
-from receiptbert.json_files import read_json_object
+from receiptbert.json_files import read_json_object, write_json_object
 
 Rounding = Callable[[float], float]
 LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
@@ -22,9 +21,8 @@ def five_decimals(value: float) -> float:
 
 def write_json(path: Path, values: Mapping[str, Any], rounding: Rounding = five_decimals) -> None:
     """Write ``values`` as JSON in their own order, floats rounded by ``rounding``."""
-    text = json.dumps(_rounded(values, rounding), ensure_ascii=False, indent=2)
     with atomic(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+        write_json_object(partial, _rounded(values, rounding))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     There is next to no padding, and a batch of long texts takes no more memory than one of short texts,
     unless a text is far longer than the next shorter ones, which are padded to its length. Batches come in
     random order and differ from epoch to epoch. With the shortest texts first, the model would end each epoch
-    adapted to long ones; and in a training of a single epoch these would come when the rate is nearly 0.
+    adapted to long ones; and in a training of a single epoch these would come when the learning rate is
+    nearly 0.
 
     Args:
         lengths: tokens of each text, shape (n,).

@@ -36,7 +36,7 @@ def load_texts(tokenized: Path, split: str, count: int) -> list[str]:
         UserError: there is no such file, it is damaged, or it has a different number of texts.
     """
     path = texts_path(tokenized, split)
-    texts = list(_read(path))
+    texts = [_text(path, number, line) for number, line in enumerate(_lines(path), start=1)]
     if len(texts) != count:
         raise UserError(f"{path} has {len(texts):,} texts, but {count:,} are tokenized; {PRETOKENIZE_AGAIN}")
     return texts
@@ -48,27 +48,28 @@ def draw_texts(tokenized: Path, split: str, number: int, seed: int) -> list[str]
     Only these are held in memory.
 
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: there is no such file, or one of the chosen lines is damaged.
     """
     path = texts_path(tokenized, split)
     total = sum(1 for _ in _lines(path))
     drawn = np.random.default_rng(seed).permutation(total)[:number]
     is_drawn = np.zeros(total, dtype=bool)
     is_drawn[drawn] = True
-    texts = list(compress(_read(path), is_drawn))  # in the order of the file
+    numbered = compress(enumerate(_lines(path), start=1), is_drawn)
+    texts = [_text(path, number, line) for number, line in numbered]  # in the order of the file
     places = np.argsort(np.argsort(drawn))  # of each drawn row among the others
     return [texts[place] for place in places]
 
 
-def _read(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            text = json.loads(line.decode())
-            if not isinstance(text, str):
-                raise ValueError("no text")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged (line {number}: {error}); {PRETOKENIZE_AGAIN}") from None
-        yield text
+def _text(path: Path, number: int, line: bytes) -> str:
+    """The text in line ``number``."""
+    try:
+        text = json.loads(line.decode())
+        if not isinstance(text, str):
+            raise ValueError("no text")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged (line {number}: {error}); {PRETOKENIZE_AGAIN}") from None
+    return text
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from receiptbert.progress import say
 from receiptbert.splits import TEXT
 
 # Rows in a chunk: enough to batch texts of similar length, few enough to take little memory.
-CHUNK = 20_000
+ROWS_AT_ONCE = 20_000
 
 Column: TypeAlias = Sequence[Any]
 Write: TypeAlias = Callable[[Sequence[Column]], None]
@@ -47,12 +47,13 @@ class Table(Protocol):
     """A table that can be read."""
 
     columns: list[str]
+    name: str  # of the file, or ``stdin``
 
     def count(self) -> int | None:
         """The number of rows; None if they can be read only once. Text is checked for errors in all rows."""
 
     def chunks(self) -> Iterator[list[Column]]:
-        """The rows, ``CHUNK`` at a time."""
+        """The rows, ``ROWS_AT_ONCE`` at a time."""
 
     def texts(self, column: Column) -> list[str]:
         """A column of texts as strings."""
@@ -75,6 +76,7 @@ class TextTable:
 
     def __init__(self, path: Path | None, kind: str, column: str) -> None:
         self._path = path
+        self.name = "stdin" if path is None else str(path)
         self.kind = kind
         self._column = column
         self.delimiter = ","  # replaced by that of the CSV or TSV when its header is read
@@ -95,8 +97,8 @@ class TextTable:
         return sum(1 for _ in self._parse()) - 1
 
     def chunks(self) -> Iterator[list[Column]]:
-        """The rows, ``CHUNK`` at a time."""
-        while rows := list(islice(self._rows, CHUNK)):
+        """The rows, ``ROWS_AT_ONCE`` at a time."""
+        while rows := list(islice(self._rows, ROWS_AT_ONCE)):
             yield [list(column) for column in zip(*rows, strict=True)]
 
     def texts(self, column: Column) -> list[str]:
@@ -107,10 +109,6 @@ class TextTable:
         """The chunk as it is."""
         return chunk
 
-    @property
-    def _name(self) -> str:
-        return "stdin" if self._path is None else str(self._path)
-
     def _parse(self) -> Iterator[list[str]]:
         """The names of the columns, then the rows."""
         lines = self._lines()
@@ -119,7 +117,7 @@ class TextTable:
             for number, line in enumerate(lines):
                 text = line.rstrip("\r\n")
                 if number == 0 and "\r" in text and not line.endswith("\n"):  # all lines end in that alone
-                    raise UserError(f"{self._name}: {BARE_CARRIAGE_RETURN}")
+                    raise UserError(f"{self.name}: {BARE_CARRIAGE_RETURN}")
                 yield [text]
         else:
             yield from self._parse_delimited(lines)
@@ -144,26 +142,26 @@ class TextTable:
                 if rows.line_num > begun and not self._warned and _may_be_rows(row, between):
                     self._warned = True
                     say(
-                        f"{self._name}, line {begun}: a quote opens here and closes lines later; if these are"
+                        f"{self.name}, line {begun}: a quote opens here and closes lines later; if these are"
                         " several rows, double the quotes within texts, and quote those texts"
                     )
                 yield self._padded(row, width, begun, between)
         except csv.Error as error:
-            raise UserError(f"{self._name}, line {start}: {_explained(error)}") from None
+            raise UserError(f"{self.name}, line {start}: {_explained(error)}") from None
         if not width:
-            raise UserError(f"{self._name} is empty; its first line must name the columns")
+            raise UserError(f"{self.name} is empty; its first line must name the columns")
 
     def _padded(self, row: list[str], width: int, line: int, between: str) -> list[str]:
         if any(row[width:]):
             raise UserError(
-                f"{self._name}, line {line}: {len(row)} fields, the header has {width}; "
+                f"{self.name}, line {line}: {len(row)} fields, the header has {width}; "
                 f"quote texts that have {between!r} in them"
             )
         return row[:width] + [""] * (width - len(row))
 
     def _lines(self) -> Iterator[str]:
         with open_binary(self._path) as stream:
-            yield from utf8_lines(stream, self._name)
+            yield from utf8_lines(stream, self.name)
 
 
 def _read_head(lines: Iterator[str]) -> list[str]:
@@ -212,7 +210,8 @@ def _explained(error: csv.Error) -> str:
 def open_binary(path: Path | None) -> Iterator[BinaryIO]:
     """The file to read; stdin, which stays open, for None."""
     if path is None:
-        yield sys.stdin.buffer
+        with naming(Path("stdin")):
+            yield sys.stdin.buffer
     else:
         with naming(path), path.open("rb") as stream:
             yield stream

@@ -51,7 +51,7 @@ class TokenStore:
         labels: Iterable[int] | None = None,
         progress: str | None = None,
     ) -> "TokenStore":
-        """Tokenize ``texts`` on all cores, each of their ``WordpieceTokenizer.words`` only once.
+        """Tokenize ``texts`` on all cores, each distinct word (see ``WordpieceTokenizer.words``) only once.
 
         Args:
             progress: what to call the work when reporting its progress; None to keep silent.
@@ -81,9 +81,9 @@ class TokenStore:
 
     @classmethod
     def _of_each(cls, texts: Iterable[str], tokenizer: WordpieceTokenizer) -> "TokenStore":
-        # Half the memory for every vocabulary in use; 0 texts still give arrays of the right type.
+        # 16 bits suffice for every vocabulary in use, in half the memory.
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-        ids = [np.zeros(0, dtype)]
+        ids = [np.zeros(0, dtype)]  # so that 0 texts, too, give arrays of the right type
         lengths = [np.zeros(0, np.int64)]
         for chunk_ids, chunk_lengths in tokenizer.encode_batch(texts):
             ids.append(chunk_ids.astype(dtype))
@@ -110,7 +110,10 @@ class TokenStore:
 
     def take(self, index: npt.NDArray[Any]) -> "TokenStore":
         """The texts ``index`` (indices, or a mask of shape (n,)), in that order, with their labels."""
-        index = np.flatnonzero(index) if index.dtype == bool else index
+        if index.dtype == bool:
+            if index.all():
+                return self  # a copy of a large corpus would take memory for nothing
+            index = np.flatnonzero(index)
         lengths = self.lengths[index]
         offsets = _offsets(lengths)
         ids = np.empty(offsets[-1], self.ids.dtype)
@@ -153,6 +156,7 @@ class TokenStore:
         """
         hashes = self.hashes()
         distinct, occurrences = np.unique(hashes, return_counts=True)
+        # They are sorted; the lowest hashes are as good as any drawn at random.
         return np.isin(hashes, distinct[occurrences == 1][: min(count, len(self) // 10)])
 
     def hashes(self) -> npt.NDArray[np.uint64]:

@@ -1,7 +1,6 @@
 """WordPiece: the tokenizer of BERT, trained on our own texts with byte-identical results every time."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from receiptbert.errors import TAKE_AGAIN, UserError
-from receiptbert.json_files import read_json_object
+from receiptbert.json_files import read_json_object, write_json_object
 from receiptbert.vocabulary import SPECIAL_TOKENS, learn_vocabulary
 
 SPECIAL_NAMES = ["pad", "unk", "cls", "sep", "mask"]  # what the configuration calls them
@@ -31,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     **{f"{name}_token": token for name, token in zip(SPECIAL_NAMES, SPECIAL_TOKENS, strict=True)},
 }
 # Texts handed to the Rust side at once: enough to keep every core busy, few enough to bound memory.
-CHUNK = 10_000
+TEXTS_AT_ONCE = 10_000
 # Tokenizers differ in what they make of capitals, accents, Chinese, unseen and compatibility characters and
 # punctuation, before they look for pieces.
 PROBE = "ЧАЙ Ёлка CAFÉ 茶葉 a\u0000b\u200bc № ½ ﬁ 3,2%"
@@ -133,9 +132,7 @@ class WordpieceTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = self._config if max_seqlen is None else self._config | {"model_max_length": max_seqlen}
-        (folder / CONFIG).write_text(
-            json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-        )
+        write_json_object(folder / CONFIG, config)
         (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
         self._backend.save(str(folder / "tokenizer.json"))
 
@@ -152,7 +149,7 @@ class WordpieceTokenizer:
             the ids of a chunk one after another, shape (tokens,), and how many each text has, shape (texts,).
         """
         iterator = iter(texts)
-        while chunk := list(islice(iterator, CHUNK)):
+        while chunk := list(islice(iterator, TEXTS_AT_ONCE)):
             encodings = self._backend.encode_batch_fast(chunk, add_special_tokens=False)
             lengths = np.fromiter(map(len, encodings), np.int64, len(chunk))
             ids = chain.from_iterable(encoding.ids for encoding in encodings)

@@ -114,7 +114,11 @@ class Trainer(ResumableTrainer[BertModel]):
                 self._end_epoch()
 
     def _train_step(self, steps: Iterable[list[Any]]) -> None:
-        """One epoch, or what is to be trained of it: the batches of each step."""
+        """Train an epoch, or what is left of it.
+
+        Args:
+            steps: for each step its batches, ``num_accum_steps`` of them, or fewer at the end of an epoch.
+        """
         self._model.train()
         for group in steps:
             noted: dict[str, Tensor] = {}
@@ -122,7 +126,7 @@ class Trainer(ResumableTrainer[BertModel]):
                 inputs = tuple(tensor.to(self._device) for tensor in batch)
                 with averaging(self._parallel, number == len(group)):
                     of_batch = self._pass(inputs, len(group), self._epoch, self._batch, number)
-                for name, value in of_batch.items():
+                for name, value in of_batch.items():  # tokens add up, losses become a mean over batches
                     noted[name] = noted.get(name, 0) + (value if name == "tokens" else value / len(group))
             self._optimize(noted)
         self._fetch_history()
