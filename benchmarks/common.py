@@ -151,15 +151,22 @@ def deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def shown(mean: float, std: float, number: int, decimals: int = 3) -> str:
+    """The mean of so many values, and their deviation if there are several."""
+    return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if number > 1 else "")
+
+
 # For a pipeline beside models that learn from `read_archive`.
 AS_READ = ["data.train_on_held_out_texts=false"]
 
 
 def read_archive(archive: Path) -> pd.DataFrame:
     """The rows of a corpus zip that the pipeline uses: not those of ``held_out_too``."""
+    if not archive.exists():
+        raise UserError(f"{archive} not found; name a zip with your CSV")
     with tempfile.TemporaryDirectory() as scratch:
-        extract_corpus(archive, Path(scratch))
-        corpus = read_corpus(Path(scratch) / DATA_NAME)
+        member = extract_corpus(archive, Path(scratch))[DATA_NAME]
+        corpus = read_corpus(Path(scratch) / DATA_NAME, f"{archive}: {member}")
     return corpus[~held_out_too(corpus, number_texts(corpus[TEXT]))]
 
 

@@ -35,6 +35,7 @@ from common import (
     read_archive,
     read_record,
     run_main,
+    shown,
     writable_file,
     write_archive,
     write_result,
@@ -169,7 +170,7 @@ class Curves:
         print(f"{'labels':{width}}" + "".join(f"{share:>16.0%}" for share in LABELS))
         for series, row in self._scores.items():
             cells = (
-                f"{statistics.fmean(f1):.3f} ± {deviation(f1):.3f}" for f1 in map(row.__getitem__, LABELS)
+                shown(statistics.fmean(f1), deviation(f1), len(f1)) for f1 in map(row.__getitem__, LABELS)
             )
             print(f"{series:{width}}" + "".join(f"{cell:>16}" for cell in cells))
 

@@ -39,6 +39,7 @@ from common import (
     read_record,
     run_main,
     shipped_params,
+    shown,
     some_of,
     write_result,
 )
@@ -223,8 +224,8 @@ class Table:
         heads = f"{'on val':>8}{'seeds':>7}{'seconds':>9}{'MB':>7}{'ECE':>7}"
         print(f"{'':12}{'weighted F1':>16}{'macro F1':>16}{heads}")
         for name, row in self._rows.items():
-            weighted = f"{row['mean']:.3f} ± {row['std']:.3f}"
-            macro = f"{row['macro_f1']:.3f} ± {row['macro_std']:.3f}"
+            weighted = shown(row["mean"], row["std"], row["seeds"])
+            macro = shown(row["macro_f1"], row["macro_std"], row["seeds"])
             val = f"{row['val_weighted_f1']:.3f}" if "val_weighted_f1" in row else ""
             error = f"{row['calibration_error']:.3f}" if "calibration_error" in row else ""
             print(

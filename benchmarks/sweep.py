@@ -39,6 +39,7 @@ from common import (
     read_record,
     run_main,
     shipped_params,
+    shown,
     write_archive,
     write_result,
 )
@@ -230,6 +231,7 @@ def print_table(table: Mapping[str, Row]) -> None:
     heads = f"{'val loss':>10}{'teachers':>10}{'MLM loss':>10}{'pretrain':>10}{'finetune':>10}"
     print(f"{'candidate':{width}}{'splits':>8}{'weighted F1':>18}{'beyond shipped':>20}{heads}")
     for candidate, row in table.items():
+        f1 = shown(row["mean"], row["std"], len(row["runs"]), decimals=4)
         difference = f"{row['difference']:+.4f}" if "difference" in row else ""
         if "difference_error" in row:
             difference += f" ± {row['difference_error']:.4f}"
@@ -237,7 +239,7 @@ def print_table(table: Mapping[str, Row]) -> None:
             f"{row[name]:.4f}" if name in row else "" for name in ("teacher_val_weighted_f1", "mlm_loss")
         )
         print(
-            f"{candidate:{width}}{len(row['runs']):8}{row['mean']:>9.4f} ± {row['std']:.4f}{difference:>20}"
+            f"{candidate:{width}}{len(row['runs']):8}{f1:>18}{difference:>20}"
             f"{row['val_loss']:10.4f}{teachers:>10}{mlm_loss:>10}"
             f"{row['pretrain_seconds']:8.0f} s{row['finetune_seconds']:8.0f} s"
         )

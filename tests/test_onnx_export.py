@@ -148,7 +148,7 @@ def test_the_command(
         (["new.onnx", "--lines", "."], r"\. is a folder; name a file in it"),
         (["."], "is not a file; name one"),
         (["pipe"], "pipe is not a file; name one"),
-        (["new.onnx", "--model", "nowhere"], "nowhere is not a folder; name that of a finetuned model"),
+        (["new.onnx", "--model", "nowhere"], "nowhere is not a folder in /"),
     ]:
         with pytest.raises(SystemExit, match=message):
             cli.main([*options, *arguments])

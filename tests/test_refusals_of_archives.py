@@ -129,6 +129,7 @@ ARCHIVES: list[tuple[str, Callable[[Path], Any], str]] = [
         of("x.csv", "a/categories.csv", "categories.csv"),
         "in.zip holds 2 categories.csv (…); …",
     ),
+    ("a workbook", of("xl/workbook.xml"), "in.zip is a spreadsheet; save it as CSV, and put that into a zip"),
     ("only categories.csv", of("categories.csv"), "in.zip holds no CSV; put one CSV …"),
     (
         "huge ratio",

@@ -185,7 +185,7 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("too few val texts", "finetune", texts_of_teachers("val", '"чай"\n'), "data/tokenized/val.jsonl has 1 texts, but … are tokenized; run `dvc repro pretokenize`"),
     ("too few test texts", "evaluate", content("data/tokenized/test.jsonl", ""), "data/tokenized/test.jsonl has 0 texts, but 20 are tokenized; run `dvc repro pretokenize`"),
     ("numbers for texts", "evaluate", content("data/tokenized/test.jsonl", "1\n2\n"), "data/tokenized/test.jsonl is damaged (line 1: no text); run `dvc repro pretokenize`"),
-    ("no model yet", "evaluate", lambda folder: shutil.rmtree(folder / FINETUNED), f"{FINETUNED} is not a folder; name that of a finetuned model (`dvc repro` makes one, `dvc checkout` brings back the last one)"),
+    ("no model yet", "evaluate", lambda folder: shutil.rmtree(folder / FINETUNED), f"{FINETUNED} is not a folder in …; name that of a finetuned model (`dvc repro` makes one, `dvc checkout` brings back the last one)"),
     ("config is no JSON", "evaluate", content(OF_CONFIG, "{"), f"{OF_CONFIG} is damaged (…); {AGAIN}"),
     ("config is a list", "evaluate", content(OF_CONFIG, "[]"), f"{OF_CONFIG} is damaged (it holds no JSON object); {AGAIN}"),
     ("config nested too deep", "evaluate", content(OF_CONFIG, "[" * 100_000), f"{OF_CONFIG} is damaged (…); {AGAIN}"),

@@ -145,7 +145,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
         "predict --from lines",
     ),
     (b"text\n", ["in.parquet.gz"], "in.parquet.gz is compressed; unpack it"),
-    (b"text\n\xff\n", ["in.csv", "--model", "nowhere"], "nowhere is not a folder; name that of a finetuned"),
+    (b"text\n\xff\n", ["in.csv", "--model", "nowhere"], "nowhere is not a folder in /"),
     (b"text\n", ["none.csv"], "none.csv not found"),
     (
         b"text\n",
@@ -216,7 +216,7 @@ BAD: list[tuple[bytes, list[str], str]] = [
         ["in.csv"],
         "in.csv is not text but a zip or an Excel workbook; unpack it, or",
     ),
-    (b"text\n", ["in.csv", "--model", "none"], "none is not a folder; name that of a finetuned model"),
+    (b"text\n", ["in.csv", "--model", "none"], "none is not a folder in /"),
     (b"text\n", ["in.csv", "--device", "abacus"], "device = abacus names no device; set auto"),
 ]
 
@@ -292,6 +292,7 @@ def test_what_the_device_refuses_is_told_in_terms_of_the_command(
         (["predict", "--min-confidence", "80"], "--min-confidence: 80 is not a number from 0 to 1"),
         (["predict", "--min-confidence", "1.5"], "--min-confidence: 1.5 is not a number from 0 to 1"),
         (["predict", "--min-confidence", "nan"], "--min-confidence: nan is not a number from 0 to 1"),
+        (["predict", "a.csv", "b.csv"], "unrecognized arguments: b.csv; a command takes one file"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )

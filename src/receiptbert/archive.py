@@ -26,6 +26,8 @@ CATEGORIES_NAME = "categories.csv"
 # What people put into the archive instead of a CSV: something compressed, or a table of another kind.
 NO_CSV = {".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
 NO_CSV |= {".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".parquet", ".pq", ".xls", ".xlsx", ".ods"}
+# What a zip has that is a workbook of Excel, or a table of LibreOffice.
+WORKBOOK = {"xl/workbook.xml", "content.xml"}
 # What zipfile and the decompressors raise for malformed data.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -94,6 +96,8 @@ def _choose_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile
     tables = [member for member in opened.infolist() if _is_table(member.filename)]
     categories = [member for member in tables if _base_name(member) == CATEGORIES_NAME]
     data = [member for member in tables if _base_name(member) != CATEGORIES_NAME]
+    if not data and WORKBOOK & set(opened.namelist()):
+        raise UserError(f"{archive} is a spreadsheet; save it as CSV, and put that into a zip")
     if not data:
         inner = [name for name in opened.namelist() if PurePosixPath(name).suffix.lower() in NO_CSV]
         but = f" but {inner[0]}, which is neither unpacked nor converted" if inner else ""

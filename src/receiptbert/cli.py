@@ -61,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = ""
     try:
         with one_line_errors(PROGRAM, lambda error: _explain(error, command)):
-            args = make_parser().parse_args(argv)
+            parser = make_parser()
+            args, unknown = parser.parse_known_args(argv)
+            if unknown:  # further files, perhaps, which a shell makes of `*.csv`
+                parser.error(f"unrecognized arguments: {' '.join(unknown)}; a command takes one file")
             command = args.command
             for number in ending_signals():
                 if number != signal.SIGINT:  # `kill`, too, leaves nothing half done
@@ -151,7 +154,7 @@ def _add_table_options(table: "argparse._ArgumentGroup") -> None:
         type=_name,
         metavar="FILE",
         default="-",
-        help="file to write; it appears only when it is whole; - is stdout (default)",
+        help="file to write, even the input; it appears only when it is whole; - is stdout (default)",
     )
     table.add_argument("--column", metavar="NAME", default=TEXT, help="column of the texts (%(default)s)")
     table.add_argument(

@@ -129,8 +129,8 @@ def _worst(classes: Sequence[ClassScore], num_classes: int) -> str:
         (_plain(row.name), f"{row.f1:.2f}", f"{row.precision:.2f}", f"{row.recall:.2f}", f"{row.rows:,}")
         for row in common[: -SHOWN - 1 : -1]
     ]
-    text = f"""Among categories with at least {MIN_ROWS} test rows. {num_classes - len(common):,} have fewer,
-        too few for a score of their own."""
+    text = f"""Among categories with at least {MIN_ROWS} test rows. Number of those with fewer,
+        too few for a score of their own: {num_classes - len(common):,}."""
     header = ["category", "F1", "precision", "recall", "test rows"]
     return _section("## The worst categories", _table(header, rows), text)
 

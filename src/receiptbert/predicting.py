@@ -76,7 +76,8 @@ def predict(args: argparse.Namespace) -> None:
                 lines += len(predictions)
                 unlabelled += columns[0].count("")
     if unlabelled:
-        say(f"{unlabelled:,} of {lines:,} lines got no label: empty, or below --min-confidence")
+        or_doubtful = ", or below --min-confidence" if args.min_confidence else ""
+        say(f"{unlabelled:,} of {lines:,} lines got no label: empty{or_doubtful}")
 
 
 def _part(table: Table, shard: tuple[int, int] | None) -> tuple[Iterator[list[Column]], int | None]:

@@ -37,8 +37,9 @@ def load_classifier(folder: Path) -> SavedClassifier:
             anything else than choose a class, or with invalid classes or temperature.
     """
     if not folder.is_dir():
+        here = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise UserError(
-            f"{folder} is not a folder; name that of a finetuned model (`dvc repro` makes one, "
+            f"{folder} is not a folder{here}; name that of a finetuned model (`dvc repro` makes one, "
             "`dvc checkout` brings back the last one)"
         )
     config = read_config(folder)
