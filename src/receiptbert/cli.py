@@ -63,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         with one_line_errors(PROGRAM, lambda error: _explain(error, command)):
             parser = make_parser()
             args, unknown = parser.parse_known_args(argv)
-            if unknown:  # further files, perhaps, which a shell makes of `*.csv`
-                parser.error(f"unrecognized arguments: {' '.join(unknown)}; a command takes one file")
+            if unknown:
+                # A shell makes several files of `*.csv`.
+                one_file = "" if unknown[0].startswith("-") else "; a command takes one file"
+                parser.error(f"unrecognized arguments: {' '.join(unknown)}{one_file}")
             command = args.command
             for number in ending_signals():
                 if number != signal.SIGINT:  # `kill`, too, leaves nothing half done
