@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pipeline
 from receiptbert.archive import CATEGORIES_NAME, DATA_NAME, extract_corpus
-from receiptbert.corpus import label_list, read_categories, read_corpus, require_quotes, require_splits
+from receiptbert.corpus import read_categories, read_corpus, require_quotes, require_splits
 from receiptbert.corpus_report import (
     describe,
     describe_classes,
@@ -48,7 +48,7 @@ def unzip(params: Params) -> str:
             corpus.to_csv(folder / DATA_NAME, index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
     write_json(pipeline.METRICS / "data.json", counts)
 
-    of_labels = warnings_of_labels(label_list(corpus), categories, called.get(CATEGORIES_NAME))
+    of_labels = warnings_of_labels(corpus, categories, called.get(CATEGORIES_NAME))
     for message in warnings_of_counts(counts) + of_labels:
         say(f"unzip: warning: {message}")
     rows = ", ".join(f"{count:,} {split}" for split, count in counts["rows"].items())

@@ -42,7 +42,16 @@ WARNINGS: list[tuple[str, str, str]] = [
         "unsupervised rows with a label, which is ignored: 1; to learn from them, make them train rows",
     ),
     ("blank texts", " ,2,train\n,2,train\n", "blank texts: 2"),
-    ("a class unseen in train", "rum,7,test\n", "classes without a train row, which cannot be learned: 1"),
+    (
+        "a class unseen in train",
+        "rum,7,test\n",
+        "classes without a train row, which cannot be learned: 1 (label '7')",
+    ),
+    (
+        "several classes unseen in train",
+        "rum,17,test\ngin,7,val\n",
+        "classes without a train row, which cannot be learned: 2 (label '7' and 1 more)",
+    ),
 ]
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from receiptbert.corpus import IGNORED_LABELS
+from receiptbert.corpus import IGNORED_LABELS, label_list
 from receiptbert.equal_texts import BLANK, fold
 from receiptbert.splits import LABEL, LABELLED, SPLIT, SPLITS, TEST, TRAIN, UNSUPERVISED, VAL
 
@@ -37,10 +37,9 @@ def describe_classes(corpus: pd.DataFrame) -> dict[str, Any]:
     split = corpus[SPLIT]
     train_labels = corpus.loc[split == TRAIN, LABEL]
     counts = train_labels.value_counts()
-    unseen = set(corpus.loc[corpus[LABEL] != "", LABEL]) - set(train_labels)
     return {
         "classes": {name: int(corpus.loc[split == name, LABEL].nunique()) for name in LABELLED},
-        "classes_absent_from_train": len(unseen),
+        "classes_absent_from_train": len(absent_from_train(corpus)),
         "train_rows_per_class": {
             "largest": int(counts.max()),
             "median": float(counts.median()),
@@ -48,6 +47,12 @@ def describe_classes(corpus: pd.DataFrame) -> dict[str, Any]:
         },
         "largest_class_share": float(counts.max() / counts.sum()),
     }
+
+
+def absent_from_train(corpus: pd.DataFrame) -> list[str]:
+    """Labels that only val or test has, in the order of ``label_list``."""
+    known = set(corpus.loc[corpus[SPLIT] == TRAIN, LABEL])
+    return [label for label in label_list(corpus) if label not in known]
 
 
 def warnings_of_counts(counts: dict[str, Any]) -> list[str]:
@@ -58,7 +63,7 @@ def warnings_of_counts(counts: dict[str, Any]) -> list[str]:
     many = left_out[TRAIN] > counts["rows"][TRAIN] / 10
     how_to_split = "; split texts, not rows (data/README.md)" if many else ""
     several, blank = counts["texts_with_several_labels"], counts["blank_texts"]
-    ignored, unlearnable = counts[IGNORED_LABELS], counts["classes_absent_from_train"]
+    ignored = counts[IGNORED_LABELS]
     found = [
         (shared, f"texts in several splits: {shared:,}; test rows among them: {seen:,}{flatter}"),
         (
@@ -74,14 +79,18 @@ def warnings_of_counts(counts: dict[str, Any]) -> list[str]:
             "train rows",
         ),
         (blank, f"blank texts: {blank:,}"),
-        (unlearnable, f"classes without a train row, which cannot be learned: {unlearnable}"),
     ]
     return [message for applies, message in found if applies]
 
 
-def warnings_of_labels(labels: list[str], categories: dict[str, str], file: str | None) -> list[str]:
+def warnings_of_labels(corpus: pd.DataFrame, categories: dict[str, str], file: str | None) -> list[str]:
     """What may be wrong with the labels; ``file`` is where the categories are from, if there is one."""
-    found = []
+    found, labels = [], label_list(corpus)
+    if absent := absent_from_train(corpus):
+        found.append(
+            f"classes without a train row, which cannot be learned: {len(absent)} "
+            f"(label {absent[0]!r}{_and_more(absent)})"
+        )
     spellings = pd.Series(labels)
     if (alike := spellings[fold(spellings).duplicated(keep=False)]).size:
         first = alike[fold(alike) == fold(alike[:1]).item()]
@@ -92,6 +101,10 @@ def warnings_of_labels(labels: list[str], categories: dict[str, str], file: str 
         )
     unnamed = [label for label in labels if not categories.get(label)]
     if unnamed and file is not None:
-        others = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
-        found.append(f"{file} has no name for label {unnamed[0]!r}{others}")
+        found.append(f"{file} has no name for label {unnamed[0]!r}{_and_more(unnamed)}")
     return found
+
+
+def _and_more(labels: list[str]) -> str:
+    """How many there are beside the first."""
+    return f" and {len(labels) - 1} more" if len(labels) > 1 else ""
