@@ -22,6 +22,7 @@ from huggingface import in_any_order
 from receiptbert.errors import UserError
 from setting import Setting
 from tests.benchmark_runs import run_benchmark
+from tests.projects import make_zip
 
 QUICK = ["--rounds", "1", "--size", "tiny", "--device", "cpu"]
 SHORT = ["--seconds", "0.01", "--warm-up", "0.01", "--vocab-size", "1000"]
@@ -209,3 +210,18 @@ def test_a_name_that_is_not_utf_8_costs_no_figures(tmp_path: Path, monkeypatch: 
     common.write_result(tmp_path / "result.json", {"corpus": name, "f1": 0.5})
     figures = json.loads((tmp_path / "result.json").read_text())
     assert (figures["corpus"], figures["f1"]) == (r"\udce9.zip", 0.5)
+
+
+def test_a_single_value_has_no_deviation() -> None:
+    assert common.shown(0.81234, 0.0, 1) == "0.812"
+    assert common.shown(0.81234, 0.00456, 3) == "0.812 ± 0.005"
+    assert common.shown(0.81234, 0.00456, 2, decimals=4) == "0.8123 ± 0.0046"
+
+
+def test_a_corpus_that_cannot_be_read_is_named_as_it_was_given(tmp_path: Path) -> None:
+    """Neither a setting of the pipeline nor a temporary folder."""
+    with pytest.raises(UserError, match=r"none\.zip not found; name a zip with your CSV$"):
+        common.read_archive(tmp_path / "none.zip")
+    path = make_zip(tmp_path / "bad.zip", {"in/rows.csv": "text;label;split\n"})
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: in/rows\.csv lacks the column text"):
+        common.read_archive(path)
