@@ -39,6 +39,7 @@ from receiptbert.tokenization import WordpieceTokenizer
 from timing import Rates
 
 ROOT = Path(__file__).parents[1]
+PARAMS = ROOT / "params.yaml"
 STAGES = ["unzip", "train_tokenizer", "pretokenize", "pretrain", "finetune", "evaluate"]
 # What x86 processors multiply matrices with, as Linux names it; the speed of training follows from it.
 MATRIX_UNITS = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
@@ -133,7 +134,7 @@ def write_params(folder: Path, overrides: Sequence[str]) -> None:
         UserError: there is no such setting, or its value cannot be read.
     """
     yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
+    params = yaml.load(PARAMS)
     for override in overrides:
         key, _, value = override.partition("=")
         section, _, name = key.partition(".")

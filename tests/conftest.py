@@ -18,6 +18,7 @@ import torch
 from hypothesis import settings
 from tensorboard.summary.writer import event_file_writer
 
+import common
 from receiptbert import BertFinetuneModel, BertModel, WordpieceTokenizer
 from receiptbert.hf_format import save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
@@ -36,6 +37,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = ROOT / "tests/settings.yaml"
 Make = Callable[..., Any]  # what fixtures give that make things
 
 # Modules with fixtures of a few test modules each.
@@ -57,6 +59,14 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "act_func": "gelu",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _settings_of_tests() -> Iterator[None]:
+    """Benchmarks begin with them too, instead of params.yaml."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "PARAMS", SETTINGS)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,11 +14,11 @@ from receiptbert.hf_format import save_pretrained
 from receiptbert.params_file import load_params
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore
-from tests.conftest import ROOT
+from tests.conftest import SETTINGS
 from tests.projects import with_value
 from tests.small_trainings import labelled
 
-SETTINGS = {
+CHANGED = {
     "finetune.epochs": "2",
     "finetune.min_steps": "0",
     "finetune.batch_size": "40",
@@ -59,8 +59,8 @@ def run_stage(
     save_pretrained(pretrain_model(), tokenizer, pipeline.PRETRAINED)
 
     def run_stage(**overrides: str) -> dict[Path, bytes]:
-        document = (ROOT / "params.yaml").read_text()
-        for key, value in (SETTINGS | {f"finetune.{key}": value for key, value in overrides.items()}).items():
+        document = SETTINGS.read_text()
+        for key, value in (CHANGED | {f"finetune.{key}": value for key, value in overrides.items()}).items():
             document = with_value(document, key, value)
         (tmp_path / "params.yaml").write_text(document)
         finetune.finetune(load_params(tmp_path / "params.yaml"))

@@ -23,7 +23,7 @@ import pretrain
 import train_tokenizer
 import unzip
 from receiptbert.params import Params
-from tests.conftest import ROOT
+from tests.conftest import SETTINGS
 
 Stage = Callable[[Params], str | None]
 
@@ -146,7 +146,7 @@ def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data").mkdir()
     sizes = ["--unlabelled", "100", "--train", "100", "--val", "20", "--test", "20"]
     make_sample.main([str(folder / "data/tiny.zip"), *sizes])
-    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copy(SETTINGS, folder / "params.yaml")
     set_params(folder, TINY)
     for stage in STAGES.values():
         run_here(stage, folder)
@@ -163,7 +163,5 @@ def project(tiny_project: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def bare_project(tmp_path: Path) -> Path:
     """A folder with nothing but params.yaml, which names ``in.zip``."""
-    (tmp_path / "params.yaml").write_text(
-        with_value((ROOT / "params.yaml").read_text(), "data.archive", "in.zip")
-    )
+    (tmp_path / "params.yaml").write_text(with_value(SETTINGS.read_text(), "data.archive", "in.zip"))
     return tmp_path

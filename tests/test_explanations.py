@@ -14,7 +14,7 @@ from receiptbert.failures import explain
 from receiptbert.files import naming
 from receiptbert.params_file import load_params
 from receiptbert.tables import open_binary
-from tests.conftest import ROOT
+from tests.conftest import SETTINGS
 from tests.projects import set_params
 
 
@@ -129,12 +129,12 @@ PRETRAIN = (
     ],
 )
 def test_what_the_device_refuses_is_one_line_with_advice(error: Exception, stage: str, line: str) -> None:
-    assert explain(error, stage, load_params(ROOT / "params.yaml")) == line
+    assert explain(error, stage, load_params(SETTINGS)) == line
 
 
 def test_out_of_memory_names_a_batch_that_makes_the_same_steps() -> None:
-    shipped = load_params(ROOT / "params.yaml")
-    odd = replace(shipped, pretrain=replace(shipped.pretrain, batch_size=75, num_accum_steps=2))
+    params = load_params(SETTINGS)
+    odd = replace(params, pretrain=replace(params.pretrain, batch_size=75, num_accum_steps=2))
     line = explain(CPU, "pretrain", odd)
     assert line is not None
     assert "pretrain.batch_size is 75: try pretrain.batch_size=25 and pretrain.num_accum_steps=6," in line

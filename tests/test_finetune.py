@@ -27,7 +27,7 @@ from receiptbert.plan import Plan
 from receiptbert.saved_classifier import load_classifier
 from receiptbert.split_texts import save_texts
 from receiptbert.token_store import TokenStore, store_path
-from tests.conftest import ROOT, Cut
+from tests.conftest import SETTINGS, Cut
 from tests.finetune_runs import STEPS
 from tests.projects import logged
 
@@ -73,7 +73,7 @@ def test_the_rate_of_finetuning_rises_and_falls(run_stage: Callable[..., dict[Pa
     [(1000, 300, 12), (1000, 385, 24), (33, 300, 156), (5, 0, 12), (1, 1, 12)],
 )
 def test_few_labels_are_passed_over_more_often(texts: int, min_steps: int, epochs: int) -> None:
-    p = replace(load_params(ROOT / "params.yaml").finetune, epochs=12, batch_size=32, min_steps=min_steps)
+    p = replace(load_params(SETTINGS).finetune, epochs=12, batch_size=32, min_steps=min_steps)
     blank = TokenStore(np.empty(0, np.uint16), np.zeros(texts + 1, int), None, "v")
     assert training_set(blank, np.zeros(texts, int), p).epochs == epochs
 

@@ -19,13 +19,13 @@ from receiptbert import distributed, launching
 from receiptbert.errors import UserError
 from receiptbert.params import RuntimeParams
 from receiptbert.params_file import load_params
-from tests.conftest import ROOT, log
+from tests.conftest import SETTINGS, log
 
 LAUNCHER = "torch.distributed.elastic"  # what it logs as
 
 
 def runtime(device: str, processes: int | None) -> RuntimeParams:
-    return replace(load_params(ROOT / "params.yaml").runtime, device=device, processes=processes)
+    return replace(load_params(SETTINGS).runtime, device=device, processes=processes)
 
 
 @pytest.fixture

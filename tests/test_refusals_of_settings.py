@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT
+from tests.conftest import SETTINGS
 from tests.projects import refuses, set_params
 
-SHIPPED = (ROOT / "params.yaml").read_text()
+WHOLE = SETTINGS.read_text()
 
 TRUE_OR_FALSE = "must be true or false"
 PARAMS: list[tuple[str, str, str]] = [
@@ -94,7 +94,7 @@ def test_every_number_of_params_has_a_range() -> None:
     """A new parameter needs a row above."""
     numbers = {
         f"{section}.{name}"
-        for section, values in YAML(typ="safe", pure=True).load(SHIPPED).items()
+        for section, values in YAML(typ="safe", pure=True).load(WHOLE).items()
         for name, value in values.items()
         if isinstance(value, float | int) or value == "auto"
     }
@@ -109,23 +109,23 @@ def test_every_number_of_params_has_a_range() -> None:
 YAML_FILES: list[tuple[str, str, str]] = [
     (
         "a key misspelled",
-        SHIPPED.replace("  label_smoothing:", "  label_smoothin:"),
+        WHOLE.replace("  label_smoothing:", "  label_smoothin:"),
         ": unknown key finetune.label_smoothin; is finetune.label_smoothing meant? known are seed, …",
     ),
-    ("a key of another tool", SHIPPED + "  x: 1\n", ": unknown key runtime.x; known are device, …"),
+    ("a key of another tool", WHOLE + "  x: 1\n", ": unknown key runtime.x; known are device, …"),
     (
         "a section misspelled",
-        SHIPPED + "\nfinetun:\n  lr: 1\n",
+        WHOLE + "\nfinetun:\n  lr: 1\n",
         ": unknown key finetun; is finetune meant? known …",
     ),
-    ("a key missing", SHIPPED.replace("  init:", "  # init:"), ": missing key finetune.init"),
-    ("a section missing", SHIPPED.split("finetune:")[0], ": missing key finetune"),
+    ("a key missing", WHOLE.replace("  init:", "  # init:"), ": missing key finetune.init"),
+    ("a section missing", WHOLE.split("finetune:")[0], ": missing key finetune"),
     (
         "a section that is a value",
-        SHIPPED.split("runtime:")[0] + "runtime: 1\n",
+        WHOLE.split("runtime:")[0] + "runtime: 1\n",
         ": runtime must be a mapping …",
     ),
-    ("a section that is empty", SHIPPED.split("runtime:")[0] + "runtime:\n", ": runtime must be a mapping …"),
+    ("a section that is empty", WHOLE.split("runtime:")[0] + "runtime:\n", ": runtime must be a mapping …"),
     ("a list", "- 1\n- 2\n", ": the document must be a mapping of names to values"),
     ("no document", "", ": the document must be a mapping of names to values"),
     ("no YAML", "data: [", " is not valid YAML: …"),
@@ -135,8 +135,8 @@ YAML_FILES: list[tuple[str, str, str]] = [
     ("a tag of nothing", "data: !!float ''", " is not valid YAML: …"),
     ("brackets without end", "[" * 1000, " is not valid YAML: …"),
     ("a character that is none", r'data: "\UFFFFFFFF"', " is not valid YAML: …"),
-    ("a section twice", SHIPPED + "\ndata:\n  archive: other.zip\n", " is not valid YAML: …"),
-    ("a tab", SHIPPED.replace("  lr:", "\tlr:"), " is not valid YAML: …"),
+    ("a section twice", WHOLE + "\ndata:\n  archive: other.zip\n", " is not valid YAML: …"),
+    ("a tab", WHOLE.replace("  lr:", "\tlr:"), " is not valid YAML: …"),
     ("a tag that would run code", "!!python/object/apply:os.system [ls]\n", " is not valid YAML: …"),
 ]
 

@@ -15,7 +15,7 @@ from receiptbert.encoder import parameter_counts
 from receiptbert.params import Params
 from receiptbert.params_file import load_params
 from receiptbert.sizes import SIZES
-from tests.conftest import ROOT, Make
+from tests.conftest import SETTINGS, Make
 from tests.projects import with_value
 
 VOCABULARY, POSITIONS = 30_522, 512  # of the published models
@@ -23,10 +23,10 @@ VOCABULARY, POSITIONS = 30_522, 512  # of the published models
 
 @pytest.fixture
 def read_params(tmp_path: Path) -> Callable[..., Params]:
-    """The shipped settings with other values of ``model``."""
+    """Settings with other values of ``model``."""
 
     def read(**values: object) -> Params:
-        text = (ROOT / "params.yaml").read_text()
+        text = SETTINGS.read_text()
         for name, value in values.items():
             text = with_value(text, f"model.{name}", str(value))
         (tmp_path / "params.yaml").write_text(text)
