@@ -29,6 +29,7 @@ from common import (
     positive,
     run_main,
     shipped_params,
+    shown,
     write_result,
 )
 from receiptbert.checkpoints import Checkpoints
@@ -90,7 +91,7 @@ def finetune(
     }
 
 
-def summaries(runs: dict[str, list[dict[str, float]]]) -> Iterator[tuple[str, dict[str, object]]]:
+def summaries(runs: dict[str, list[dict[str, float]]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each precision with the mean and the deviation of its runs, and its difference from fp32."""
     for precision, of_it in runs.items():
         scores = [run["weighted_f1"] for run in of_it]
@@ -124,7 +125,8 @@ def main() -> None:
         rows = dict(summaries(runs))
         write_result(args.json, {"device": str(device), **rows})
     for precision, row in rows.items():
-        print(f"{precision}  {row['mean']:.4f} ± {row['std']:.4f}  {row['difference_from_fp32']:+.4f}")
+        score = shown(row["mean"], row["std"], len(row["runs"]), decimals=4)
+        print(f"{precision}  {score}  {row['difference_from_fp32']:+.4f}")
 
 
 if __name__ == "__main__":
