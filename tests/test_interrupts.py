@@ -12,10 +12,21 @@ import torch
 
 from receiptbert.checkpoints import Checkpoints
 from receiptbert.errors import Interrupted
+from receiptbert.interrupts import Interrupts
 from tests.conftest import Cut, Make
 from tests.training_runs import Result, assert_equal, at, cut, watch, weights
 
 pytestmark = pytest.mark.usefixtures("no_rest")
+
+
+def test_a_signal_is_raised_once() -> None:
+    interrupts = Interrupts()
+    with interrupts.raised():
+        for block in (nullcontext, interrupts.held):
+            with pytest.raises(Interrupted), block():
+                os.kill(os.getpid(), signal.SIGTERM)
+            with interrupts.held():
+                pass  # nothing is pending
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -1,4 +1,5 @@
 import io
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,17 @@ def test_csv_rounds_and_quotes(tmp_path: Path) -> None:
 
 def test_mean_curve_averages_runs_of_steps() -> None:
     history = [{"step": i, "MLM": float(i), "SOP": 1.0} for i in range(1, 8)]
-    assert mean_curve(history, ["MLM", "SOP"], points=2) == [
-        [3, 2.0, 1.0],
-        [6, 5.0, 1.0],
-        [7, 7.0, 1.0],
-    ]
+    assert mean_curve(history, ["MLM", "SOP"], points=2) == [[3, 2.0, 1.0], [7, 5.5, 1.0]]
     assert len(mean_curve(history, ["MLM"])) == 7
+    assert mean_curve([], ["MLM"]) == []
+
+
+@pytest.mark.parametrize("steps", [199, 200, 201, 399, 15_801])
+def test_no_point_of_a_curve_is_noisier_than_the_others(steps: int) -> None:
+    last = [step for step, _ in mean_curve([{"step": i, "MLM": 1.0} for i in range(1, steps + 1)], ["MLM"])]
+    lengths = {after - before for before, after in pairwise([0, *last])}
+    assert max(lengths) - min(lengths) <= 1
+    assert (len(last), last[-1]) == (min(steps, 200), steps)
 
 
 def test_facts_come_back_as_they_were(tmp_path: Path) -> None:

@@ -44,12 +44,13 @@ class Interrupts:
         finally:
             self._depth -= 1
         if self.number and not self._depth:
-            raise Interrupted(self.number)
+            number, self.number = self.number, 0
+            raise Interrupted(number)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.number = number
         if not self._depth:
             raise Interrupted(number)
+        self.number = number
 
 
 def ending_signals() -> list[signal.Signals]:

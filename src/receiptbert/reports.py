@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) 
 def mean_curve(
     history: Sequence[Mapping[str, float]], columns: list[str], points: int = 200
 ) -> list[list[float]]:
-    """The means of ``columns`` over equal runs of steps, each under its last step.
+    """The means of ``columns`` over runs of steps, each under its last step.
 
-    There are at least ``points`` runs, and fewer than twice as many; of fewer steps, each is a run.
+    There are ``points`` runs, whose lengths differ by a step at most; of fewer steps, each is a run.
 
     Losses of single batches are too noisy for a plot; TensorBoard has each of them.
     """
-    size = max(1, len(history) // points)
-    runs = [history[i : i + size] for i in range(0, len(history), size)]
+    ends = sorted({len(history) * run // points for run in range(points + 1)})
     return [
         [run[-1]["step"], *(sum(record[name] for record in run) / len(run) for name in columns)]
-        for run in runs
+        for run in (history[start:end] for start, end in pairwise(ends))
     ]
 
 
