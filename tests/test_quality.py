@@ -212,9 +212,8 @@ def test_seeds_that_a_table_has_of_the_same_settings_are_not_run_again(
 
 
 def test_the_assignments_settings_are_those_of_the_readme() -> None:
-    line = next(
-        line for line in (ROOT / "README.md").read_text().splitlines() if "assignment's settings" in line
-    )
+    readme = (ROOT / "README.md").read_text()
+    (line,) = (line for line in readme.splitlines() if line.startswith("| the assignment's settings"))
     command = line.split("`")[1]
     assert command == "dvc exp run " + " ".join(
         f"-S {override}" for override in quality.OVERRIDES["assignment"]
