@@ -43,7 +43,7 @@ def test_apex_casts_in_the_forward_passes_of_the_training_alone(
     trainer, loaders = finetuner(model, precision="fp16", amp_backend="apex")
     assert not apex.casting
     seen = set()
-    model._backbone.levels()[-1].register_forward_pre_hook(
+    model.backbone.levels()[-1].register_forward_pre_hook(
         lambda layer, _: seen.add(("train" if layer.training else "eval", apex.casting))
     )
     trainer.train(loaders, 2)

@@ -54,7 +54,7 @@ def test_pretrained_checkpoint_gives_our_logits_in_transformers(pretrained: tupl
     ids = torch.randint(5, 50, (3, 9))
     types = torch.randint(0, 2, (3, 9))
     with torch.no_grad():
-        hidden = model._backbone(ids, None, types)
+        hidden = model.backbone(ids, None, types)
         mlm, sop = model._mlm_head.logits(hidden), model._classifier_head(hidden)
         output = theirs(ids, token_type_ids=types)
         torch.testing.assert_close(output.prediction_logits, mlm, atol=1e-5, rtol=0)
@@ -151,8 +151,8 @@ def test_encoder_comes_from_the_pretrained_checkpoint(
     model: BertFinetuneModel = finetune_model()
     fresh_output = model._classifier_head._output.weight.clone()
     load_encoder(model, folder)
-    for name, tensor in model._backbone.state_dict().items():
-        assert torch.equal(tensor, source._backbone.state_dict()[name]), name
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, source.backbone.state_dict()[name]), name
     assert torch.equal(model._classifier_head._dense.weight, source._classifier_head._dense.weight)
     assert torch.equal(model._classifier_head._output.weight, fresh_output)
 
@@ -180,7 +180,7 @@ def test_any_hugging_face_bert_can_be_finetuned(hf_class: Any, tmp_path: Path) -
     load_encoder(ours, tmp_path)
     ids = torch.randint(0, 60, (2, 7))
     encoder = getattr(theirs, "bert", theirs)
-    torch.testing.assert_close(ours._backbone(ids), encoder(ids).last_hidden_state, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours.backbone(ids), encoder(ids).last_hidden_state, atol=1e-6, rtol=1e-5)
 
 
 def test_tensorflow_names_of_layer_norms_are_understood(
@@ -193,8 +193,8 @@ def test_tensorflow_names_of_layer_norms_are_understood(
                 weights[key.removesuffix(name) + old] = weights.pop(key)
     model: BertFinetuneModel = finetune_model()
     load_encoder(model, folder)
-    for name, tensor in model._backbone.state_dict().items():
-        assert torch.equal(tensor, source._backbone.state_dict()[name]), name
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, source.backbone.state_dict()[name]), name
 
 
 def test_load_weights_reads_a_state_dict(pretrain_model: Make, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_classifier_equals_hugging_face(batch: dict[str, Tensor]) -> None:
 
 def test_hidden_states_equal_hugging_face(batch: dict[str, Tensor]) -> None:
     model = shaken(BertModel(D, V, P, 2, 4 * D, H, act_func="gelu"))
-    ours = model._backbone(batch["ids"], batch["mask"], batch["types"])
+    ours = model.backbone(batch["ids"], batch["mask"], batch["types"])
     twin: HfBertModel = hf_twin(model, BertForPreTraining).bert
     theirs = twin(batch["ids"], attention_mask=batch["mask"], token_type_ids=batch["types"]).last_hidden_state
     kept = batch["mask"].bool()

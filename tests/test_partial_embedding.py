@@ -15,7 +15,7 @@ from tests.small_trainings import labelled
 
 
 def table(model: BertFinetuneModel) -> Tensor:
-    return model._backbone.get_token_embeddings().weight.detach()
+    return model.backbone.get_token_embeddings().weight.detach()
 
 
 @pytest.fixture

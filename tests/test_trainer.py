@@ -47,7 +47,7 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_no_bit(
         model = pretrain_model(**dropout_everywhere(0.1))
         model.backbone.activation_checkpointing = active
         computed: list[str] = []
-        model._backbone._layers[0].register_forward_pre_hook(lambda *_, log=computed: log.append("layer"))
+        model.backbone._layers[0].register_forward_pre_hook(lambda *_, log=computed: log.append("layer"))
         trainer = pretrainer(model, max_grad_norm=1.0, precision=precision)
         loader = pretrain_loader()
         torch.manual_seed(1)
@@ -170,7 +170,7 @@ def test_scoring_keeps_nothing_for_gradients(
     kept: list[bool] = []
     trainer, (classifying, loaders) = pretrainer(), finetuner()
     for model in (trainer._model, classifying._model):
-        model._backbone.register_forward_hook(lambda _, __, output: kept.append(output.requires_grad))
+        model.backbone.register_forward_hook(lambda _, __, output: kept.append(output.requires_grad))
     trainer.evaluate(pretrain_loader())
     classifying._eval_step(loaders["eval"])
     assert kept

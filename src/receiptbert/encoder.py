@@ -99,6 +99,10 @@ class Bert(nn.Module):
         """The token embeddings."""
         return self._embeddings.get_token_embeddings()
 
+    def set_token_embeddings(self, embeddings: nn.Module) -> None:
+        """Replace the token embeddings by a module that maps (B, S) ids to (B, S, d), too."""
+        self._embeddings.set_token_embeddings(embeddings)
+
     def levels(self) -> list[nn.Module]:
         """The embeddings, then the layers from the bottom up."""
         return [self._embeddings, *self._layers]

@@ -52,6 +52,10 @@ class BertEmbeddings(nn.Module):
         """The token embeddings, which the MLM head shares (weight tying)."""
         return self._token_embeddings
 
+    def set_token_embeddings(self, embeddings: nn.Module) -> None:
+        """Replace the token embeddings by a module that maps (B, S) ids to (B, S, d), too."""
+        self.add_module("_token_embeddings", embeddings)
+
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """(B, S) ids and (B, S) segments, all 0 if None -> (B, S, d)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)

@@ -65,10 +65,10 @@ def only_tokens(model: BertFinetuneModel, ids: Tensor) -> Iterator[None]:
     The model has to be on the training device already. The other tokens are spared what an optimizer does to
     rows without a gradient: weight decay.
     """
-    embeddings = model._backbone._embeddings
-    partial = PartialEmbedding(embeddings.get_token_embeddings(), ids).train(embeddings.training)
-    embeddings.add_module("_token_embeddings", partial)
+    encoder = model.backbone
+    partial = PartialEmbedding(encoder.get_token_embeddings(), ids).train(encoder.training)
+    encoder.set_token_embeddings(partial)
     try:
         yield
     finally:
-        embeddings.add_module("_token_embeddings", partial.to_embedding())
+        encoder.set_token_embeddings(partial.to_embedding())

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tokenizers import BertWordPieceTokenizer
 
@@ -39,23 +40,23 @@ def learn_vocabulary(
         UserError: the characters alone need more entries.
     """
     try:
-        words: Counter[str] = Counter()
-        _write_words(corpus, corpus_path, words)
+        words = _write_words(corpus, corpus_path)
         return _train(new_trainer, corpus_path, words, vocab_size, min_frequency)
     finally:
         corpus_path.unlink(missing_ok=True)
 
 
-def _write_words(texts: Iterable[str], path: Path, counts: Counter[str] | None = None) -> None:
-    """Write the words of the texts, those of ``TEXTS_PER_LINE`` in a line, and add them to ``counts``."""
+def _write_words(texts: Iterable[str], path: Path) -> Counter[str]:
+    """Write the words of the texts, those of ``TEXTS_PER_LINE`` in a line; return how often each occurs."""
+    counts: Counter[str] = Counter()
     iterator = iter(texts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path), path.open("w", encoding="utf-8") as file:
         while some := list(islice(iterator, TEXTS_PER_LINE)):
             words = " ".join(some).split()
-            if counts is not None:
-                counts.update(words)
+            counts.update(words)
             file.write(" ".join(words) + "\n")
+    return counts
 
 
 def _train(
@@ -77,30 +78,27 @@ def _train(
     they were special tokens.
     """
     alphabet = _alphabet(new_trainer(), words)
-
-    def train(path: Path, size: int, first: list[str]) -> dict[str, int]:
-        # A new one, since a trained one would find its special tokens in texts that spell them.
-        trainer = new_trainer()
-        trainer.train(
-            str(path),
-            vocab_size=size,
-            min_frequency=min_frequency,
-            limit_alphabet=len(alphabet),
-            initial_alphabet=alphabet,
-            special_tokens=first,
-            # Without a terminal its progress bar is nothing but empty lines.
-            show_progress=size > 0 and in_terminal(),
-        )
-        return trainer.get_vocab()
-
-    words_path = corpus_path.with_name(f"{corpus_path.name}.words")
-    try:
-        _write_words(words, words_path)
-        known = train(words_path, 0, SPECIAL_TOKENS)
-    finally:
-        words_path.unlink(missing_ok=True)
-    continuations = sorted(token for token in known if token.startswith(CONTINUATION))
-    vocabulary = train(corpus_path, vocab_size, SPECIAL_TOKENS + continuations)
+    settings: dict[str, Any] = {
+        "min_frequency": min_frequency,
+        "limit_alphabet": len(alphabet),
+        "initial_alphabet": alphabet,
+    }
+    trainer = new_trainer()
+    trainer.train_from_iterator(
+        words, vocab_size=0, special_tokens=SPECIAL_TOKENS, show_progress=False, **settings
+    )
+    continuations = sorted(token for token in trainer.get_vocab() if token.startswith(CONTINUATION))
+    # A new one, since a trained one would find its special tokens in texts that spell them.
+    trainer = new_trainer()
+    trainer.train(
+        str(corpus_path),
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS + continuations,
+        # Without a terminal its progress bar is nothing but empty lines.
+        show_progress=in_terminal(),
+        **settings,
+    )
+    vocabulary = trainer.get_vocab()
     if len(vocabulary) > vocab_size:
         raise UserError(
             f"tokenizer.vocab_size = {vocab_size} is too small: the characters of the corpus alone "
