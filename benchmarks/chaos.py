@@ -31,6 +31,7 @@ from common import (
     run_main,
     shipped_params,
     stage_command,
+    stage_environment,
     write_params,
     write_result,
 )
@@ -110,7 +111,11 @@ def _kill_often(folder: Path, kills: int, moments: random.Random) -> Counter[str
 def _run(stage: str, folder: Path, kill_after: float | None = None) -> bool:
     """Run a stage until it ends or is killed; return whether it was killed."""
     process = subprocess.Popen(
-        stage_command(stage), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        stage_command(stage),
+        cwd=folder,
+        env=stage_environment(stage),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     try:
         _, errors = process.communicate(timeout=kill_after)

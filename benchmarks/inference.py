@@ -72,8 +72,7 @@ def main() -> None:
         ]
 
     def pipe_sorted(lines: list[str]) -> list[str]:
-        lengths = [len(ids) for ids in theirs.tokenizer(lines)["input_ids"]]
-        order = sorted(range(len(lines)), key=lengths.__getitem__)
+        order = sorted(range(len(lines)), key=lambda number: distinct[lines[number]])
         answers = pipe(batch_size=PREDICTION_BATCH_SIZE)([lines[number] for number in order])
         return [answer for _, answer in sorted(zip(order, answers, strict=True))]
 
@@ -103,11 +102,11 @@ def main() -> None:
         sys.exit("the labels differ")
 
 
-def distinct_lines(setting: Setting) -> list[str]:
-    """The lines that have tokens, each once."""
+def distinct_lines(setting: Setting) -> dict[str, int]:
+    """The lines that have tokens, each once, and how many."""
     lines = list(dict.fromkeys(setting.lines))
     lengths = TokenStore.from_texts(lines, setting.tokenizer).lengths
-    return [line for line, length in zip(lines, lengths, strict=True) if length]
+    return {line: length for line, length in zip(lines, lengths.tolist(), strict=True) if length}
 
 
 def _finetuned(setting: Setting) -> BertFinetuneModel:

@@ -44,7 +44,6 @@ from common import (
     write_result,
 )
 from linear import FEATURES, STRENGTHS, fit_svm, megabytes
-from receiptbert.errors import UserError
 from receiptbert.metrics import f1
 from receiptbert.progress import say
 from receiptbert.reports import read_json
@@ -244,10 +243,7 @@ def main() -> None:
     add_overrides(parser)
     parser.add_argument("--work", type=Path, help="keep all folders there, to go on from")
     args = parser.parse_args()
-    try:
-        refuse_overrides(args.overrides, ["data"])
-    except UserError as error:
-        parser.error(str(error))
+    refuse_overrides(args.overrides, ["data"])
     contest = Contest(args.corpus, read_archive(args.corpus), args.overrides, args.jobs)
     table = Table(args.corpus, args.json)
     with tempfile.TemporaryDirectory() as scratch:

@@ -92,7 +92,7 @@ def main() -> None:
     versions = {"dvc": version("dvc")}
     if sshd:
         versions |= {"dvc_ssh": version("dvc-ssh"), "openssh": openssh_version()}
-    write_result(args.json, {**figures, "versions": versions})
+    write_result(args.json, {**figures, "tools": versions})
     if found := faults(figures):
         sys.exit("; ".join(found))
 

@@ -257,11 +257,8 @@ def main() -> None:
     corpus = read_archive(args.corpus)
     known = {"corpus": args.corpus.name, "sha256": sha256(args.corpus)}
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            candidates = read_candidates(args.candidates, args.overrides)
-            trials = plan(candidates, args.splits, known["sha256"], args.work or Path(scratch))
-        except UserError as error:
-            parser.error(str(error))
+        candidates = read_candidates(args.candidates, args.overrides)
+        trials = plan(candidates, args.splits, known["sha256"], args.work or Path(scratch))
 
         def report() -> None:
             write_result(args.json, known | summaries(trials))

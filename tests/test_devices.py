@@ -33,7 +33,6 @@ print(resident() - before, os.environ.get("THP_MEM_ALLOC_ENABLE"), os.environ.ge
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is told as Linux tells it")
 def test_freed_memory_is_kept_and_huge_pages_are_asked_for() -> None:
     # A stage that ran in this process before has set it.
     ours = {"THP_MEM_ALLOC_ENABLE", KEPT_SHAPES}
@@ -78,17 +77,17 @@ def test_a_gpu_gives_the_same_bits_if_it_is_asked_to(
     assert asked == [True] * deterministic
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
 
-    def note(name: str, flag: bool) -> torch.device:
+    def note(name: str, flag: bool = False) -> torch.device:
         assert name == "cpu"
         asked.append(flag)
         raise Cut
 
     set_params(project, {"runtime.deterministic": str(deterministic).lower()})
-    for stage in ("pretrain", "finetune"):
+    for stage in ("pretrain", "finetune", "evaluate"):
         monkeypatch.setattr(f"{stage}.choose_device", note)
         with pytest.raises(Cut):
             run_here(STAGES[stage], project)
-    assert asked == [*[True] * deterministic, deterministic, deterministic]
+    assert asked == [*[True] * deterministic, deterministic, deterministic, False]
 
 
 def test_free_memory_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,24 +65,26 @@ def test_stages_say_what_they_do_and_run_without_templates() -> None:
         assert stage["cmd"] == f"exec python src/{name}.py"
 
 
-def is_ignored(path: str) -> bool:
-    """Whether the project's rules have git ignore ``path``, tracked or not, whatever the user's rules."""
-    command = ["git", "-c", "core.excludesFile=/dev/null", "check-ignore", "--no-index", "-q", path]
-    status = subprocess.run(command, cwd=ROOT).returncode
+def is_ignored(path: str, repository: Path) -> bool:
+    """Whether the project's rules have git ignore ``path``, whatever the user's rules."""
+    command = ["git", "-c", "core.excludesFile=/dev/null", "check-ignore", "-q", path]
+    status = subprocess.run(command, cwd=repository).returncode
     assert status in (0, 1)  # anything else is a failure of git
     return status == 0
 
 
 @pytest.mark.parametrize("kind", ["outs", "metrics", "plots"])
-def test_outputs_are_ignored_by_git_and_metrics_and_plots_are_not(kind: str) -> None:
+def test_outputs_are_ignored_by_git_and_metrics_and_plots_are_not(kind: str, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
     outs = [out for stage in SPECS.values() for out in stage.get(kind, [])]
     assert outs
     for out in outs:
         if isinstance(out, str):
-            assert is_ignored(f"{out}/file")
+            assert is_ignored(f"{out}/file", tmp_path)
             continue
         ((path, options),) = out.items()
         assert options["cache"] is False
         assert kind == "plots" or list(options) == ["cache"]  # plots also say how they are drawn
         assert path.startswith("metrics/")
-        assert not is_ignored(path)
+        assert not is_ignored(path, tmp_path)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from receiptbert.files import atomic
 from tests.projects import contents
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a descriptor tells its file")
 def test_contents_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(

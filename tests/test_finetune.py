@@ -16,9 +16,7 @@ import pipeline
 from receiptbert import WordpieceTokenizer
 from receiptbert.base_trainer import BaseTrainer
 from receiptbert.calibration import fit_temperature
-from receiptbert.corpus_facts import Classes
 from receiptbert.finetune_trainer import FinetuneTrainer
-from receiptbert.hf_format import save_pretrained
 from receiptbert.inference import inference_loader, predict_logits
 from receiptbert.labelled import training_set
 from receiptbert.metrics import f1
@@ -182,35 +180,6 @@ def test_the_temperature_is_not_that_of_classes_nobody_has_taught(
     assert len(logits) == len(true)
 
 
-@pytest.mark.parametrize("changed", [None, "test", "texts", "classes", "pretrained"])
-def test_a_stage_goes_on_only_with_the_same_inputs(
-    run_stage: Callable[..., dict[Path, bytes]],
-    tokenizer: WordpieceTokenizer,
-    pretrain_model: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    changed: str | None,
-) -> None:
-    def cut(*_: Any) -> float:
-        raise Cut
-
-    monkeypatch.setattr("finetune.fit_temperature", cut)  # trained, and nothing written
-    with pytest.raises(Cut):
-        run_stage(teachers="0")
-    assert "resumed" not in capsys.readouterr().err
-    if changed == "test":
-        save_texts(pipeline.TOKENIZED, "test", ["б"])
-    elif changed == "texts":
-        save_texts(pipeline.TOKENIZED, "unsupervised", ["б"])
-    elif changed == "classes":
-        Classes(labels=list("012"), names=list("абг")).save(pipeline.CLASSES)
-    elif changed == "pretrained":
-        save_pretrained(pretrain_model(act_func="relu"), tokenizer, pipeline.PRETRAINED)
-    with pytest.raises(Cut):
-        run_stage(teachers="0")
-    assert ("resumed after step 4" in capsys.readouterr().err) == (changed in (None, "test"))
-
-
 def test_the_score_that_chooses_the_epoch_is_that_of_val(
     run_stage: Callable[..., dict[Path, bytes]], tokenizer: WordpieceTokenizer
 ) -> None:
@@ -223,4 +192,4 @@ def test_the_score_that_chooses_the_epoch_is_that_of_val(
     assert len(set(predicted)) > 1
     score = f1(val.labels, predicted, "weighted")
     metrics = json.loads((pipeline.METRICS / "finetune.json").read_text())
-    assert metrics["val_weighted_f1"] == pytest.approx(score, abs=1e-5)
+    assert metrics["val_weighted_f1"] == pytest.approx(score, abs=1e-5) != f1(val.labels, predicted, "macro")

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from receiptbert import FinetuneDataset, FinetuneTrainer, InferenceDataset, WordpieceTokenizer, make_scorer
 from receiptbert.flat_texts import padding_mask
 from receiptbert.inference import inference_loader, predict_logits
-from receiptbert.metrics import f1
 from receiptbert.sampling import LengthGroupedBatchSampler
 from tests.conftest import Make
 from tests.small_trainings import labelled
@@ -39,16 +38,6 @@ def test_finetuning_learns(texts: list[str], tokenizer: WordpieceTokenizer, fine
     trainer.train(loaders, 8, scorer)
     assert name == "f1"
     assert scorer(trainer)[1] > max(before, 0.9)
-
-
-def test_the_score_is_the_weighted_f1(
-    texts: list[str], tokenizer: WordpieceTokenizer, finetuner: Make
-) -> None:
-    trainer, _ = finetuner()
-    lines, targets = labelled(texts)
-    _, score = make_scorer(lines, targets, tokenizer, 12)(trainer)
-    predicted = trainer.predict(inference_loader(lines, tokenizer, 12))
-    assert score == f1(targets, predicted, "weighted") != f1(targets, predicted, "macro")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,11 @@ def test_a_signal_is_raised_once() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             with interrupts.held():
                 pass  # nothing is pending
+    with interrupts.raised(), suppress(Cut), interrupts.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise Cut
+    with interrupts.raised():
+        assert not interrupts.number  # it was of the training before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

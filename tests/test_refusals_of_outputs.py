@@ -161,7 +161,6 @@ OUTPUTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("no such device", "pretrain", params(runtime__device="cuda:x"), "params.yaml: runtime.device = cuda:x names no device; set auto"),
     ("no such GPU", "pretrain", params(runtime__device="cuda:99"), "params.yaml: runtime.device = cuda:99, but torch … finds no such device; set auto"),
     ("a number beyond eight bits", "pretrain", params(runtime__device="cuda:200"), "params.yaml: runtime.device = cuda:200, but torch … finds no such device; set auto"),
-    ("a model too large", "pretrain", params(model__intermediate_size="2000000000"), "the training would take about … GiB of memory, but only … GiB are free; set a smaller model.size, or take a machine with more memory"),
     ("apex without a GPU", "pretrain", params(runtime__amp_backend="apex", pretrain__precision="fp16"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, but the device is cpu; set torch"),
     ("apex without a GPU", "finetune", params(runtime__amp_backend="apex"), "params.yaml: runtime.amp_backend = apex, which needs a CUDA GPU, but the device is cpu; set torch"),
     ("fp16 on a CPU", "pretrain", params(pretrain__precision="fp16"), "params.yaml: pretrain.precision = fp16, which this cpu does not support; set auto"),

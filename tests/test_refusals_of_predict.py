@@ -211,13 +211,6 @@ BAD: list[tuple[bytes, list[str], str]] = [
     (b"", ["none"], "none not found"),
     (b"PK\x03\x04\n\0", ["in.csv"], "in.csv is not text but a zip or an Excel workbook; unpack it, or"),
     (b"\x1f\x8b\x08\0\0\0", ["in.csv"], "in.csv is not text but gzip; unpack it, or export it as CSV"),
-    (
-        b"PK\x03\x04\x14\0\x06\0",
-        ["in.csv"],
-        "in.csv is not text but a zip or an Excel workbook; unpack it, or",
-    ),
-    (b"text\n", ["in.csv", "--model", "none"], "none is not a folder in /"),
-    (b"text\n", ["in.csv", "--device", "abacus"], "device = abacus names no device; set auto"),
 ]
 
 

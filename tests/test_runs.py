@@ -123,11 +123,6 @@ def test_what_ends_early_because_another_failed_is_no_result() -> None:
     assert found == []
 
 
-def test_a_digest_changes_with_each_setting() -> None:
-    assert runs.digest({"a": 1, "b": 2}) != runs.digest({"a": 1, "b": 3})
-    assert runs.digest({"a": 1, "b": 2}) == runs.digest({"a": 1, "b": 2})
-
-
 def test_a_digest_changes_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def digest(**files: str) -> str:
         for folder, content in files.items():
@@ -144,8 +139,3 @@ def test_a_digest_changes_with_the_code(tmp_path: Path, monkeypatch: pytest.Monk
         assert digest(src="a = 1", benchmarks="b = 2") == first  # what only measures
     finally:
         runs._code.cache_clear()
-
-
-def test_the_sha256_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    assert runs.sha256(tmp_path / "file").startswith("ba7816bf8f01cfea")  # FIPS 180-2, example B.1

@@ -68,6 +68,8 @@ def test_what_is_told_of_tokens_is_true(tiny_project: Path) -> None:
     longest = load_longest(tiny_project / "data/tokenized/lengths.json")
     told = metric(tiny_project, "tokens")
     assert told["max_length"] == longest
+    store = TokenStore.load(tiny_project / "data/tokenized/unsupervised.safetensors")
+    assert store.lengths.tolist() == sorted(of_unsupervised)
     assert (of_unsupervised <= longest).mean() >= 0.995 > (of_unsupervised < longest).mean()
     assert told["tokens_per_text"] == {split: pytest.approx(many.mean()) for split, many in lengths.items()}
     assert told["texts_above_max_length"] == {split: sum(many > longest) for split, many in lengths.items()}
@@ -83,6 +85,8 @@ def test_whoever_the_umask_lets_may_read_what_the_stages_write(tiny_project: Pat
         for path in (tiny_project / folder).rglob("*")
         if path.is_file()
     ]
+    of_tokenizer = {path.name for path in outputs if path.is_relative_to(tiny_project / "models/tokenizer")}
+    assert of_tokenizer == {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
     assert {path.suffix for path in outputs} >= {".safetensors", ".json", ".csv", ".txt"}
     assert {path.stat().st_mode for path in outputs} == {(tmp_path / "plain").stat().st_mode}
 
@@ -107,7 +111,9 @@ def test_evaluate_takes_the_temperature_of_the_checkpoint(project: Path) -> None
     run_here(STAGES["evaluate"], project)
     scores = metric(project, "test")
     assert scores["nll"] != scores["nll_uncalibrated"]
-    assert "the temperature 0.01," in (project / "metrics/MODEL_CARD.md").read_text()
+    card = (project / "metrics/MODEL_CARD.md").read_text()
+    assert "the temperature 0.01," in card
+    assert "The corpus is tiny.zip." in card  # without its folder
 
 
 def test_evaluate_cuts_texts_that_are_too_long_for_the_model(project: Path) -> None:
@@ -176,7 +182,6 @@ def test_what_is_scored_is_what_the_classifier_answers(tiny_project: Path) -> No
     assert confusion["predicted"].tolist() == [answer.category for answer in classify(test[TEXT].tolist())]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a process hears of its parent's end")
 def test_a_stage_asks_to_end_with_dvc_before_it_imports_what_takes_long() -> None:
     told = {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}
     environment = {name: value for name, value in os.environ.items() if name not in told}
