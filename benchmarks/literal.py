@@ -1,8 +1,8 @@
 """The assignment read literally: what a student's first working version does, as a yardstick for speed.
 
 It trains the same model, but makes pairs text by text in Python, computes logits at every token, and always
-adds a full attention mask to the attention scores. The collator is ours, which is what the assignment
-asks for.
+adds a full attention mask to the attention scores (the assignment replaces the scores of padding, to the
+same effect). The collator is ours, which is what the assignment asks for.
 """
 
 import math

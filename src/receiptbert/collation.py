@@ -29,8 +29,8 @@ class Collator:
         whole_words: choose all pieces of a word or none, so that no piece left out gives the others away
             (what becomes of a chosen piece is drawn for each by itself). A word cut between the segments
             counts as two; of a word cut by the window, the part shown counts as one.
-        letters_only: choose no piece without a letter, whatever the rest of its word is: the value of a
-            number says little about the words around it.
+        letters_only: choose no piece without a letter, whatever the rest of its word is: the words around a
+            number say little about its value, so there is little to learn from guessing it.
 
     Not all targets become ``[MASK]``, a token that finetuning never sees: a model trained only at masks need
     not represent the other tokens. Random and unchanged targets make it represent every token.

@@ -94,7 +94,7 @@ class FinetuneTrainer(ResumableTrainer[BertFinetuneModel]):
         scorer: Callable[["FinetuneTrainer"], tuple[str, float]] | None = None,
         eval_every: int = 1,
     ) -> None:
-        """Train for ``n_epochs`` and keep the weights of the epoch with the best score.
+        """Train for ``n_epochs`` and keep the weights of the epoch, of these, with the best score.
 
         Args:
             dataloaders: ``train`` and ``eval``, of batches that ``collate_fn`` makes, with class ids or
