@@ -6,9 +6,9 @@ From raw lines to labels, other lines in each round, as far as the corpus has th
 ours computes equal lines once, and has tokens, since ours gives no label to a line without. The checkpoint is
 finetuned for three epochs from random weights: it gives dozens of labels, which rounding does not decide.
 "same precision" runs the pipeline in batches as large as ours, of lines as they come; "sorted" hands it the
-lines in the order of their tokens' number, as ours has them, so that little is padded. "defaults" (fp32, too)
-takes one line at a time, so it is timed on a tenth of the lines. On a GPU the pipeline does without cuDNN's
-attention, as ours does.
+lines in the order of their tokens' number, as ours has them, so that little is padded; it is given these
+numbers, ours has to count. "defaults" (fp32, too) takes one line at a time, so it is timed on a tenth of the
+lines. On a GPU the pipeline does without cuDNN's attention, as ours does.
 """
 
 import sys
