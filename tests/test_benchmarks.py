@@ -38,6 +38,16 @@ RATIOS = {
         "pretrain_vs_trainer_defaults": ("pretrain: ours", "pretrain: Trainer, defaults"),
         "pretrain_vs_literal": ("pretrain: ours", "pretrain: read literally"),
         "pretrain_share_of_floor": ("pretrain: ours", "pretrain: floor"),
+        "pretrain_15_percent_vs_trainer_same_precision": (
+            "pretrain: ours, 15% masked",
+            "pretrain: Trainer, same precision",
+        ),
+        "pretrain_15_percent_vs_trainer_defaults": (
+            "pretrain: ours, 15% masked",
+            "pretrain: Trainer, defaults",
+        ),
+        "pretrain_15_percent_vs_literal": ("pretrain: ours, 15% masked", "pretrain: read literally"),
+        "pretrain_15_percent_share_of_floor": ("pretrain: ours, 15% masked", "pretrain: floor, 15% masked"),
         "finetune_vs_trainer_same_precision": ("finetune: ours", "finetune: Trainer, same precision"),
         "finetune_vs_trainer_defaults": ("finetune: ours", "finetune: Trainer, defaults"),
         "finetune_share_of_floor": ("finetune: ours", "finetune: floor"),

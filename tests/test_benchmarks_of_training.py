@@ -60,6 +60,21 @@ def test_operations_are_those_of_the_plan(archive: Path) -> None:
         assert throughput.operations(setting, stage) == pytest.approx(planned.operations_per_token)
 
 
+def test_berts_share_of_masked_tokens_needs_fewer_operations(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = setting_of(archive)
+    monkeypatch.setattr(ours, "pretrain", lambda setting, _: throughput.operations(setting, "pretrain"))
+    as_bert = throughput.pretrain_as_bert(setting, Task(batch_size=2, seconds=1.0, warm_up=1.0))
+    # The Trainer's operations depend on no share, so beside it ours has nothing but this to gain.
+    expected = setting_of(archive, overrides=["pretrain.mask_prob=0.15"])
+    assert expected.params.pretrain.mask_prob != setting.params.pretrain.mask_prob
+    same_texts = replace(expected, unlabelled=setting.unlabelled)
+    assert (
+        as_bert == throughput.operations(same_texts, "pretrain") < throughput.operations(setting, "pretrain")
+    )
+
+
 def test_the_size_sets_what_is_auto_and_the_user_has_the_last_word(archive: Path) -> None:
     for overrides, expected in (([], 0.1), (["pretrain.dropout=0.3"], 0.3)):
         assert setting_of(archive, overrides=overrides, size="base").params.pretrain.dropout == expected
