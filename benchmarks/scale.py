@@ -33,8 +33,8 @@ def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__, corpus=False)
     parser.add_argument("--lines", type=positive, nargs="+", default=[30_000, 300_000, 3_000_000])
-    parser.add_argument("--steps", type=positive, default=100, help="of pretraining")
-    parser.add_argument("--train", type=positive, default=2000, help="labelled lines")
+    parser.add_argument("--steps", type=positive, default=50, help="of pretraining")
+    parser.add_argument("--train", type=positive, default=1000, help="labelled lines")
     add_overrides(parser)
     args = parser.parse_args()
 

@@ -67,14 +67,12 @@ Contestant = Callable[[Setting, Task], float]
 _setting: Setting  # of a contestant's process
 
 
-def prepare(args: argparse.Namespace, is_ours: bool) -> None:
+def prepare(setting: Setting, is_ours: bool) -> None:
     """Set up the process of a contestant."""
     global _setting
-    if is_ours:
-        keep_freed_memory(choose_device(args.device, key="--device"), args.precision)
-    _setting = read_setting(args, args.precision)
-    if not is_ours:
-        torch.backends.cuda.enable_cudnn_sdp(True)  # torch's default; ``choose_device`` turns it off
+    _setting = setting
+    if is_ours:  # for the others torch stays as it is
+        keep_freed_memory(choose_device(str(setting.device)), setting.precision)
 
 
 def pretrain_as_bert(setting: Setting, task: Task) -> float:
@@ -93,7 +91,7 @@ def perform(contestant: Contestant, task: Task) -> float:
     return contestant(_setting, task)
 
 
-def take_turns(args: argparse.Namespace) -> dict[str, Rates]:
+def take_turns(setting: Setting, args: argparse.Namespace) -> dict[str, Rates]:
     """The rates of all contestants, round by round."""
     pretraining, finetuning = (
         Task(batch_size, args.seconds, args.warm_up)
@@ -103,7 +101,8 @@ def take_turns(args: argparse.Namespace) -> dict[str, Rates]:
 
         def turn(contestant: Contestant, task: Task, is_ours: bool = False) -> Callable[[], float]:
             spawn = multiprocessing.get_context("spawn")
-            process = processes.enter_context(ProcessPoolExecutor(1, spawn, prepare, (args, is_ours)))
+            process = processes.enter_context(ProcessPoolExecutor(1, spawn, prepare, (setting, is_ours)))
+            process.submit(bool)  # starts it: all get ready side by side, before the first round that counts
             return lambda: process.submit(perform, contestant, task).result()
 
         same_pretrain = partial(huggingface.pretrain, same=True)
@@ -170,7 +169,7 @@ def main() -> None:
     if torch.cuda.device_count() > 1:
         parser.error("the Trainer would take all GPUs, and ours one; set CUDA_VISIBLE_DEVICES to one of them")
     setting = read_setting(args, args.precision)
-    rates = take_turns(args)
+    rates = take_turns(setting, args)
     matrix = rates.pop("matrix product")
     device = device_name(setting.device)
     figures: dict[str, float | str] = {"device": device, "precision": setting.precision, "size": args.size}
