@@ -46,6 +46,7 @@ from timing import Rates, in_turns, print_rates, ratio
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns, enough to keep the device busy
 
 BERT_MASK_PROB = 0.15  # Devlin et al. 2019, the assignment, and by default Hugging Face's collator
+AS_BERT = f", {BERT_MASK_PROB:.0%} masked"  # in the names of what is measured so
 
 
 def matrix_rate(setting: Setting, task: Task) -> float:
@@ -81,7 +82,7 @@ def pretrain_as_bert(setting: Setting, task: Task) -> float:
 
 
 def masked_as_bert(setting: Setting) -> Setting:
-    """``setting``, its texts too, with BERT's share of tokens masked."""
+    """``setting`` with the same texts, but BERT's share of tokens masked."""
     pretrain = replace(setting.params.pretrain, mask_prob=BERT_MASK_PROB)
     return replace(setting, params=replace(setting.params, pretrain=pretrain))
 
@@ -110,7 +111,7 @@ def take_turns(setting: Setting, args: argparse.Namespace) -> dict[str, Rates]:
         return in_turns(
             {
                 "pretrain: ours": turn(ours.pretrain, pretraining, is_ours=True),
-                "pretrain: ours, 15% masked": turn(pretrain_as_bert, pretraining, is_ours=True),
+                f"pretrain: ours{AS_BERT}": turn(pretrain_as_bert, pretraining, is_ours=True),
                 "pretrain: Trainer, same precision": turn(same_pretrain, pretraining),
                 "pretrain: Trainer, defaults": turn(huggingface.pretrain, pretraining),
                 "pretrain: read literally": turn(literal.pretrain, pretraining),
@@ -177,7 +178,7 @@ def main() -> None:
     figures["vocab_size"] = setting.shape.vocab_size
     for key, stage, masking, as_ours in (
         ("pretrain", "pretrain", "", setting),
-        ("pretrain_15_percent", "pretrain", ", 15% masked", masked_as_bert(setting)),
+        ("pretrain_15_percent", "pretrain", AS_BERT, masked_as_bert(setting)),
         ("finetune", "finetune", "", setting),
     ):
         rates[f"{stage}: floor{masking}"] = [rate / operations(as_ours, stage) for rate in matrix]
