@@ -4,8 +4,9 @@
 
 The lines come from the generator of the sample. Pretraining takes a fixed number of steps, finetuning one
 epoch of each teacher and of the final model over a fixed number of labelled lines, so these two show what
-the corpus alone costs them. Growth is the time of the largest corpus in times of the smallest; a stage whose
-time grows as fast as the data has the growth of the lines.
+the corpus alone costs them; so does evaluation, over a fixed number of lines. Growth is the time of the
+largest corpus in times of the smallest; a stage whose time grows as fast as the data has the growth of the
+lines.
 """
 
 import tempfile
@@ -34,7 +35,9 @@ def main() -> None:
     parser = argument_parser(__doc__, corpus=False)
     parser.add_argument("--lines", type=positive, nargs="+", default=[30_000, 300_000, 3_000_000])
     parser.add_argument("--steps", type=positive, default=50, help="of pretraining")
-    parser.add_argument("--train", type=positive, default=1000, help="labelled lines")
+    parser.add_argument(
+        "--train", type=positive, default=500, help="labelled lines, as many of val and of test"
+    )
     add_overrides(parser)
     args = parser.parse_args()
 
@@ -68,7 +71,8 @@ def growth(figures: Figures) -> dict[str, float]:
 def _run_stages(folder: Path, lines: int, train: int, settings: Sequence[str]) -> dict[str, dict[str, float]]:
     """Generate a corpus in ``folder`` and run each stage's script there, as DVC would."""
     say(f"generating {lines:,} lines")
-    generate_corpus(folder / "corpus.zip", "--unlabelled", str(lines), "--train", str(train))
+    labelled = [option for split in ("train", "val", "test") for option in (f"--{split}", str(train))]
+    generate_corpus(folder / "corpus.zip", "--unlabelled", str(lines), *labelled)
     one_pass = ["finetune.epochs=1", "finetune.min_steps=0"]
     write_params(folder, ["data.archive=corpus.zip", *one_pass, *settings])
     return {stage: measure(stage_command(stage), folder) for stage in STAGES}

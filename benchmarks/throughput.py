@@ -20,13 +20,11 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-import huggingface
 import literal
 import ours
 from common import argument_parser, positive, run_main, seconds, shipped_params, write_result
@@ -65,13 +63,13 @@ def matrix_rate(setting: Setting, task: Task) -> float:
 
 
 Contestant = Callable[[Setting, Task], float]
-_setting: Setting  # of a contestant's process
+_contestant: partial[float]  # of a contestant's process
 
 
-def prepare(setting: Setting, is_ours: bool) -> None:
+def prepare(contestant: Contestant, setting: Setting, task: Task, is_ours: bool) -> None:
     """Set up the process of a contestant."""
-    global _setting
-    _setting = setting
+    global _contestant
+    _contestant = partial(contestant, setting, task)
     if is_ours:  # for the others torch stays as it is
         keep_freed_memory(choose_device(str(setting.device)), setting.precision)
 
@@ -87,41 +85,51 @@ def masked_as_bert(setting: Setting) -> Setting:
     return replace(setting, params=replace(setting.params, pretrain=pretrain))
 
 
-def perform(contestant: Contestant, task: Task) -> float:
-    """What a contestant does in its process."""
-    return contestant(_setting, task)
+def perform() -> float:
+    """What a contestant does in its process when it is its turn."""
+    return _contestant()
 
 
 def take_turns(setting: Setting, args: argparse.Namespace) -> dict[str, Rates]:
     """The rates of all contestants, round by round."""
+    import huggingface  # noqa: PLC0415 - it takes seconds, and the process of each contestant imports this module
+
     pretraining, finetuning = (
         Task(batch_size, args.seconds, args.warm_up)
         for batch_size in (args.batch_size, args.finetune_batch_size)
     )
-    with ExitStack() as processes:
+    processes = []
 
-        def turn(contestant: Contestant, task: Task, is_ours: bool = False) -> Callable[[], float]:
-            spawn = multiprocessing.get_context("spawn")
-            process = processes.enter_context(ProcessPoolExecutor(1, spawn, prepare, (setting, is_ours)))
-            process.submit(bool)  # starts it: all get ready side by side, before the first round that counts
-            return lambda: process.submit(perform, contestant, task).result()
+    def turn(contestant: Contestant, task: Task, is_ours: bool = False) -> Callable[[], float]:
+        process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        processes.append(process)
+        # Not its `initargs`, which would keep us waiting: all get ready side by side.
+        ready = process.submit(prepare, contestant, setting, task, is_ours)
 
-        same_pretrain = partial(huggingface.pretrain, same=True)
-        same_finetune = partial(huggingface.finetune, same=True)
-        return in_turns(
-            {
-                "pretrain: ours": turn(ours.pretrain, pretraining, is_ours=True),
-                f"pretrain: ours{AS_BERT}": turn(pretrain_as_bert, pretraining, is_ours=True),
-                "pretrain: Trainer, same precision": turn(same_pretrain, pretraining),
-                "pretrain: Trainer, defaults": turn(huggingface.pretrain, pretraining),
-                "pretrain: read literally": turn(literal.pretrain, pretraining),
-                "finetune: ours": turn(ours.finetune, finetuning, is_ours=True),
-                "finetune: Trainer, same precision": turn(same_finetune, finetuning),
-                "finetune: Trainer, defaults": turn(huggingface.finetune, finetuning),
-                "matrix product": turn(matrix_rate, pretraining),
-            },
-            args.rounds,
-        )
+        def run() -> float:
+            ready.result()
+            return process.submit(perform).result()
+
+        return run
+
+    same_pretrain = partial(huggingface.pretrain, same=True)
+    same_finetune = partial(huggingface.finetune, same=True)
+    contestants = {
+        "pretrain: ours": turn(ours.pretrain, pretraining, is_ours=True),
+        f"pretrain: ours{AS_BERT}": turn(pretrain_as_bert, pretraining, is_ours=True),
+        "pretrain: Trainer, same precision": turn(same_pretrain, pretraining),
+        "pretrain: Trainer, defaults": turn(huggingface.pretrain, pretraining),
+        "pretrain: read literally": turn(literal.pretrain, pretraining),
+        "finetune: ours": turn(ours.finetune, finetuning, is_ours=True),
+        "finetune: Trainer, same precision": turn(same_finetune, finetuning),
+        "finetune: Trainer, defaults": turn(huggingface.finetune, finetuning),
+        "matrix product": turn(matrix_rate, pretraining),
+    }
+    try:
+        return in_turns(contestants, args.rounds)
+    finally:
+        for process in processes:
+            process.shutdown(wait=False)  # they end side by side, too
 
 
 def operations(setting: Setting, stage: str) -> float:

@@ -63,13 +63,10 @@ RATIOS = {
 class InlineExecutor:
     """Stands in for a process of its own: what goes there and comes back is pickled."""
 
-    def __init__(self, _: int, _context: Any, initializer: Callable[..., None], initargs: Any) -> None:
-        initializer(*pickle.loads(pickle.dumps(initargs)))
+    def __init__(self, _: int, _context: Any) -> None:
+        pass
 
-    def __enter__(self) -> "InlineExecutor":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def shutdown(self, wait: bool) -> None:
         pass
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
