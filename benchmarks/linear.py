@@ -23,14 +23,15 @@ FEATURES: dict[str, list[dict[str, Any]]] = {
 def fit_svm(corpus: pd.DataFrame, features: str, seed: int) -> tuple[Pipeline, float]:
     """An SVM over ``FEATURES[features]``, its strength C chosen on val, and its weighted F1 there."""
     train, val = (corpus[corpus[SPLIT] == split] for split in (TRAIN, VAL))
+    vectorizer = tfidf(*FEATURES[features])
+    of_train, of_val = vectorizer.fit_transform(train[TEXT]), vectorizer.transform(val[TEXT])
 
-    def fit(strength: float) -> tuple[float, Pipeline]:
-        model = make_pipeline(tfidf(*FEATURES[features]), LinearSVC(C=strength, random_state=seed))
-        predicted = model.fit(train[TEXT], train[LABEL]).predict(val[TEXT])
-        return f1(val[LABEL], predicted, "weighted"), model
+    def fit(strength: float) -> tuple[float, LinearSVC]:
+        svm = LinearSVC(C=strength, random_state=seed).fit(of_train, train[LABEL])
+        return f1(val[LABEL], svm.predict(of_val), "weighted"), svm
 
-    val_f1, model = max(map(fit, STRENGTHS), key=lambda fitted: fitted[0])
-    return model, val_f1
+    val_f1, svm = max(map(fit, STRENGTHS), key=lambda fitted: fitted[0])
+    return make_pipeline(vectorizer, svm), val_f1
 
 
 def megabytes(model: Pipeline) -> float:

@@ -11,12 +11,15 @@ lines.
 
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from common import (
     STAGES,
     add_overrides,
     argument_parser,
+    cores,
     positive,
     run_main,
     stage_command,
@@ -42,12 +45,15 @@ def main() -> None:
     args = parser.parse_args()
 
     figures: Figures = {}
-    for lines in args.lines:
-        with tempfile.TemporaryDirectory() as folder:
-            settings = [f"pretrain.max_steps={args.steps}", *args.overrides]
-            figures[str(lines)] = _run_stages(Path(folder), lines, args.train, settings)
-        # Now: more lines may not fit into memory.
-        write_result(args.json, {"stages": figures, "growth": growth(figures)})
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {lines: Path(scratch) / str(lines) for lines in args.lines}
+        say("generating the lines")
+        with ThreadPoolExecutor(cores()) as threads:  # each waits for a process
+            list(threads.map(partial(_generate, labelled=args.train), folders, folders.values()))
+        for lines, folder in folders.items():
+            figures[str(lines)] = _run_stages(folder, [f"pretrain.max_steps={args.steps}", *args.overrides])
+            # Now: more lines may not fit into memory.
+            write_result(args.json, {"stages": figures, "growth": growth(figures)})
     grown = growth(figures)
     print(f"{'stage':16}" + "".join(f"{lines:>14,} lines" + " " * 10 for lines in args.lines) + "growth")
     for stage in STAGES:
@@ -68,11 +74,16 @@ def growth(figures: Figures) -> dict[str, float]:
     return {"lines": int(sizes[-1]) / int(sizes[0]), **seconds}
 
 
-def _run_stages(folder: Path, lines: int, train: int, settings: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Generate a corpus in ``folder`` and run each stage's script there, as DVC would."""
-    say(f"generating {lines:,} lines")
-    labelled = [option for split in ("train", "val", "test") for option in (f"--{split}", str(train))]
-    generate_corpus(folder / "corpus.zip", "--unlabelled", str(lines), *labelled)
+def _generate(unlabelled: int, folder: Path, labelled: int) -> None:
+    """Create ``folder`` with a corpus of so many lines, ``labelled`` in each of train, val and test."""
+    folder.mkdir()
+    counts = {"unlabelled": unlabelled, "train": labelled, "val": labelled, "test": labelled}
+    options = (option for name, count in counts.items() for option in (f"--{name}", str(count)))
+    generate_corpus(folder / "corpus.zip", *options)
+
+
+def _run_stages(folder: Path, settings: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Run each stage's script on the corpus in ``folder``, as DVC would."""
     one_pass = ["finetune.epochs=1", "finetune.min_steps=0"]
     write_params(folder, ["data.archive=corpus.zip", *one_pass, *settings])
     return {stage: measure(stage_command(stage), folder) for stage in STAGES}

@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--finetune-batch-size", type=positive, default=64)
     parser.add_argument("--seconds", type=seconds, default=1.5, help="of each contestant in each round")
     # In bf16 on a CPU all shapes of batches have to be compiled, seconds that no real training notices.
-    parser.add_argument("--warm-up", type=seconds, default=1.5, help="seconds before that")
+    parser.add_argument("--warm-up", type=seconds, default=1.0, help="seconds before that")
     args = parser.parse_args()
     if torch.cuda.device_count() > 1:
         parser.error("the Trainer would take all GPUs, and ours one; set CUDA_VISIBLE_DEVICES to one of them")

@@ -12,6 +12,7 @@ import io
 import os
 import random
 import zipfile
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import accumulate, chain
@@ -251,12 +252,13 @@ class Generator:
 
     def rows(self, sizes: dict[str, int]) -> Iterator[tuple[str, str, str]]:
         """Rows of text, label, split: shuffled, and exactly ``sizes`` of each split."""
-        left, labels = dict(sizes), range(len(self.categories))
+        left, splits, labels = dict(sizes), list(sizes), range(len(self.categories))
         missing = [min(MIN_TRAIN_ROWS, left["train"] // len(labels)) for _ in labels]
         for total in range(sum(left.values()), 0, -1):
             at = int(self.random() * total)  # below total, so it falls on one of the rows still due
-            split = next(name for name, end in zip(left, accumulate(left.values()), strict=True) if at < end)
-            label = self.rng.choices(labels, cum_weights=self.cumulative)[0]
+            split = splits[bisect(list(accumulate(left.values())), at)]
+            # What Random.choices does, in a third of its time.
+            label = bisect(self.cumulative, self.random() * self.cumulative[-1], 0, len(labels) - 1)
             if split == "train":
                 if left["train"] <= sum(missing):  # only the last few rows may have to top up a class
                     label = next(label for label in labels if missing[label])
