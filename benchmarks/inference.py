@@ -35,7 +35,7 @@ from timing import in_turns, print_rates, rate_of, ratio
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--lines", type=positive, default=3_000, help="predicted in each round")
+    parser.add_argument("--lines", type=positive, default=2_000, help="predicted in each round")
     add_setting_options(parser)
     args = parser.parse_args()
     setting = read_setting(args)
